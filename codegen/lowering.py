@@ -1,0 +1,68 @@
+"""What an op's `lower` may ask for while it turns one program node into torch.fx nodes.
+
+Layout of a value (DESIGN 4): rows of its lowest ordered axis packed over all examples first, then its static axes in type order:
+`[total_rows, *static]`; per-example values are `[batch, *static]`; weight-level values `[*static]`. Two-sided weights are stored as
+matrices `[outputs, inputs]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..dsl.axes import Axis
+from ..dsl.program import Node, Value
+
+if TYPE_CHECKING:
+    from torch import fx
+
+
+class LowerContext(Protocol):
+    """One graph under construction. Every fx node made while a program node is lowered carries its span and type in `meta`."""
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """`function(*args, **kwargs)` in the graph. `function` is a torch function, or one of codegen/functions (torch only)."""
+        ...
+
+    def read(self, value: Value) -> Any:
+        """The fx node of a value, in its own layout; a Python number for a Constant."""
+        ...
+
+    def aligned(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> Any:
+        """A value ready to meet others laid out as `(rows or batch or nothing, *axes)`: gathered down to `rows` when it lives at
+        an ancestor (example -> rows), static axes permuted into the order of `axes`, axes it lacks as size 1 (leading ones may be
+        left out). A Constant stays a Python number."""
+        ...
+
+    def full(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> fx.Node:
+        """As `aligned`, with every axis expanded to its size."""
+        ...
+
+    def present(self, value: Value) -> fx.Node | None:
+        """The flags `[rows]` of a value with missing rows: true where there is one. None when nothing is missing."""
+        ...
+
+    def define(self, value: Value, node: Any, present: fx.Node | None = None) -> None:
+        """Says which fx node computes an output of the program node; `present` for values with missing rows."""
+        ...
+
+    def offsets(self, axis: Axis) -> fx.Node:
+        """int32 `[batch + 1]`: where the rows of each example begin."""
+        ...
+
+    def row_example(self, axis: Axis) -> fx.Node:
+        """int64 `[rows]`: which example a row belongs to. Made once per graph."""
+        ...
+
+    def position(self, axis: Axis) -> fx.Node:
+        """int64 `[rows]`: a row's number in its example, from 0 (in a decoding step: counted from the example's start)."""
+        ...
+
+    def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:
+        """int64 `[rows]` (or `[batch]`, or a scalar at weight level): the counter a random op draws from at each row, mixed from run seed, step, example id,
+        site path and row, so that packing changes nothing."""
+        ...
+
+    def working_type(self) -> Any:
+        """The fx node or torch dtype in which reals are computed where nothing else says so."""
+        ...

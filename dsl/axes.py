@@ -1,0 +1,111 @@
+"""Axes: named, compared by identity, arranged in a tree of levels (SEMANTICS 2).
+
+Two axes of equal length are still two axes. Static axes have a length known at check time; ordered axes (ragged and what is
+derived from them) have a length per example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .length import Length
+from .source import Span
+
+
+@dataclass(frozen=True)
+class Static:
+    """A fixed number of entries."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One length per example, given by an input."""
+
+
+@dataclass(frozen=True)
+class Nested:
+    """`axis pixel in picture`: one length per row of the parent."""
+
+    parent: Axis
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`axis image grid`: height and width per example, row-major. `grid(32, 32)` is static with `sides`."""
+
+    sides: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """`axis half = image / 2`: ceil-divided (per side for a grid)."""
+
+    parent: Axis
+    divisor: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`axis patch cut from seq`: born in `segment`."""
+
+    parent: Axis
+
+
+@dataclass(frozen=True)
+class Selected:
+    """`axis word = seq where kind == text`. `tag` is the tag's parameter name, `member` its value."""
+
+    parent: Axis
+    tag: str
+    member: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """`axis talk = ask + answer`, `axis line = 1 + token`: parts in order, an int is that many rows in front."""
+
+    parts: tuple[Axis | int, ...]
+
+
+@dataclass(frozen=True)
+class ByCase:
+    """`axis cell = match worth: ...`: chosen per example by an enum."""
+
+    tag: str
+    cases: tuple[tuple[str, Axis], ...]
+
+
+AxisKind = Static | Ragged | Nested | Grid | Scaled | Cut | Selected | Joined | ByCase
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis. `length` is its normal form over sizes (static) or over ragged axes (scaled); `size` its number if static."""
+
+    name: str
+    kind: AxisKind
+    length: Length
+    size: int | None
+    span: Span
+
+    @property
+    def is_static(self) -> bool:
+        return self.size is not None
+
+    @property
+    def is_ordered(self) -> bool:
+        """Rows of it are stored packed: everything that is not static."""
+        return self.size is None
+
+    @property
+    def parent(self) -> Axis | None:
+        """The axis whose rows own rows of this one in the axis tree; None: the example."""
+        return self.kind.parent if isinstance(self.kind, Nested) else None
+
+    @property
+    def ancestors(self) -> tuple[Axis, ...]:
+        """Parents upwards, nearest first."""
+        return () if self.parent is None else (self.parent, *self.parent.ancestors)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"

@@ -1,0 +1,114 @@
+"""Mistakes as data: what a diagnostic is, and how errors are collected.
+
+An error class (dsl/errors/) is made where the mistake is seen; `describe` words it; `render.py` prints it. The terminal
+text, the JSON form and an editor's form all come from one `Diagnostic`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .source import Span
+
+
+@dataclass(frozen=True)
+class Label:
+    """A span and what to say beside it. The text may be empty."""
+
+    span: Span
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One mistake, worded. `title` alone must be enough in a log: lower case, no full stop, what is, then what was wanted."""
+
+    code: str
+    title: str
+    primary: Label
+    secondary: tuple[Label, ...] = ()
+    notes: tuple[str, ...] = ()
+    help: str | None = None
+    severity: str = "error"
+
+
+@dataclass(frozen=True)
+class SpecError:
+    """Base of every mistake a spec can contain.
+
+    A subclass is a frozen dataclass `class UnknownName(SpecError, code="E301")` whose first field is `at: Span`. Its docstring is the
+    page `weft explain E301` prints and the error index: one line that says what is wrong, a paragraph of cause and repair, then
+    `Wrong:` and `Right:` with an indented spec each, which the tests run.
+    """
+
+    at: Span
+
+    code: ClassVar[str] = ""
+    by_code: ClassVar[dict[str, type[SpecError]]] = {}
+
+    def __init_subclass__(cls, code: str = "", **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if code:
+            # A slots dataclass would make the class twice; the second must be of the same name.
+            known = SpecError.by_code.get(code)
+            assert known is None or known.__name__ == cls.__name__, f"{code} is used twice"
+            cls.code = code
+            SpecError.by_code[code] = cls
+
+    def describe(self) -> Diagnostic:
+        raise NotImplementedError(type(self).__name__)
+
+    def say(
+        self,
+        title: str,
+        label: str = "",
+        *secondary: Label,
+        notes: tuple[str, ...] = (),
+        help: str | None = None,
+    ) -> Diagnostic:
+        """A diagnostic of this error, with the primary label at `self.at`."""
+        return Diagnostic(self.code, title, Label(self.at, label), secondary, notes, help)
+
+    @classmethod
+    def page(cls) -> str:
+        """What `weft explain` prints."""
+        return inspect.cleandoc(cls.__doc__ or "")
+
+
+class Mistake(Exception):
+    """Carries one SpecError from a rule that cannot go on to the statement that can."""
+
+    def __init__(self, error: SpecError) -> None:
+        super().__init__(error.describe().title)
+        self.error = error
+
+
+class SpecErrors(Exception):
+    """A spec with errors, as a library caller meets it: the text is what the terminal would show."""
+
+    def __init__(self, errors: tuple[SpecError, ...], text: str) -> None:
+        super().__init__(text)
+        self.errors = errors
+
+
+class Problems:
+    """Collects errors over a run, without repeating one: the same class at the same place is reported once."""
+
+    def __init__(self) -> None:
+        self._errors: dict[tuple[str, int, str], SpecError] = {}
+
+    def add(self, error: SpecError) -> None:
+        self._errors.setdefault((error.at.source.name, error.at.start, error.code), error)
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def __len__(self) -> int:
+        return len(self._errors)
+
+    @property
+    def errors(self) -> tuple[SpecError, ...]:
+        """By file, then by position."""
+        return tuple(self._errors[key] for key in sorted(self._errors))

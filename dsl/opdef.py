@@ -1,0 +1,143 @@
+"""What a primitive must provide. No primitive is named here: the table comes from codegen/ops and is passed in.
+
+A primitive is one place: parameters, type rule, causality rule, lowering to torch, cost, samples. The checker needs the first
+three and never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .axes import Axis
+from .diagnostics import SpecError
+from .program import Distribution, Node, Value, Weight
+from .source import Span
+from .value_type import ValueType
+
+if TYPE_CHECKING:
+    from .frontier import Frontier
+
+
+class Accepts(Enum):
+    """What an argument of a primitive may be, and what the rule then receives."""
+
+    VALUE = "a value"  # Value; a static number becomes a Constant
+    AXIS = "an axis"  # Axis
+    AXES = "axes"  # tuple[Axis, ...]
+    MAPPING = "a mapping"  # AxisMapping
+    NUMBER = "a number"  # int | float
+    INTEGER = "an integer"  # int
+    FLAG = "true or false"  # bool
+    MASK = "a mask"  # masks.Mask
+    BLOCK = "a block"  # callable by OpCall.apply
+    INIT = "a distribution"  # Distribution
+    CHOICE = "one of its choices"  # str
+    ENUM = "an enum"  # value_type.EnumType
+    INDEX = "a list of numbers"  # tuple of numbers
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED: Any = _Required()
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter. Without a default it is required. `choices` for CHOICE."""
+
+    name: str
+    accepts: Accepts
+    default: Any = REQUIRED
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AxisMapping:
+    """`dim -> (heads, head_dim)`."""
+
+    left: tuple[Axis, ...]
+    right: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What a type rule answers: the node to make. `fields` names several results (`pick.index`); empty for one."""
+
+    attrs: object
+    inputs: tuple[Value, ...]
+    types: tuple[ValueType, ...]
+    fields: tuple[str, ...] = ()
+
+
+class OpCall(Protocol):
+    """What a type rule may ask of the call it types. The elaborator implements it."""
+
+    span: Span
+
+    def at(self, parameter: str) -> Span:
+        """Where an argument is written; the call itself for a default."""
+        ...
+
+    def fail(self, error: SpecError) -> Exception:
+        """The exception to raise for a mistake: `raise call.fail(AxisMissing(call.at("x"), ...))`."""
+        ...
+
+    def weight(
+        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None
+    ) -> Weight:
+        """A new weight of this call (path: the call's path, then `name`). `init` is the default the spec may override."""
+        ...
+
+    def emit(self, op: str, **arguments: Any) -> Value:
+        """Another primitive's result, for rules that are made of others (`silu`, `mean` over a missing value)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations, and bytes read plus written at 1 byte per element-byte of the working type."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True, eq=False)
+class OpDef:
+    """A primitive.
+
+    infer     `(call, **arguments) -> Inferred`; raises call.fail(...) for a user's mistake
+    frontier  `(node, operands) -> Frontier`: where the result may look, given its operands (SEMANTICS 6)
+    lower     `(context, node) -> fx node(s)`: codegen's business; opaque here
+    cost      `(node, rows) -> Cost`
+    """
+
+    name: str
+    params: tuple[Param, ...]
+    infer: Callable[..., Inferred]
+    frontier: Callable[[Node, tuple[Frontier, ...]], Frontier]
+    lower: Callable[..., Any]
+    doc: str
+    cost: Callable[[Node, Mapping[Axis, int]], Cost] | None = None
+    samples: tuple[str, ...] = ()
+    is_random: bool = False
+    step: Callable[..., Any] | None = None  # how it lowers in the derived decoder, when not row by row
+    row_wise: bool = True  # False: a row of the result may read other rows
+
+
+@dataclass(frozen=True)
+class OpTable:
+    """The primitives by name."""
+
+    ops: Mapping[str, OpDef] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.ops
+
+    def __getitem__(self, name: str) -> OpDef:
+        return self.ops[name]

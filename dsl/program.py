@@ -1,0 +1,176 @@
+"""The typed program: what the checker makes and everything after it reads.
+
+A program is flat: blocks are inlined, loops unrolled. Each node keeps the span of the expression that made it and its scope (the
+chain of block calls and loop turns around it), so that structure can be shown again. Values are compared by identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+from .axes import Axis
+from .source import Span
+from .value_type import ValueType
+
+if TYPE_CHECKING:
+    from .opdef import OpDef
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One SSA value. `name` is for people: the binding's name, or the op's."""
+
+    name: str
+    type: ValueType
+    span: Span
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.type}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant(Value):
+    """A static number (or flag, enum member, id) used as an operand."""
+
+    number: int | float | bool
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How a weight starts: `kind` is a name of `initialisers` in codegen (`normal`, `ones`, ...) and its numbers by name.
+
+    `source` is the pattern-resolved path another weight is copied from (`copy(...)`), else None.
+    """
+
+    kind: str
+    numbers: tuple[tuple[str, float], ...] = ()
+    source: str | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Weight(Value):
+    """A parameter. `path` names it in checkpoints; it is unique in the program.
+
+    Stored with the shape of `type.axes` in order. `outputs` is how many leading axes are the output side, for weights with two
+    sides (linear: outputs first); the others are inputs and give `fan_in`. A two-sided weight may name one axis on both sides.
+    """
+
+    path: str
+    init: Distribution
+    outputs: int
+    frozen: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(_size(axis) for axis in self.type.axes)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Two-sided weights are stored as matrices `[outputs, inputs]`, the others as declared."""
+        if not self.outputs:
+            return self.shape
+        return prod(self.shape[: self.outputs]), prod(self.shape[self.outputs :])
+
+    @property
+    def fan_in(self) -> int:
+        return prod(self.shape[self.outputs :])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One step of scope: a block call (`layer`, with its path part), or a loop turn (`layer`, index 3)."""
+
+    name: str
+    index: int | None
+    span: Span
+
+
+Scope = tuple[Frame, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One application of a primitive. `attrs` is the op's own frozen dataclass; it holds no tensors."""
+
+    op: OpDef
+    attrs: object
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    span: Span
+    scope: Scope
+    precise: bool = False  # inside `precise(...)`: computed in at least float32, rounded when something else reads it
+
+    def __repr__(self) -> str:
+        outs = ", ".join(map(repr, self.outputs))
+        return f"{outs} = {self.op.name}({', '.join(v.name for v in self.inputs)})"
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """`loss NAME = value only cond`: the mean of the rows of `value` over the whole optimiser step (SEMANTICS 9)."""
+
+    name: str
+    value: Value
+    only: Value | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class Target:
+    """`next(source, k)` met inside an objective: `target` is claimed to be predicted from rows before it."""
+
+    source: Value
+    shift: int
+    target: Value
+    span: Span
+
+
+@dataclass(frozen=True)
+class OptimiserLine:
+    """Settings for the weights that `pattern` matches; the first matching line wins."""
+
+    pattern: str
+    settings: tuple[tuple[str, float | tuple[float, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """`optimise by adamw(lr=..., betas=..., decay=..., clip=...)` and its lines."""
+
+    kind: str
+    settings: tuple[tuple[str, float | tuple[float, ...]], ...]
+    lines: tuple[OptimiserLine, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A model or an objective, elaborated for one choice of sizes.
+
+    `inputs` in the order of the signature. `nodes` in an order that respects use. A model has `outputs` (named fields; a single
+    result is called `output`), an objective has `losses`. `bindings` are the once-bound names of the body (hook sites,
+    `run.name`, inspection).
+    """
+
+    name: str
+    kind: str  # "model" or "objective"
+    inputs: tuple[Value, ...]
+    weights: tuple[Weight, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[tuple[str, Value], ...]
+    losses: tuple[LossTerm, ...]
+    span: Span
+    trains: tuple[str, ...] = ()
+    bindings: dict[str, Value] = field(default_factory=dict)
+
+    @property
+    def ordered_axes(self) -> tuple[Axis, ...]:
+        """Ordered axes of the inputs, as first met: each is bound to offsets at a call."""
+        axes = [axis for value in self.inputs for axis in value.type.axes if axis.is_ordered]
+        return tuple(dict.fromkeys(axes))
+
+
+def _size(axis: Axis) -> int:
+    assert axis.size is not None, f"weight axis {axis.name} is not static"
+    return axis.size

@@ -1,0 +1,110 @@
+"""Types of values: what one entry is, which axes it has, and the level at which it lives (SEMANTICS 1 and 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .axes import Axis
+from .source import Span
+
+
+@dataclass(frozen=True)
+class Real:
+    def __str__(self) -> str:
+        return "real"
+
+
+@dataclass(frozen=True)
+class Int:
+    """64 bits, wraps."""
+
+    def __str__(self) -> str:
+        return "int"
+
+
+@dataclass(frozen=True)
+class Flag:
+    def __str__(self) -> str:
+        return "flag"
+
+
+@dataclass(frozen=True, eq=False)
+class EnumType:
+    """A declared enum. Identity is the declaration."""
+
+    name: str
+    members: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Tag:
+    enum: EnumType
+
+    def __str__(self) -> str:
+        return self.enum.name
+
+
+@dataclass(frozen=True)
+class Id:
+    """An integer 0 .. count-1 of `axis` (a static axis or a size used as one); `or_none` adds the value `count`."""
+
+    axis: Axis
+    or_none: bool = False
+
+    @property
+    def count(self) -> int:
+        assert self.axis.size is not None
+        return self.axis.size + self.or_none
+
+    def __str__(self) -> str:
+        return f"id in {self.axis.name}" + (" or none" if self.or_none else "")
+
+
+Kind = Real | Int | Flag | Tag | Id
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """`kind` and `axes`: ordered axes first, then static ones, as first met.
+
+    `per_example` marks a value with one entry per example and no ordered axis. `missing` says that some rows may be absent
+    (`next` leaves the last ones so): lowering carries a second, boolean tensor for such values.
+    """
+
+    kind: Kind
+    axes: tuple[Axis, ...] = ()
+    per_example: bool = False
+    missing: bool = False
+
+    @property
+    def rows(self) -> Axis | None:
+        """The lowest ordered axis: the one whose packed rows the value is stored along."""
+        ordered = [axis for axis in self.axes if axis.is_ordered]
+        return ordered[-1] if ordered else None
+
+    @property
+    def static_axes(self) -> tuple[Axis, ...]:
+        return tuple(axis for axis in self.axes if axis.is_static)
+
+    @property
+    def is_weight_level(self) -> bool:
+        return self.rows is None and not self.per_example
+
+    def with_axes(self, axes: tuple[Axis, ...]) -> ValueType:
+        return replace(self, axes=axes)
+
+    def __str__(self) -> str:
+        names = ", ".join(axis.name for axis in self.axes)
+        brackets = f"[{names}]" if names else ""
+        match self.kind:
+            case Id(axis, or_none):
+                return f"id{brackets} in {axis.name}" + (" or none" if or_none else "")
+            case kind:
+                return f"{kind}{brackets}"
+
+
+def ordered_first(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The order in which a result stores its axes: ordered, then static, each as first met; repeats dropped."""
+    unique = tuple(dict.fromkeys(axes))
+    return tuple(a for a in unique if a.is_ordered) + tuple(a for a in unique if a.is_static)
