@@ -442,7 +442,7 @@ def _print(length: Length) -> str:
         if len(m) == 1 and isinstance(floor := m[0][0], Floor) or len(m) > 1 and isinstance(floor := m[-1][0], Floor):
             remainder = floor.numerator - floor.denominator * Length({((floor, 1),): 1})
             rest = length - remainder
-            if len(rest.terms) == len(length.terms) - len(remainder.terms):
+            if len(rest.terms) < len(length.terms):
                 text = f"{_operand(floor.numerator)} mod {_operand(floor.denominator)}"
                 return text if not rest.terms else _join([(text, True), *_signed(rest)])
     return _join(_signed(length))
@@ -484,7 +484,7 @@ def _signed(length: Length) -> list[tuple[str, bool]]:
 def _factors(monomial: Monomial, coefficient: Rational) -> list[str]:
     factors = [] if coefficient == 1 and monomial else [str(coefficient)]
     for atom, power in monomial:
-        text = _atom_text(atom)
+        text = _atom_text(atom, ceiling=len(monomial) == 1 and power == 1)
         if power != 1:
             text = f"{text}^{power}"
         factors.append(text)
@@ -493,7 +493,7 @@ def _factors(monomial: Monomial, coefficient: Rational) -> list[str]:
 
 def _term(monomial: Monomial, coefficient: Rational) -> str:
     if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1:
-        return _atom_text(monomial[0][0], alone=True)
+        return _atom_text(monomial[0][0], alone=True, ceiling=True)
     return " * ".join(_factors(monomial, coefficient))
 
 
@@ -501,7 +501,8 @@ def _is_symbolic_ceiling(floor: Floor) -> bool:
     return floor.denominator.as_number is None and dict(floor.numerator.terms).get(UNIT, 0) == -1
 
 
-def _atom_text(atom: Atom, alone: bool = False) -> str:
+def _atom_text(atom: Atom, alone: bool = False, ceiling: bool = False) -> str:
+    """`alone`: not a factor. `ceiling`: `_signed` took a one from the constant for it."""
     match atom:
         case Symbol(name):
             return name
@@ -512,7 +513,7 @@ def _atom_text(atom: Atom, alone: bool = False) -> str:
             constant = dict(numerator.terms).get(UNIT, 0)
             if number is not None and constant == number - 1:
                 return f"ceil({_operand(numerator - constant)} / {number})"
-            if alone and _is_symbolic_ceiling(atom):
+            if ceiling and _is_symbolic_ceiling(atom):
                 return f"ceil({_operand(numerator + 1)} / {_operand(denominator)})"
             text = f"{_operand(numerator)} // {_operand(denominator)}"
             return text if alone else f"({text})"
