@@ -510,7 +510,7 @@ def _atom_text(atom: Atom, alone: bool = False, ceiling: bool = False) -> str:
             return f"({polynomial})"
         case Floor(numerator, denominator):
             number = denominator.as_number
-            constant = dict(numerator.terms).get(UNIT, 0)
+            constant = int(dict(numerator.terms).get(UNIT, 0))
             if number is not None and constant == number - 1:
                 return f"ceil({_operand(numerator - constant)} / {number})"
             if ceiling and _is_symbolic_ceiling(atom):
