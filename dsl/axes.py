@@ -1,7 +1,7 @@
 """Axes: named, compared by identity, arranged in a tree of levels (SEMANTICS 2).
 
-Two axes of equal length are still two axes. Static axes have a length known at check time; ordered axes (ragged and what is
-derived from them) have a length per example.
+Two axes of equal length are still two axes. Static axes have a length known at check time; ordered axes (ragged and
+what is derived from them) have a length per example.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ AxisKind = Static | Ragged | Nested | Grid | Scaled | Cut | Selected | Joined | 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """One axis. `length` is its normal form over sizes (static) or over ragged axes (scaled); `size` its number if static."""
+    """One axis. `length` is its normal form over sizes (static) or over ragged axes (scaled); `size` its number if
+    static."""
 
     name: str
     kind: AxisKind

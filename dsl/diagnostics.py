@@ -23,7 +23,8 @@ class Label:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One mistake, worded. `title` alone must be enough in a log: lower case, no full stop, what is, then what was wanted."""
+    """One mistake, worded. `title` alone must be enough in a log: lower case, no full stop, what is, then what was
+    wanted."""
 
     code: str
     title: str
@@ -39,8 +40,8 @@ class SpecError:
     """Base of every mistake a spec can contain.
 
     A subclass is a frozen dataclass `class UnknownName(SpecError, code="E301")` whose first field is `at: Span`. Its docstring is the
-    page `weft explain E301` prints and the error index: one line that says what is wrong, a paragraph of cause and repair, then
-    `Wrong:` and `Right:` with an indented spec each, which the tests run.
+    page `weft explain E301` prints and the error index: one line that says what is wrong, a paragraph of cause and
+    repair, then `Wrong:` and `Right:` with an indented spec each, which the tests run.
     """
 
     at: Span
@@ -83,6 +84,10 @@ class Mistake(Exception):
     def __init__(self, error: SpecError) -> None:
         super().__init__(error.describe().title)
         self.error = error
+
+
+class Noted(Exception):
+    """Stops a rule whose operand is unknown: the cause has been noted, so nothing more is said."""
 
 
 class SpecErrors(Exception):

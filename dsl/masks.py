@@ -1,7 +1,7 @@
 """Masks: static predicates over a query row and a key row (SEMANTICS 5).
 
-A mask is a formula of comparisons; each side is written `query(e)` or `key(e)`. The named masks (`causal`, `window`, ...) are
-definitions in specs/std/masks.weft, so everything here works from the formula, never from a name.
+A mask is a formula of comparisons; each side is written `query(e)` or `key(e)`. The named masks (`causal`, `window`,
+...) are definitions in specs/std/masks.weft, so everything here works from the formula, never from a name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Captured:
 
 @dataclass(frozen=True)
 class SegmentIndex:
-    """`index(patch)`: which segment of a cut (or which row of a parent axis) the side's row is in. `which`: own or closed."""
+    """`index(patch)`: which segment of a cut (or which row of a parent axis) the side's row is in. `which`: own or
+    closed."""
 
     axis: Axis
     which: str = "own"

@@ -1,7 +1,7 @@
 """What a primitive must provide. No primitive is named here: the table comes from codegen/ops and is passed in.
 
-A primitive is one place: parameters, type rule, causality rule, lowering to torch, cost, samples. The checker needs the first
-three and never imports torch.
+A primitive is one place: parameters, type rule, causality rule, lowering to torch, cost, samples. The checker needs
+the first three and never imports torch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Accepts(Enum):
     """What an argument of a primitive may be, and what the rule then receives."""
 
     VALUE = "a value"  # Value; a static number becomes a Constant
+    VALUES = "a list of values"  # tuple[Value, ...]
     AXIS = "an axis"  # Axis
     AXES = "axes"  # tuple[Axis, ...]
     MAPPING = "a mapping"  # AxisMapping
@@ -91,8 +92,8 @@ class OpCall(Protocol):
     def weight(
         self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None
     ) -> Weight:
-        """A new weight of this call (path: the call's path, then `name`). `init` is the default the spec may override."""
-        ...
+        """A new weight of this call (path: the call's path, then `name`). `init` is the default the spec may
+        override.""" ...
 
     def emit(self, op: str, **arguments: Any) -> Value:
         """Another primitive's result, for rules that are made of others (`silu`, `mean` over a missing value)."""
@@ -128,6 +129,7 @@ class OpDef:
     is_random: bool = False
     step: Callable[..., Any] | None = None  # how it lowers in the derived decoder, when not row by row
     row_wise: bool = True  # False: a row of the result may read other rows
+    target_shift: Callable[[Node], int] | None = None  # `next`: by how many rows, which marks a target (SEMANTICS 6)
 
 
 @dataclass(frozen=True)

@@ -51,3 +51,17 @@ def _skip_any(positions: set[int], wanted: tuple[str, ...]) -> set[int]:
             position += 1
             closed.add(position)
     return closed
+
+
+def captures(pattern: str, path: str) -> tuple[str, ...] | None:
+    """What each `*` of a pattern without `**` stands for when it matches the whole of `path`; None when it does not."""
+    wanted, parts = _parts(pattern), path.split(".")
+    if len(wanted) != len(parts):
+        return None
+    caught: list[str] = []
+    for part, name in zip(wanted, parts, strict=True):
+        if part == "*":
+            caught.append(name)
+        elif part != name:
+            return None
+    return tuple(caught)

@@ -1,6 +1,7 @@
 """The typed program: what the checker makes and everything after it reads.
 
-A program is flat: blocks are inlined, loops unrolled. Each node keeps the span of the expression that made it and its scope (the
+A program is flat: blocks are inlined, loops unrolled. Each node keeps the span of the expression that made it and its
+scope (the
 chain of block calls and loop turns around it), so that structure can be shown again. Values are compared by identity.
 """
 
@@ -39,7 +40,8 @@ class Constant(Value):
 
 @dataclass(frozen=True)
 class Distribution:
-    """How a weight starts: `kind` is a name of `initialisers` in codegen (`normal`, `ones`, ...) and its numbers by name.
+    """How a weight starts: `kind` is a name of `initialisers` in codegen (`normal`, `ones`, ...) and its numbers by
+    name.
 
     `source` is the pattern-resolved path another weight is copied from (`copy(...)`), else None.
     """
@@ -53,8 +55,10 @@ class Distribution:
 class Weight(Value):
     """A parameter. `path` names it in checkpoints; it is unique in the program.
 
-    Stored with the shape of `type.axes` in order. `outputs` is how many leading axes are the output side, for weights with two
-    sides (linear: outputs first); the others are inputs and give `fan_in`. A two-sided weight may name one axis on both sides.
+    Stored with the shape of `type.axes` in order. `outputs` is how many leading axes are the output side, for weights
+    with two
+    sides (linear: outputs first); the others are inputs and give `fan_in`. A two-sided weight may name one axis on
+    both sides.
     """
 
     path: str
@@ -148,7 +152,8 @@ class Optimiser:
 class Program:
     """A model or an objective, elaborated for one choice of sizes.
 
-    `inputs` in the order of the signature. `nodes` in an order that respects use. A model has `outputs` (named fields; a single
+    `inputs` in the order of the signature. `nodes` in an order that respects use. A model has `outputs` (named
+    fields; a single
     result is called `output`), an objective has `losses`. `bindings` are the once-bound names of the body (hook sites,
     `run.name`, inspection).
     """

@@ -199,7 +199,8 @@ class Parameter:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pattern:
-    """A pattern over weight paths or sites: `**.linear.weight`, `layer.*.attention.heads_out`. `*` is one part, `**` any.
+    """A pattern over weight paths or sites: `**.linear.weight`, `layer.*.attention.heads_out`. `*` is one part, `**`
+    any.
 
     A part may also be a number (`layer.3`).
     """
@@ -435,7 +436,8 @@ class SizeDefault:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OptionDeclaration:
-    """`option rule: patcher = entropy`, `option theta: real = 5e5`, `option tied: flag = false`, `option places: list = (3,)`."""
+    """`option rule: patcher = entropy`, `option theta: real = 5e5`, `option tied: flag = false`, `option places: list
+    = (3,)`."""
 
     name: Identifier
     kind: Identifier
@@ -498,7 +500,8 @@ class Mask:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Block:
-    """`block layer[row, width](x: real[row, width], heads: size) -> real[row, width]:`. `form` is `block` or `model`."""
+    """`block layer[row, width](x: real[row, width], heads: size) -> real[row, width]:`. `form` is `block` or
+    `model`."""
 
     form: str
     name: Identifier
@@ -656,8 +659,8 @@ class Comment:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class File:
-    """One parsed spec. `comments` are in order of position; `broken` is true when an item could not be parsed and is missing
-    from `declarations`."""
+    """One parsed spec. `comments` are in order of position; `broken` is true when an item could not be parsed and is
+    missing from `declarations`."""
 
     source: Source
     docstring: Docstring | None

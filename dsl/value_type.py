@@ -68,8 +68,8 @@ Kind = Real | Int | Flag | Tag | Id
 class ValueType:
     """`kind` and `axes`: ordered axes first, then static ones, as first met.
 
-    `per_example` marks a value with one entry per example and no ordered axis. `missing` says that some rows may be absent
-    (`next` leaves the last ones so): lowering carries a second, boolean tensor for such values.
+    `per_example` marks a value with one entry per example and no ordered axis. `missing` says that some rows may be
+    absent (`next` leaves the last ones so): lowering carries a second, boolean tensor for such values.
     """
 
     kind: Kind

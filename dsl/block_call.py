@@ -1,0 +1,252 @@
+"""Calls of blocks and models: parameters bound, generic axes inferred, the body elaborated in place."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+from . import syntax
+from .axes import Axis, Static
+from .body import NESTING_LIMIT, Body
+from .diagnostics import Mistake, Noted
+from .errors.names import BadArguments, CircularUse, NoResult, WrongArgument
+from .errors.signatures import LocalAxisEscapes, ResultAxes
+from .errors.weights import TooLarge
+from .expressions import Expressions
+from .length import Length
+from .modules import Instance
+from .op_call import OpCalls, as_value, bind_arguments
+from .opdef import Accepts, Param
+from .program import Frame, Value
+from .signatures import STATIC_KINDS, Signatures, parameter
+from .source import Span
+from .static_math import is_static, number_of
+from .statics import NONE, UNKNOWN, BlockRef, Record, describe
+from .value_type import ValueType
+
+
+class BlockCalls(Signatures, Expressions, OpCalls):
+    """The part of elaboration that expands blocks."""
+
+    def expand(self, block: BlockRef, call: syntax.Call, piped: syntax.Expression | None) -> object:
+        """A block or model called in the text."""
+        params = tuple(parameter(p) for p in block.declaration.parameters)
+        bound = bind_arguments(block.name, call, piped, params)
+        arguments: dict[str, object] = {}
+        for param in params:
+            if param.name in bound:
+                arguments[param.name] = self.argument(param, bound[param.name])
+        if any(value is UNKNOWN for value in arguments.values()):
+            return UNKNOWN
+        spans = {name: expression.span for name, expression in bound.items()}
+        label = call.label.text if call.label else None
+        return self.expand_with(block, arguments, spans, call.span, self.site(block.name, label))
+
+    def call_block(self, block: BlockRef, arguments: list[object], at: Span) -> object:
+        names = [p.name.text for p in block.declaration.parameters]
+        return self.expand_with(block, dict(zip(names, arguments, strict=False)), {}, at, self.site(block.name, None))
+
+    def expand_with(
+        self, block: BlockRef, arguments: dict[str, object], spans: dict[str, Span], at: Span, site: tuple[str, ...]
+    ) -> object:
+        """The result of a block on evaluated arguments. `site` is what the call adds to weight paths."""
+        declaration = block.declaration
+        is_model = declaration.form == "model"
+        home = self._bind_ordered_axes(block, arguments) if is_model else block.home
+        path = self._model_path(block) if is_model else (*self.path, *site)
+        frame = Frame(declaration.name.text, None, at)
+        body = type(self)(self.build, home, declaration.form, path, (*self.frames, frame))
+        body.precise = self.precise
+        with self._entered(block, at):
+            self._bind_parameters(body, declaration, arguments, spans, at)
+            if is_model:
+                with self.build.book.instance():
+                    body.run(declaration.body)
+            else:
+                body.run(declaration.body)
+            result = body.checked_result(declaration)
+        if result is UNKNOWN:
+            return UNKNOWN
+        if not is_model:
+            return result
+        return self._model_run(block, body, result)
+
+    @contextmanager
+    def _entered(self, block: BlockRef, at: Span):
+        chain = self.build.calls
+        names = [name for _, name in chain]
+        if any(declaration is block.declaration for declaration, _ in chain):
+            start = next(i for i, (declaration, _) in enumerate(chain) if declaration is block.declaration)
+            raise Mistake(CircularUse(at, (*names[start:], block.name)))
+        if len(chain) >= NESTING_LIMIT:
+            raise Mistake(TooLarge(at, f"calls nested deeper than {NESTING_LIMIT}"))
+        chain.append((block.declaration, block.name))
+        try:
+            yield
+        finally:
+            chain.pop()
+
+    def _bind_parameters(
+        self,
+        body: BlockCalls,
+        declaration: syntax.Block,
+        arguments: dict[str, object],
+        spans: dict[str, Span],
+        at: Span,
+    ) -> None:
+        generic: dict[str, Axis | None] = {axis.text: None for axis in declaration.axes}
+        # Arguments first: defaults may speak of axes that later arguments determine.
+        for written in declaration.parameters:
+            name = written.name.text
+            if name in arguments:
+                param = parameter(written)
+                value = body.bound_argument(written, param, arguments[name], generic, spans.get(name, at))
+                body.scope.bind(name, value)
+                for axis_name, axis in generic.items():
+                    if axis is not None:
+                        body.scope.bind(axis_name, axis)
+        for written in declaration.parameters:
+            name = written.name.text
+            if name in arguments:
+                continue
+            if written.default is None:
+                raise Mistake(BadArguments(at, declaration.name.text, f"`{name}` is missing"))
+            param = parameter(written)
+            default = body.argument(replace(param, default=None), written.default)
+            if default is UNKNOWN:
+                raise Noted
+            bound = (
+                default
+                if default is NONE or (is_static(default) and param.accepts is Accepts.VALUE)
+                else body.bound_argument(written, param, default, generic, at)
+            )
+            body.scope.bind(name, bound)
+        for axis_name, axis in generic.items():
+            if axis is None:
+                raise Mistake(
+                    BadArguments(
+                        at, declaration.name.text, f"the axis `{axis_name}` cannot be inferred from the arguments"
+                    )
+                )
+
+    def bound_argument(
+        self, written: syntax.Parameter, param: Param, given: object, generic: dict[str, Axis | None], at: Span
+    ) -> object:
+        """An argument as its parameter's name will stand for it in the body."""
+        type = written.type
+        if type is None:
+            return given
+        if type.kind.text == "size":
+            return self._as_size(written.name.text, given, at)
+        if type.kind.text in STATIC_KINDS:
+            return self._accept(replace(param, default=None), given, at)
+        # A static number stays static, so that the body may decide by it.
+        if not type.axes and (is_static(given) or given is NONE):
+            return number_of(given) if isinstance(given, Axis) else given
+        value = as_value(self, given, at, written.name.text)
+        self.fits(type, value, written.name.text, generic, at)
+        return value
+
+    def _as_size(self, name: str, given: object, at: Span) -> Axis:
+        if isinstance(given, Axis) and given.is_static:
+            return given
+        number = number_of(given)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise Mistake(WrongArgument(at, name, describe(given), "a size"))
+        return Axis(name, Static(), Length.number(number), number, at)
+
+    # ---- results ----------------------------------------------------------------------------------
+
+    def checked_result(self, declaration: syntax.Block) -> object:
+        """The body's result, if it fits the signature."""
+        if self.result is None:
+            self.problems.add(NoResult(declaration.name.span, declaration.name.text, "does not return a value"))
+            return UNKNOWN
+        result, at = self.result
+        if result is UNKNOWN:
+            return UNKNOWN
+        with self.noted():
+            items = result if isinstance(result, tuple) else (result,)
+            values = tuple(as_value(self, item, at, "the result") for item in items)
+            for value in values:
+                self._fits_result(declaration, value, at, len(values))
+            return values if isinstance(result, tuple) else values[0]
+        return UNKNOWN
+
+    def _fits_result(self, declaration: syntax.Block, value: Value, at: Span, count: int) -> None:
+        for axis in value.type.axes:
+            local = self.scope.bound.get(axis.name)
+            if local is axis and axis.name in self.local_axes:
+                raise Mistake(LocalAxisEscapes(at, axis.name, axis.span))
+        written = declaration.result
+        if written is None or count > 1:
+            return
+        name = declaration.name.text
+        if not self.kind_fits(written, value):
+            raise Mistake(ResultAxes(at, name, f"`{value.type}`", f"`{written.span.text}`", written.span))
+        if not written.any_axes and set(self.type_axes(written)) != set(value.type.axes):
+            raise Mistake(ResultAxes(at, name, f"`{value.type}`", f"`{written.span.text}`", written.span))
+
+    # ---- models -----------------------------------------------------------------------------------
+
+    def _model_path(self, block: BlockRef) -> tuple[str, ...]:
+        """A model is an instance: its weights have one path whoever calls it."""
+        several = len(block.home.models) > 1
+        return (*block.home.path, block.name) if several else block.home.path
+
+    def _bind_ordered_axes(self, block: BlockRef, arguments: dict[str, object]) -> Instance:
+        """A model's ordered axes are bound at each call: the file's view for this call has the caller's in their
+        place.""" home = block.home
+        view: dict[str, Axis] = {}
+        for written in block.declaration.parameters:
+            given = arguments.get(written.name.text)
+            value = given.main if isinstance(given, Record) else given
+            if not isinstance(value, Value) or written.type is None or value.type.rows is None:
+                continue
+            for item in written.type.axes or ():
+                if isinstance(item, syntax.Name):
+                    own = home.lookup(item.text)
+                    if isinstance(own, Axis) and own.is_ordered and own is not value.type.rows:
+                        view[item.text] = value.type.rows
+        if not view:
+            return home
+        kept = {name: axis for name, axis in home.axes.items() if axis.is_static}
+        return replace(home, axes={**kept, **view})
+
+    def _model_run(self, block: BlockRef, body: Body, result: object) -> object:
+        fields = {name: value for name, value in body.scope.bound.items() if isinstance(value, Value | Record)}
+        main = self._in_own_axes(result, block) if isinstance(result, Value) else None
+        if main is None:
+            return result
+        return Record(f"a run of `{block.name}`", {"output": main, **fields}, main)
+
+    def _in_own_axes(self, value: Value, block: BlockRef) -> Value:
+        """A result of another file's model, along this file's axes of the same names and lengths
+        (SEMANTICS 2: identity is the name).""" if block.home.module is self.home.module:
+           
+            return value
+        axes: list[Axis] = []
+        for axis in value.type.axes:
+            own = self.home.lookup(axis.name) if axis.is_static else None
+            axes.append(own if isinstance(own, Axis) and own.size == axis.size else axis)
+        if tuple(axes) == value.type.axes:
+            return value
+        renamed = self.apply(
+            self.build.ops["rename"],
+            {"x": value, "mapping": _mapping(value.type, tuple(axes)), "checked": True},
+            value.span,
+        )
+        assert isinstance(renamed, Value)
+        return renamed
+
+    local_axes: set[str]
+
+    def run(self, statements: tuple[syntax.Statement, ...]) -> None:
+        raise NotImplementedError
+
+
+def _mapping(type: ValueType, axes: tuple[Axis, ...]):
+    from .opdef import AxisMapping
+
+    changed = [(old, new) for old, new in zip(type.axes, axes, strict=True) if old is not new]
+    return AxisMapping(tuple(old for old, _ in changed), tuple(new for _, new in changed))

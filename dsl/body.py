@@ -1,0 +1,126 @@
+"""The state of an elaboration: one `Build` per program, one body context per block call.
+
+Elaboration runs a spec's text once with types for values. It is layered: expressions.py, calls.py and statements.py
+each add to `Body`, which holds what they share and declares what the layers below need of those above.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from . import program, syntax
+from .axes import Axis, Static
+from .diagnostics import Mistake, Noted, Problems
+from .errors.weights import TooLarge
+from .length import Length
+from .modules import Instance, Library
+from .opdef import OpDef, OpTable
+from .program import LossTerm, Node, Value
+from .scope import Scope
+from .source import Span
+from .value_type import EnumType, ValueType
+from .weight_book import WeightBook
+
+NESTING_LIMIT = 64
+AXES_LIMIT = 16
+
+
+@dataclass(eq=False)
+class Build:
+    """What all bodies of one program share."""
+
+    ops: OpTable
+    library: Library
+    problems: Problems
+    book: WeightBook
+    training: bool
+    make_nodes: bool = True
+    nodes: list[Node] = field(default_factory=list)
+    enum_axes: dict[EnumType, Axis] = field(default_factory=dict)
+    prelude: dict[str, Instance] = field(default_factory=dict)
+    calls: list[tuple[object, str]] = field(default_factory=list)  # blocks being expanded, for circles and depth
+
+    def enum_axis(self, enum: EnumType) -> Axis:
+        """The axis an enum's members count along: `embed(worth, ratio -> dim)`."""
+        if enum not in self.enum_axes:
+            size = len(enum.members)
+            self.enum_axes[enum] = Axis(enum.name, Static(), Length.number(size), size, enum.span)
+        return self.enum_axes[enum]
+
+
+class Body(ABC):
+    """One body under elaboration: a model, an objective, or one call of a block."""
+
+    def __init__(
+        self,
+        build: Build,
+        home: Instance,
+        kind: str,
+        path: tuple[str, ...],
+        frames: program.Scope,
+        scope: Scope | None = None,
+    ) -> None:
+        self.build = build
+        self.home = home
+        self.kind = kind
+        self.path = path
+        self.frames = frames
+        self.scope = scope or Scope()
+        self.binding: str | None = None
+        self.precise = False
+        self.result: tuple[object, Span] | None = None
+        self.losses: list[LossTerm] = []
+
+    @property
+    def problems(self) -> Problems:
+        return self.build.problems
+
+    @contextmanager
+    def noted(self):
+        """Records a mistake and goes on after the block."""
+        try:
+            yield
+        except Mistake as mistake:
+            self.problems.add(mistake.error)
+        except Noted:
+            pass
+
+    @abstractmethod
+    def evaluate(self, expression: syntax.Expression) -> object:
+        """The value of an expression; UNKNOWN when it has a mistake, which is then noted. Never raises Mistake."""
+
+    @abstractmethod
+    def call(self, call: syntax.Call, piped: syntax.Expression | None) -> object:
+        """The result of a call; `piped` is the left side of `|>`."""
+
+    @abstractmethod
+    def apply(
+        self,
+        op: OpDef,
+        arguments: dict[str, object],
+        at: Span,
+        spans: dict[str, Span] | None = None,
+        label: str | None = None,
+    ) -> object:
+        """The result of a primitive on evaluated arguments."""
+
+    def site(self, callee: str, label: str | None) -> tuple[str, ...]:
+        """What a call adds to the path of its weights (SEMANTICS 7)."""
+        if label is not None:
+            return (label,)
+        return (self.binding, callee) if self.binding is not None else (callee,)
+
+    def emit(
+        self, op: OpDef, attrs: object, inputs: tuple[Value, ...], types: tuple[ValueType, ...], span: Span
+    ) -> tuple[Value, ...]:
+        """A node with one output per type."""
+        for type in types:
+            if len(type.axes) > AXES_LIMIT:
+                raise Mistake(TooLarge(span, f"a value with {len(type.axes)} axes; the limit is {AXES_LIMIT}"))
+        name = self.binding or op.name
+        outputs = tuple(Value(name, type, span) for type in types)
+        if self.build.make_nodes:
+            self.build.nodes.append(Node(op, attrs, inputs, outputs, span, self.frames, self.precise))
+        return outputs

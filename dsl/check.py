@@ -1,0 +1,200 @@
+"""The front end's entry: a spec's text to typed programs, or its mistakes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from . import syntax
+from .axes import Axis
+from .causality import check_targets
+from .diagnostics import Problems, SpecErrors
+from .elaborate import Spec, check_later, check_shared, elaborate_model, elaborate_objective, instantiate
+from .modules import Library
+from .opdef import OpTable
+from .optimise import optimiser
+from .program import Optimiser, Program, Weight
+from .render import render
+from .sizes import check_choice
+from .source import Source, Span
+from .weight_map import WeightMap, weight_maps
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A spec without mistakes, for one choice of sizes.
+
+    `sizes` and `options` are the numbers chosen, by name, defaults included.
+    """
+
+    source: Source
+    files: tuple[Source, ...]
+    size: str | None
+    overrides: Mapping[str, object]
+    sizes: Mapping[str, int]
+    options: Mapping[str, object]
+    models: Mapping[str, Program]
+    objectives: Mapping[str, Program]
+    optimiser: Optimiser | None
+    weight_maps: Mapping[str, WeightMap]
+    presets: tuple[str, ...] = ()
+    docstring: str | None = None
+
+    @property
+    def model(self) -> Program:
+        """The main model: the only one, or the one named like the file, or the last."""
+        named = Path(self.source.name).stem
+        return self.models.get(named) or list(self.models.values())[-1]
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Every weight of the spec by path: of its models first, then those that objectives add."""
+        programs = (*self.models.values(), *self.objectives.values())
+        return {weight.path: weight for program in reversed(programs) for weight in program.weights}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What checking found: `checked` is None when there are errors."""
+
+    checked: Checked | None
+    problems: Problems = field(repr=False)
+
+    def value(self) -> Checked:
+        """The checked spec; raises SpecErrors, worded as on the terminal."""
+        if self.checked is None:
+            text = "\n\n".join(render(error.describe(), color=False) for error in self.problems.errors)
+            raise SpecErrors(self.problems.errors, text)
+        return self.checked
+
+
+def read_source(path: Path) -> Source:
+    """The text of a spec file. Raises OSError, or ValueError when it is not UTF-8 text."""
+    data = path.read_bytes()
+    try:
+        return Source(str(path), data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from None
+
+
+def load_used(name: str, user: Source) -> Source | None:
+    """The file that `use NAME` means: beside the user's file, then among the shipped specs."""
+    relative = name.replace(".", "/") + ".weft"
+    beside = Path(user.name).parent / relative
+    if beside.is_file():
+        return read_source(beside)
+    shipped = files("weft.specs") / relative
+    return Source(str(shipped), shipped.read_text("utf-8")) if shipped.is_file() else None
+
+
+_DEFINES = re.compile(r"^(?:block|mask|model)\s+([A-Za-z_]\w*)", re.MULTILINE)
+
+
+@cache
+def prelude_sources() -> dict[str, Source]:
+    """The standard library: which file defines a name. Files are parsed only when a spec uses one of their names."""
+    table: dict[str, Source] = {}
+    for item in sorted((files("weft.specs") / "std").iterdir(), key=lambda entry: entry.name):
+        if item.name.endswith(".weft"):
+            source = Source(f"std/{item.name}", item.read_text("utf-8"))
+            for name in _DEFINES.findall(source.text):
+                table.setdefault(name, source)
+    return table
+
+
+def check(
+    source: Source, ops: OpTable, size: str | None = None, overrides: Mapping[str, object] | None = None
+) -> Result:
+    """Checks a spec for one choice of sizes. Without `size`, the sizes' defaults; a spec with a single preset uses
+    that.""" problems = Problems()
+    library = Library(load_used, prelude_sources(), problems)
+    module = library.module(source)
+    if size is None and len(module.presets) == 1 and not overrides:
+        size = next(iter(module.presets))
+    return _check(library, source, ops, size, overrides or {})
+
+
+def check_all(source: Source, ops: OpTable, overrides: Mapping[str, object] | None = None) -> Result:
+    """Checks a spec under every preset; the result is the first preset's."""
+    problems = Problems()
+    library = Library(load_used, prelude_sources(), problems)
+    module = library.module(source)
+    results = [_check(library, source, ops, size, overrides or {}) for size in module.presets or (None,)]
+    return results[0] if not problems else Result(None, problems)
+
+
+def _check(library: Library, source: Source, ops: OpTable, size: str | None, overrides: Mapping[str, object]) -> Result:
+    problems = library.problems
+    module = library.module(source)
+    check_choice(module, size, overrides, problems, Span(source, 0, 0))
+    if problems and (size is not None and size not in module.presets):
+        return Result(None, problems)
+    spec = instantiate(module, size, overrides, library, ops)
+    check_later(module, spec)
+    models = {m.name.text: elaborate_model(spec, m) for m in spec.root.models}
+    objectives = {o.name.text: elaborate_objective(spec, o) for o in module.of(syntax.Objective)}
+    if problems:
+        return Result(None, problems)
+    built = {name: program for name, program in models.items() if program is not None}
+    aims = {name: program for name, program in objectives.items() if program is not None}
+    _check_whole(spec, built, aims)
+    optimise = optimiser(spec, (*built.values(), *aims.values()))
+    maps = weight_maps(spec, built)
+    if problems:
+        return Result(None, problems)
+    sizes, options = _chosen(spec)
+    sources = tuple(dict.fromkeys(instance.module.source for instance in spec.instances))
+    docstring = module.file.docstring.text if module.file.docstring else None
+    checked = Checked(
+        source,
+        sources,
+        size,
+        dict(overrides),
+        sizes,
+        options,
+        built,
+        aims,
+        optimise,
+        maps,
+        tuple(module.presets),
+        docstring,
+    )
+    return Result(checked, problems)
+
+
+def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[str, Program]) -> None:
+    """What concerns all programs together: causality, patterns, shared declarations."""
+    problems = spec.library.problems
+    for program in objectives.values():
+        targets = [
+            (node.inputs[0], node.op.target_shift(node), node)
+            for node in program.nodes
+            if node.op.target_shift is not None
+        ]
+        check_targets(program, targets, problems)
+    check_shared(spec)
+    book = spec.book()
+    matched: set[tuple[str, int]] = set()
+    for program in (*models.values(), *objectives.values()):
+        for weight in program.weights:
+            book.weights.setdefault(weight.path, weight)
+            for rule in spec.rules:
+                if book.applies(rule.pattern.text, rule.prefix, weight.path):
+                    matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
+    book.check_rules(matched)
+
+
+def _chosen(spec: Spec) -> tuple[dict[str, int], dict[str, object]]:
+    sizes: dict[str, int] = {}
+    options: dict[str, object] = {}
+    for name in spec.root.values:
+        value = spec.root.values[name]
+        if isinstance(value, Axis) and value.size is not None:
+            sizes[name] = value.size
+        else:
+            options[name] = value
+    return sizes, options

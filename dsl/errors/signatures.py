@@ -1,0 +1,185 @@
+"""E25x: arguments and results that do not fit the signature of a block or model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..diagnostics import Diagnostic, Label, SpecError
+from ..source import Span
+
+
+@dataclass(frozen=True)
+class LiteralAxis(SpecError, code="E251"):
+    """A number stands where an axis is named.
+
+    Axes are known by name: two axes called `2` could not be told apart. Declare one.
+
+    Wrong:
+        size dim = 8
+        axis seq
+        model m(x: real[seq, 2, dim]) -> real[seq, 2, dim]:
+            return x
+    Right:
+        size dim = 8
+        axis pair = 2
+        axis seq
+        model m(x: real[seq, pair, dim]) -> real[seq, pair, dim]:
+            return x
+    """
+
+    number: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.number}` is a number, not an axis", "", help=f"declare it: `axis part = {self.number}`"
+        )
+
+
+@dataclass(frozen=True)
+class NotAnAxis(SpecError, code="E252"):
+    """A name that is no axis stands where an axis is wanted.
+
+    Wrong:
+        size dim = 8
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq]:
+            return sum(x, over=x)
+    Right:
+        size dim = 8
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq]:
+            return sum(x, over=dim)
+    """
+
+    found: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(f"this is {self.found}, not an axis", "an axis or a size is wanted here")
+
+
+@dataclass(frozen=True)
+class BadType(SpecError, code="E253"):
+    """A type that does not exist, or that cannot stand here.
+
+    Types are `real`, `int`, `flag`, `id in A`, or an enum, each with axes in brackets; parameters of blocks may also
+    be `axis`, `axes`, `size`, `number`, `mapping`, `mask`, `block`, `list`.
+
+    Wrong:
+        size dim = 8
+        axis seq
+        model m(x: float[seq, dim]) -> real[seq, dim]:
+            return x
+    Right:
+        size dim = 8
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return x
+    """
+
+    what: str
+    help: str | None = None
+
+    def describe(self) -> Diagnostic:
+        return self.say(self.what, "", help=self.help)
+
+
+@dataclass(frozen=True)
+class ArgumentAxes(SpecError, code="E254"):
+    """An argument has other axes than its parameter.
+
+    A block names the axes it takes. A value of a coarser level (one per example) is accepted where no ordered axis is
+    written; otherwise the axes must be the same ones, by name and not by length.
+
+    Wrong:
+        size dim = 8
+        size wide = 8
+        axis seq
+        block f(x: real[seq, dim]) -> real[seq, dim]:
+            return x * 2
+        model m(x: real[seq, wide]) -> real[seq, dim]:
+            return f(x)
+    Right:
+        size dim = 8
+        size wide = 8
+        axis seq
+        block f(x: real[seq, dim]) -> real[seq, dim]:
+            return x * 2
+        model m(x: real[seq, wide]) -> real[seq, dim]:
+            return f(linear(x, wide -> dim))
+    """
+
+    parameter: str
+    found: str
+    wanted: str
+    declared: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.parameter}` is {self.found}, not {self.wanted}",
+            f"{self.found}",
+            Label(self.declared, f"wanted {self.wanted}"),
+        )
+
+
+@dataclass(frozen=True)
+class ResultAxes(SpecError, code="E255"):
+    """A result has other axes or another kind than the signature says.
+
+    Wrong:
+        size dim = 8
+        size wide = 16
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, wide]:
+            return x
+    Right:
+        size dim = 8
+        size wide = 16
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, wide]:
+            return linear(x, dim -> wide)
+    """
+
+    name: str
+    found: str
+    wanted: str
+    declared: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.name}` returns {self.found}, not {self.wanted}",
+            f"{self.found}",
+            Label(self.declared, f"the signature says {self.wanted}"),
+        )
+
+
+@dataclass(frozen=True)
+class LocalAxisEscapes(SpecError, code="E256"):
+    """A block returns a value with an axis that is local to it.
+
+    A local axis is a new axis at every call, so a caller could not name it. Take the axis as a parameter.
+
+    Wrong:
+        size dim = 8
+        axis seq
+        block f(x: real[..]) -> real[..]:
+            axis half = 4
+            return linear(x, last_axis(x) -> half)
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return linear(f(x), dim -> dim)
+    Right:
+        size dim = 8
+        axis half = 4
+        axis seq
+        block f(x: real[..], inner: axis) -> real[..]:
+            return linear(x, last_axis(x) -> inner)
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return linear(f(x, half), half -> dim)
+    """
+
+    axis: str
+    declared: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"the result has the local axis `{self.axis}`", "returned here", Label(self.declared, "local to this block")
+        )

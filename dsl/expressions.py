@@ -1,0 +1,245 @@
+"""Expressions: names, arithmetic, comparisons, fields, subscripts. Calls are in calls.py."""
+
+from __future__ import annotations
+
+from . import syntax
+from .axes import Axis
+from .body import Body
+from .diagnostics import Mistake, Noted
+from .errors.names import MisplacedStatement, NoSuchField, NoSuchMember, NotStatic, StaticArithmetic, UnknownName
+from .errors.signatures import LiteralAxis, NotAnAxis
+from .opdef import AxisMapping
+from .program import Value
+from .source import Span
+from .static_math import arithmetic, compare, is_static, number_of
+from .statics import NONE, UNKNOWN, AxisFamily, Builtin, Family, Member, Record, SharedFamily, describe
+from .value_type import EnumType
+
+OPERATORS = {
+    "+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "mod": "mod", "^": "pow", "and": "and_", "or": "or_",
+    "==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge",
+}  # fmt: skip
+CONSTANTS = {"true": True, "false": False, "none": NONE}
+BUILTINS = ("size", "static_axis", "static_axes", "last_axis", "row_axis", "precise")
+
+
+class Expressions(Body):
+    def evaluate(self, expression: syntax.Expression) -> object:
+        try:
+            return self._evaluate(expression)
+        except Mistake as mistake:
+            self.problems.add(mistake.error)
+        except Noted:
+            pass
+        return UNKNOWN
+
+    def _evaluate(self, e: syntax.Expression) -> object:
+        match e:
+            case syntax.Number():
+                return e.value
+            case syntax.Name():
+                return self.read(e.text, e.span)
+            case syntax.Group():
+                return self.evaluate(e.inner)
+            case syntax.Call():
+                return self.call(e, None)
+            case syntax.Pipe():
+                return self.call(e.call, e.left)
+            case syntax.Binary():
+                return self.binary(e.operator, self.evaluate(e.left), self.evaluate(e.right), e.span)
+            case syntax.Comparison():
+                return self._comparison(e)
+            case syntax.Unary():
+                return self._unary(e)
+            case syntax.Field():
+                return self._field(e)
+            case syntax.Subscript():
+                return self._subscript(e)
+            case syntax.Mapping():
+                return AxisMapping(self.axes(e.left), self.axes(e.right))
+            case syntax.Tuple() | syntax.ListOf():
+                items = tuple(self.evaluate(item) for item in e.items)
+                return UNKNOWN if UNKNOWN in items else items
+            case syntax.Range():
+                start, stop = self.whole(e.start, "a range"), self.whole(e.stop, "a range")
+                return range(start, stop)
+            case syntax.String():
+                raise Mistake(MisplacedStatement(e.span, "a string has no meaning here"))
+
+    # ---- names ------------------------------------------------------------------------------------
+
+    def find(self, name: str, at: Span) -> object | None:
+        """What a name stands for: a binding, then the file, then the standard library, the operators, the language."""
+        if (bound := self.scope.read(name, at)) is not None:
+            return bound
+        if (declared := self.home.lookup(name)) is not None:
+            return declared
+        if (standard := self.standard(name)) is not None:
+            return standard
+        if name in self.build.ops:
+            return self.build.ops[name]
+        if name in CONSTANTS:
+            return CONSTANTS[name]
+        if name == "training":
+            return self.build.training
+        return Builtin(name) if name in BUILTINS else None
+
+    def standard(self, name: str) -> object | None:
+        """What the standard library defines under a name."""
+        module = self.build.library.prelude(name)
+        if module is None:
+            return None
+        home = self.build.prelude.get(module.source.name)
+        if home is None:
+            home = type(self.home)(module, {}, (), make_axis=self.home.make_axis)
+            self.build.prelude[module.source.name] = home
+        return home.lookup(name)
+
+    def read(self, name: str, at: Span) -> object:
+        found = self.find(name, at)
+        if found is None:
+            known = (
+                *self.scope.bound, *self.home.names, *self.build.library.prelude_names, *self.build.ops.ops,
+                *BUILTINS, *CONSTANTS
+            )  # fmt: skip
+            raise Mistake(UnknownName(at, name, known))
+        return found
+
+    # ---- operators --------------------------------------------------------------------------------
+
+    def binary(self, operator: str, left: object, right: object, at: Span) -> object:
+        if left is UNKNOWN or right is UNKNOWN:
+            return UNKNOWN
+        a, b = number_of(left), number_of(right)
+        if a is not None and b is not None:
+            return arithmetic(operator, a, b, at)
+        if operator == "*" and isinstance(left, tuple) and isinstance(b, int):
+            return left * min(b, 4096)
+        if operator == "+" and isinstance(left, tuple) and isinstance(right, tuple):
+            return left + right
+        return self.apply(self.build.ops[OPERATORS[operator]], {"a": left, "b": right}, at)
+
+    def _unary(self, e: syntax.Unary) -> object:
+        operand = self.evaluate(e.operand)
+        if operand is UNKNOWN:
+            return UNKNOWN
+        number = number_of(operand)
+        if number is not None:
+            return (not number) if e.operator == "not" else -number
+        return self.apply(self.build.ops["not_" if e.operator == "not" else "neg"], {"a": operand}, e.span)
+
+    def _comparison(self, e: syntax.Comparison) -> object:
+        values = [self.evaluate(operand) for operand in e.operands]
+        if UNKNOWN in values:
+            return UNKNOWN
+        results: list[object] = []
+        for symbol, left, right in zip(e.operators, values, values[1:], strict=False):
+            if is_static(left) and is_static(right):
+                results.append(compare(symbol, left, right, e.span))
+            else:
+                results.append(self.apply(self.build.ops[OPERATORS[symbol]], {"a": left, "b": right}, e.span))
+        result = results[0]
+        for other in results[1:]:
+            result = self.binary("and", result, other, e.span)
+        return result
+
+    # ---- parts ------------------------------------------------------------------------------------
+
+    def _field(self, e: syntax.Field) -> object:
+        base = self.evaluate(e.base)
+        if base is UNKNOWN:
+            return UNKNOWN
+        if isinstance(base, EnumType) and e.name.text in base.members:
+            return Member(base, e.name.text)
+        if isinstance(base, Record):
+            if e.name.text in base.fields:
+                return base.fields[e.name.text]
+            raise Mistake(NoSuchField(e.name.span, e.name.text, base.what, tuple(base.fields)))
+        raise Mistake(NoSuchField(e.name.span, e.name.text, describe(base)))
+
+    def _subscript(self, e: syntax.Subscript) -> object:
+        base = self.evaluate(e.base)
+        if base is UNKNOWN:
+            return UNKNOWN
+        if len(e.items) != 1:
+            raise Mistake(StaticArithmetic(e.span, "one index is wanted in brackets"))
+        match base:
+            case Family():
+                index = self.whole(e.items[0], "an index")
+                if index not in base.members:
+                    raise Mistake(
+                        NoSuchMember(e.span, base.name, str(index), tuple(str(i) for i in sorted(base.members)))
+                    )
+                return base.members[index]
+            case AxisFamily():
+                return self.family_axis(base, self.whole(e.items[0], "an index"), e.span)
+            case SharedFamily():
+                return self.shared(base, self.whole(e.items[0], "an index"), e.span)
+            case tuple():
+                index = self.whole(e.items[0], "an index")
+                if not 0 <= index < len(base):
+                    raise Mistake(NoSuchMember(e.span, "the list", str(index), (f"0 .. {len(base)}",)))
+                return base[index]
+            case Value() | Record():
+                index = self.evaluate(e.items[0])
+                arguments: dict[str, object] = {"x": base, "index": index}
+                spans = {"x": e.base.span, "index": e.items[0].span}
+                return UNKNOWN if index is UNKNOWN else self.apply(self.build.ops["gather"], arguments, e.span, spans)
+            case _:
+                raise Mistake(NoSuchMember(e.span, describe(base), "[..]", ()))
+
+    def family_axis(self, family: AxisFamily, index: int, at: Span) -> Axis:
+        """`level[2]`: made once per index."""
+        name = f"{family.declaration.name.text}[{index}]"
+        known = family.home.axes.get(name)
+        if known is None:
+            known = self.make_axis(family.home, family.declaration, index)
+            family.home.axes[name] = known
+        return known
+
+    def shared(self, family: SharedFamily, index: int | None, at: Span) -> object:
+        raise NotImplementedError
+
+    def make_axis(self, home, declaration: syntax.Axis, index: int | None) -> Axis:
+        raise NotImplementedError
+
+    # ---- what a place wants -----------------------------------------------------------------------
+
+    def whole(self, expression: syntax.Expression, what: str) -> int:
+        """A static whole number."""
+        value = self.evaluate(expression)
+        number = number_of(value)
+        if value is UNKNOWN:
+            raise Noted
+        if number is None or isinstance(number, bool) or number != int(number):
+            raise Mistake(NotStatic(expression.span, describe(value), what))
+        return int(number)
+
+    def axis(self, expression: syntax.Expression) -> Axis:
+        axes = self.axes(expression)
+        if len(axes) != 1:
+            raise Mistake(NotAnAxis(expression.span, "a list of axes"))
+        return axes[0]
+
+    def axes(self, expression: syntax.Expression) -> tuple[Axis, ...]:
+        """One axis, or a parenthesised list; axes parameters are spliced."""
+        if isinstance(expression, syntax.Tuple):
+            return tuple(axis for item in expression.items for axis in self.axes(item))
+        if isinstance(expression, syntax.Number):
+            raise Mistake(LiteralAxis(expression.span, expression.span.text))
+        return self.as_axes(self._evaluate(expression), expression.span)
+
+    def as_axes(self, value: object, at: Span) -> tuple[Axis, ...]:
+        match value:
+            case Axis():
+                return (value,)
+            case EnumType():
+                return (self.build.enum_axis(value),)
+            case tuple():
+                return tuple(axis for item in value for axis in self.as_axes(item, at))
+            case bool() | int() | float():
+                raise Mistake(LiteralAxis(at, str(value)))
+            case _ if value is UNKNOWN:
+                raise Noted
+            case _:
+                raise Mistake(NotAnAxis(at, describe(value)))

@@ -1,0 +1,247 @@
+"""Calls of primitives: arguments brought to what each parameter accepts, then the op's type rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import syntax
+from .axes import Axis
+from .body import Body
+from .diagnostics import Mistake, Noted, SpecError
+from .errors.names import BadArguments, WrongArgument, did_you_mean
+from .masks import Mask
+from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
+from .program import Constant, Distribution, Value, Weight
+from .source import Span
+from .static_math import number_of
+from .statics import NONE, UNKNOWN, BlockRef, Member, Record, describe
+from .value_type import EnumType, Flag, Int, Real, Tag, ValueType
+
+
+class Call:
+    """What a type rule sees of its call: see OpCall in opdef.py."""
+
+    def __init__(
+        self, body: Body, op: OpDef, span: Span, spans: dict[str, Span], label: str | None, path: tuple[str, ...]
+    ) -> None:
+        self.span = span
+        self._body = body
+        self._op = op
+        self._spans = spans
+        self._label = label
+        self._path = path
+        self._given_inits: dict[str, Distribution] = {}
+
+    def at(self, parameter: str) -> Span:
+        return self._spans.get(parameter, self.span)
+
+    def fail(self, error: SpecError) -> Exception:
+        return Mistake(error)
+
+    def weight(
+        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None
+    ) -> Weight:
+        path = ".".join((*self._path, *self._body.site(self._op.name, self._label), name))
+        at_site = "init" in self._spans
+        type = ValueType(kind or Real(), axes)
+        return self._body.build.book.make(path, type, init, outputs, self.span, at_site, name)
+
+    def emit(self, op: str, **arguments: Any) -> Any:
+        return self._body.apply(self._body.build.ops[op], arguments, self.span, self._spans)
+
+    def trace(self, block: BlockRef, arguments: tuple[Value, ...]) -> Value:
+        """The result of a block given as an argument, on values of this call."""
+        result = self._body.call_block(block, list(arguments), self.span)
+        if isinstance(result, Value):
+            return result
+        raise Noted
+
+
+def as_value(body: Body, given: object, at: Span, parameter: str) -> Value:
+    """A tensor operand; static numbers and members become constants."""
+    match given:
+        case Value():
+            return given
+        case Record() if given.main is not None:
+            return given.main
+        case Member():
+            return Constant(given.name, ValueType(Tag(given.enum)), at, given.index)
+        case _ if given is UNKNOWN:
+            raise Noted
+    number = number_of(given)
+    if number is None:
+        raise Mistake(WrongArgument(at, parameter, describe(given), "a value"))
+    kind = Flag() if isinstance(number, bool) else Int() if isinstance(number, int) else Real()
+    return Constant(f"{number:g}" if not isinstance(number, bool) else str(number).lower(), ValueType(kind), at, number)
+
+
+class OpCalls(Body):
+    """The part of elaboration that calls primitives."""
+
+    def apply(
+        self,
+        op: OpDef,
+        arguments: dict[str, object],
+        at: Span,
+        spans: dict[str, Span] | None = None,
+        label: str | None = None,
+    ) -> object:
+        spans = spans or {}
+        accepted: dict[str, Any] = {}
+        for param in op.params:
+            if param.name in arguments:
+                accepted[param.name] = self._accept(param, arguments[param.name], spans.get(param.name, at))
+            elif param.default is REQUIRED:
+                raise Mistake(BadArguments(at, op.name, f"`{param.name}` is missing ({param.accepts.value})"))
+            else:
+                accepted[param.name] = param.default
+        return self.infer(op, accepted, at, spans, label)
+
+    def infer(self, op: OpDef, accepted: dict[str, Any], at: Span, spans: dict[str, Span], label: str | None) -> object:
+        call = Call(self, op, at, spans, label, self.path)
+        inferred: Inferred = op.infer(call, **accepted)
+        outputs = self.emit(op, inferred.attrs, inferred.inputs, inferred.types, at)
+        if inferred.fields:
+            return Record(f"the result of `{op.name}`", dict(zip(inferred.fields, outputs, strict=True)))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _accept(self, param: Param, given: object, at: Span) -> Any:
+        """A value that is already evaluated, brought to what the parameter accepts."""
+        if given is UNKNOWN:
+            raise Noted
+        if given is None or given is NONE:
+            if param.default is not REQUIRED and param.default is None:
+                return None
+            raise Mistake(WrongArgument(at, param.name, "`none`", param.accepts.value))
+        match param.accepts:
+            case Accepts.VALUE:
+                return as_value(self, given, at, param.name)
+            case Accepts.VALUES if isinstance(given, tuple):
+                return tuple(as_value(self, item, at, param.name) for item in given)
+            case Accepts.AXIS:
+                axes = self.as_axes(given, at)
+                if len(axes) == 1:
+                    return axes[0]
+            case Accepts.AXES:
+                return self.as_axes(given, at)
+            case Accepts.NUMBER:
+                number = number_of(given)
+                if number is not None and not isinstance(number, bool):
+                    return number
+            case Accepts.INTEGER:
+                number = number_of(given)
+                if isinstance(number, int) and not isinstance(number, bool):
+                    return number
+            case Accepts.FLAG if isinstance(given, bool):
+                return given
+            case Accepts.INDEX if isinstance(given, tuple) and all(number_of(item) is not None for item in given):
+                return tuple(number_of(item) for item in given)
+            case accepts if isinstance(given, _SORTS.get(accepts, ())):
+                return given
+        raise Mistake(WrongArgument(at, param.name, describe(given), param.accepts.value))
+
+    def call_op(self, op: OpDef, call: syntax.Call, piped: syntax.Expression | None) -> object:
+        """A primitive called in the text: arguments bound to parameters, each evaluated as its parameter wants."""
+        bound = bind_arguments(op.name, call, piped, op.params)
+        arguments: dict[str, object] = {}
+        known = True
+        for param in op.params:
+            expression = bound.get(param.name)
+            if expression is None:
+                continue
+            value = self.argument(param, expression)
+            known = known and value is not UNKNOWN
+            arguments[param.name] = value
+        if not known:
+            return UNKNOWN
+        spans = {name: expression.span for name, expression in bound.items()}
+        return self.apply(op, arguments, call.span, spans, call.label.text if call.label else None)
+
+    def argument(self, param: Param, expression: syntax.Expression) -> object:
+        """Masks, distributions and choices are read by their own rules, everything else is an expression."""
+        result: object = UNKNOWN
+        with self.noted():
+            match param.accepts:
+                case Accepts.MASK:
+                    result = self.mask(expression)
+                case Accepts.INIT:
+                    result = self.distribution(expression)
+                case Accepts.CHOICE:
+                    result = self._choice(param, expression)
+                case Accepts.AXIS | Accepts.AXES:
+                    result = self.axes(expression)
+                case _:
+                    result = self.evaluate(expression)
+        return result
+
+    def _choice(self, param: Param, expression: syntax.Expression) -> str:
+        text = expression.text if isinstance(expression, syntax.Name) else expression.span.text
+        if text in param.choices:
+            return text
+        raise Mistake(
+            WrongArgument(
+                expression.span,
+                param.name,
+                f"`{text}`",
+                "one of " + ", ".join(param.choices),
+                did_you_mean(text, param.choices),
+            )
+        )
+
+    def mask(self, expression: syntax.Expression) -> Mask:
+        raise NotImplementedError
+
+    def distribution(self, expression: syntax.Expression) -> Distribution:
+        raise NotImplementedError
+
+    def call_block(self, block: BlockRef, arguments: list[object], at: Span) -> object:
+        raise NotImplementedError
+
+    def axes(self, expression: syntax.Expression) -> tuple[Axis, ...]:
+        raise NotImplementedError
+
+    def as_axes(self, value: object, at: Span) -> tuple[Axis, ...]:
+        raise NotImplementedError
+
+
+_SORTS: dict[Accepts, tuple[type, ...]] = {
+    Accepts.MAPPING: (AxisMapping,),
+    Accepts.MASK: (Mask,),
+    Accepts.BLOCK: (BlockRef,),
+    Accepts.INIT: (Distribution,),
+    Accepts.CHOICE: (str,),
+    Accepts.ENUM: (EnumType,),
+}
+
+
+def bind_arguments(
+    callee: str, call: syntax.Call, piped: syntax.Expression | None, params: tuple[Any, ...]
+) -> dict[str, syntax.Expression]:
+    """Argument expressions by parameter name. A mapping without a name goes to the first free parameter that takes
+    one.""" names = [param.name for param in params]
+    takes_mapping = [param.name for param in params if param.accepts is Accepts.MAPPING]
+    bound: dict[str, syntax.Expression] = {}
+    positional = [] if piped is None else [piped]
+    for argument in call.arguments:
+        if argument.name is not None:
+            _bind_named(callee, argument, names, bound)
+        elif isinstance(argument.value, syntax.Mapping) and any(name not in bound for name in takes_mapping):
+            bound[next(name for name in takes_mapping if name not in bound)] = argument.value
+        else:
+            positional.append(argument.value)
+    for expression in positional:
+        free = [name for name in names if name not in bound]
+        if not free:
+            raise Mistake(BadArguments(expression.span, callee, f"takes {len(names)} arguments, this is one more"))
+        bound[free[0]] = expression
+    return bound
+
+
+def _bind_named(callee: str, argument: syntax.Argument, names: list[str], bound: dict[str, syntax.Expression]) -> None:
+    assert argument.name is not None
+    name, at = argument.name.text, argument.name.span
+    if name not in names:
+        raise Mistake(BadArguments(at, callee, f"has no parameter `{name}`", did_you_mean(name, tuple(names))))
+    if name in bound:
+        raise Mistake(BadArguments(at, callee, f"`{name}` is given twice"))
+    bound[name] = argument.value

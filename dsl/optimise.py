@@ -1,0 +1,75 @@
+"""`optimise by adamw(...)`: the optimiser's settings and its lines by pattern."""
+
+from __future__ import annotations
+
+from . import syntax
+from .diagnostics import Mistake, Noted
+from .elaborate import Spec
+from .errors.names import did_you_mean
+from .errors.weights import BadSetting, PatternMatchesNothing
+from .program import Optimiser, OptimiserLine, Program
+from .source import Span
+from .statements import Elaboration
+from .static_math import number_of
+from .statics import UNKNOWN, describe
+
+# What each optimiser takes, and which of it a line may set for some weights.
+SETTINGS: dict[str, tuple[str, ...]] = {"adamw": ("lr", "betas", "eps", "decay", "clip")}
+LINE_SETTINGS = ("lr", "decay", "clip")
+Setting = float | tuple[float, ...]
+
+
+def optimiser(spec: Spec, programs: tuple[Program, ...]) -> Optimiser | None:
+    """The spec's optimiser, or None when it names none."""
+    declarations = spec.root.module.of(syntax.Optimise)
+    problems = spec.library.problems
+    for extra in declarations[1:]:
+        problems.add(BadSetting(extra.call.span, "a second `optimise`", "one spec has one optimiser"))
+    if not declarations:
+        return None
+    declaration: syntax.Optimise = declarations[0]
+    call = declaration.call
+    kind = call.callee.text if isinstance(call.callee, syntax.Name) else ""
+    if kind not in SETTINGS:
+        help = did_you_mean(kind, tuple(SETTINGS)) or f"optimisers: {', '.join(SETTINGS)}"
+        problems.add(BadSetting(call.callee.span, f"`{kind}` is not an optimiser", help))
+        return None
+    body = Elaboration(spec.build(training=True), spec.root, "optimise", ())
+    settings: list[tuple[str, Setting]] = []
+    for argument in call.arguments:
+        with body.noted():
+            name = argument.name.text if argument.name else ""
+            settings.append((name, _setting(body, name, argument.value, SETTINGS[kind], argument.span)))
+    lines = tuple(_line(spec, body, line, programs) for line in declaration.lines)
+    return Optimiser(kind, tuple(settings), lines)
+
+
+def _line(spec: Spec, body: Elaboration, line: syntax.OptimiseLine, programs: tuple[Program, ...]) -> OptimiserLine:
+    book = spec.book()
+    paths = tuple(weight.path for program in programs for weight in program.weights)
+    if not any(book.applies(line.pattern.text, (), path) for path in paths):
+        spec.library.problems.add(PatternMatchesNothing(line.pattern.span, line.pattern.text, paths))
+    settings: list[tuple[str, Setting]] = []
+    for setting in line.settings:
+        with body.noted():
+            value = _setting(body, setting.name.text, setting.value, LINE_SETTINGS, setting.span)
+            settings.append((setting.name.text, value))
+    return OptimiserLine(line.pattern.text, tuple(settings))
+
+
+def _setting(body: Elaboration, name: str, value: syntax.Expression, known: tuple[str, ...], at: Span) -> Setting:
+    if name not in known:
+        raise Mistake(
+            BadSetting(at, f"unknown setting `{name}`", did_you_mean(name, known) or f"settings: {', '.join(known)}")
+        )
+    found = body.evaluate(value)
+    if found is UNKNOWN:
+        raise Noted
+    items = found if isinstance(found, tuple) else (found,)
+    numbers = tuple(number_of(item) for item in items)
+    wanted = 2 if name == "betas" else 1
+    if len(numbers) != wanted or any(n is None or isinstance(n, bool) or n < 0 for n in numbers):
+        what = "two numbers" if wanted == 2 else "one number, not below 0"
+        raise Mistake(BadSetting(value.span, f"`{name}` is {describe(found)}; it takes {what}"))
+    plain = tuple(float(n) for n in numbers if n is not None)
+    return plain if wanted == 2 else plain[0]

@@ -1,0 +1,104 @@
+"""Weights of one program: unique paths, sharing between calls of one model, and the patterns that set init and
+freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from . import syntax
+from .diagnostics import Mistake, Problems
+from .errors.weights import DuplicatePath, PatternMatchesNothing, SharedShape
+from .patterns import matches
+from .program import Distribution, Weight
+from .source import Span
+from .value_type import Real, ValueType
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An `init` or `freeze` line. `prefix` is the path of the file instance it stands in."""
+
+    pattern: syntax.Pattern
+    prefix: tuple[str, ...]
+    declaration: syntax.Init | syntax.Freeze
+
+
+class WeightBook:
+    """Makes weights. `evaluate` turns an init expression into a Distribution for a weight of given fan-in and
+    fan-out."""
+
+    def __init__(
+        self, problems: Problems, rules: tuple[Rule, ...], model_names: tuple[str, ...],
+        evaluate: Callable[[Rule, int, int], Distribution],
+    ) -> None:  # fmt: skip
+        self.weights: dict[str, Weight] = {}
+        self.matched: set[tuple[str, int]] = set()
+        self._problems = problems
+        self._rules = rules
+        self._model_names = model_names
+        self._evaluate = evaluate
+        self._sites: list[dict[str, Span]] = [{}]
+
+    @contextmanager
+    def instance(self):
+        """One call of a model or shared block: its weights may have been made by an earlier call."""
+        self._sites.append({})
+        try:
+            yield
+        finally:
+            self._sites.pop()
+
+    def make(
+        self, path: str, type: ValueType, init: Distribution, outputs: int, span: Span, at_site: bool, name: str
+    ) -> Weight:
+        """The weight at `path`. `at_site`: the init was written at the call and beats the patterns."""
+        sites = self._sites[-1]
+        if path in sites:
+            raise Mistake(DuplicatePath(span, path, sites[path]))
+        sites[path] = span
+        weight = Weight(name, type, span, path, init, outputs)
+        known = self.weights.get(path)
+        if known is not None:
+            if known.shape != weight.shape:
+                raise Mistake(SharedShape(span, path, str(known.shape), str(weight.shape), known.span))
+            # The same numbers, seen through the axes of this call.
+            same = type.axes == known.type.axes
+            return known if same else Weight(name, type, span, path, known.init, outputs, known.frozen)
+        weight = self._ruled(weight, at_site)
+        self.weights[path] = weight
+        return weight
+
+    def _ruled(self, weight: Weight, at_site: bool) -> Weight:
+        init, frozen = weight.init, False
+        for rule in self._rules:
+            if not self.applies(rule.pattern.text, rule.prefix, weight.path):
+                continue
+            self.matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
+            if isinstance(rule.declaration, syntax.Freeze):
+                frozen = True
+            elif not at_site:
+                fan_out = weight.stored_shape[0] if weight.outputs else 1
+                init = self._evaluate(rule, weight.fan_in, fan_out)
+        if init == weight.init and not frozen:
+            return weight
+        return Weight(weight.name, weight.type, weight.span, weight.path, init, weight.outputs, frozen)
+
+    def applies(self, pattern: str, prefix: tuple[str, ...], path: str) -> bool:
+        """Patterns speak of paths from their file's own root; the model's name in front may be written or not."""
+        start = "".join(part + "." for part in prefix)
+        if not path.startswith(start):
+            return False
+        local = path[len(start) :]
+        return matches(pattern, local) or any(matches(pattern, f"{model}.{local}") for model in self._model_names)
+
+    def check_rules(self, matched: set[tuple[str, int]]) -> None:
+        """A pattern that matches nothing is an error. `matched` joins the matches of all programs of the spec."""
+        for rule in self._rules:
+            key = (rule.pattern.span.source.name, rule.pattern.span.start)
+            if key not in matched:
+                self._problems.add(PatternMatchesNothing(rule.pattern.span, rule.pattern.text, tuple(self.weights)))
+
+
+REAL_WEIGHT = ValueType(Real())

@@ -1,0 +1,182 @@
+"""`weights huggingface:`: how a foreign checkpoint's config and tensors correspond to this spec's sizes and weights.
+
+The lines are resolved here, against the weights of the model: every weight is mapped exactly once, every pattern
+matches. Reading and writing files is the runtime's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import syntax
+from .diagnostics import Mistake
+from .elaborate import Spec
+from .errors.names import did_you_mean
+from .errors.weights import BadWeightMap
+from .patterns import captures
+from .program import Program, Weight
+
+Constant = int | float | bool | str | None | tuple
+
+
+@dataclass(frozen=True)
+class ConfigLine:
+    """`config "key" = name`: read into the size or option `name` on import; or `= constant`: checked on import.
+    Written on export.
+
+    A key may be a dotted path into nested objects: `rope_parameters.rope_theta`.
+    """
+
+    key: str
+    name: str | None
+    constant: Constant = None
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """One foreign tensor. `paths` are the weights it holds, joined along its first axis when several.
+
+    `layout` is the order of the foreign tensor's axes: one group of axis names per dimension; None: as stored here,
+    or its sides flattened to a matrix or vector.
+    """
+
+    foreign: str
+    paths: tuple[str, ...]
+    layout: tuple[tuple[str, ...], ...] | None
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    format: str
+    config: tuple[ConfigLine, ...]
+    tensors: tuple[TensorLine, ...]
+
+
+def weight_maps(spec: Spec, models: Mapping[str, Program]) -> dict[str, WeightMap]:
+    """The spec's weight maps by format."""
+    weights = {weight.path: weight for program in models.values() for weight in program.weights}
+    maps: dict[str, WeightMap] = {}
+    for declaration in spec.root.module.of(syntax.Weights):
+        config = tuple(line for entry in declaration.config for line in _config(spec, entry))
+        tensors = tuple(line for entry in declaration.tensors for line in _tensors(spec, entry, weights))
+        _check_coverage(spec, declaration, tensors, weights)
+        maps[declaration.format.text] = WeightMap(declaration.format.text, config, tensors)
+    return maps
+
+
+def _config(spec: Spec, entry: syntax.ConfigEntry) -> list[ConfigLine]:
+    value = entry.value
+    try:
+        if isinstance(value, syntax.Name) and value.text not in ("true", "false", "none"):
+            if value.text not in spec.root.values:
+                known = tuple(spec.root.values)
+                raise Mistake(
+                    BadWeightMap(
+                        value.span,
+                        f"`{value.text}` is not a size or option of this spec",
+                        did_you_mean(value.text, known),
+                    )
+                )
+            return [ConfigLine(entry.key.value, value.text)]
+        return [ConfigLine(entry.key.value, None, _constant(value))]
+    except Mistake as mistake:
+        spec.library.problems.add(mistake.error)
+        return []
+
+
+def _constant(e: syntax.Expression) -> Constant:
+    match e:
+        case syntax.Number() | syntax.String():
+            return e.value
+        case syntax.Name("true"):
+            return True
+        case syntax.Name("false"):
+            return False
+        case syntax.Name("none"):
+            return None
+        case syntax.Unary("-", syntax.Number(value)):
+            return -value
+        case syntax.ListOf(items) | syntax.Tuple(items):
+            return tuple(_constant(item) for item in items)
+        case _:
+            raise Mistake(BadWeightMap(e.span, "a config entry is a size, an option, or a constant"))
+
+
+def _tensors(spec: Spec, entry: syntax.TensorEntry, weights: Mapping[str, Weight]) -> list[TensorLine]:
+    """The entry's lines, one for each choice of what `*` stands for."""
+    problems = spec.library.problems
+    first = entry.patterns[0]
+    stars = entry.foreign.value.count("*")
+    found = [(path, caught) for path in weights if (caught := captures(first.text, path)) is not None]
+    if not found:
+        problems.add(
+            BadWeightMap(
+                first.span, f"`{first.text}` is not the path of a weight", did_you_mean(first.text, tuple(weights))
+            )
+        )
+        return []
+    lines: list[TensorLine] = []
+    for path, caught in found:
+        if len(caught) != stars:
+            problems.add(
+                BadWeightMap(entry.foreign.span, f"{stars} `*` in the foreign name, {len(caught)} in the path")
+            )
+            return []
+        paths = [path]
+        for other in entry.patterns[1:]:
+            filled = _filled(other.text, caught)
+            if filled not in weights:
+                problems.add(
+                    BadWeightMap(
+                        other.span, f"`{filled}` is not the path of a weight", did_you_mean(filled, tuple(weights))
+                    )
+                )
+                return []
+            paths.append(filled)
+        layout = _layout(spec, entry, weights[path])
+        lines.append(TensorLine(_filled(entry.foreign.value, caught), tuple(paths), layout))
+    return lines
+
+
+def _filled(pattern: str, caught: tuple[str, ...]) -> str:
+    for part in caught:
+        pattern = pattern.replace("*", part, 1)
+    return pattern
+
+
+def _layout(spec: Spec, entry: syntax.TensorEntry, weight: Weight) -> tuple[tuple[str, ...], ...] | None:
+    if entry.axes is None:
+        return None
+    groups: list[tuple[str, ...]] = []
+    for item in entry.axes:
+        names = item.items if isinstance(item, syntax.Tuple) else (item,)
+        groups.append(tuple(name.span.text for name in names))
+    written = sorted(name for group in groups for name in group)
+    own = sorted(axis.name for axis in weight.type.axes)
+    if written != own:
+        spec.library.problems.add(
+            BadWeightMap(entry.span, f"the axes of `{weight.path}` are {', '.join(own)}, not {', '.join(written)}")
+        )
+        return None
+    return tuple(groups)
+
+
+def _check_coverage(
+    spec: Spec, declaration: syntax.Weights, lines: tuple[TensorLine, ...], weights: Mapping[str, Weight]
+) -> None:
+    problems = spec.library.problems
+    seen: dict[str, str] = {}
+    for line in lines:
+        for path in line.paths:
+            if path in seen:
+                problems.add(
+                    BadWeightMap(
+                        declaration.format.span, f"`{path}` is mapped twice, to `{seen[path]}` and `{line.foreign}`"
+                    )
+                )
+            seen[path] = line.foreign
+    missing = [path for path in weights if path not in seen]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        problems.add(BadWeightMap(declaration.format.span, f"no line for the weight `{missing[0]}`{more}"))
