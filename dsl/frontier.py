@@ -1,14 +1,14 @@
 """The causal frontier: how far into a source the rows of a value may look (SEMANTICS 6).
 
-The elements and their order are in `frontier_elements`, one rule per operator in `frontier_rules`, masks and `attend` in `reach`; this
-is the name under which an op reads them. An op's `frontier` is one call:
+The elements and their order are in `frontier_elements`, one rule per operator in `frontier_rules`, masks and `attend`
+in `reach`; this is the name under which an op reads them. An op's `frontier` is one call:
 
     frontier=frontier.row_wise
     frontier=lambda node, operands: frontier.previous(operands[0], node.attrs.k, node.attrs.along)
-    frontier=lambda node, operands: frontier.pool(operands[0], frontier.segments(node.attrs.to, ends=operands[1]), node.attrs.by)
+    frontier=lambda node, operands: frontier.reduce_over_axis(operands[0], node.attrs.over)
 
-A rule that groups rows by a cut needs `ends`: the frontier of the value the `segment` node makes. An operator that does so has that
-value among its inputs.
+A rule that groups rows by a cut needs `ends`: the frontier of the value the `segment` node makes. An operator that
+does so has that value among its inputs.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL", "NONE", "AllOf", "AnyOf", "Difference", "Everything", "Frontier", "IndexDifference", "Kind", "Reach", "Same",
     "Segments", "attend", "attend_keys", "contract", "conv", "conv_strided", "counted_in", "end", "first", "following",
-    "gather_by_data", "join", "join_selections", "last", "least", "length_of", "leq", "no_data", "pool", "previous", "reach_of",
-    "reduce_over_axis", "rename", "row", "row_number", "row_wise", "scan", "segment_by_flags", "segment_by_value",
-    "segment_index", "segments", "settle", "spread", "take", "to_example", "touches",
+    "gather_by_data", "join", "join_selections", "last", "least", "length_of", "leq", "no_data", "pool", "previous",
+    "reach_of", "reduce_over_axis", "rename", "row", "row_number", "row_wise", "scan", "segment_by_flags",
+    "segment_by_value", "segment_index", "segments", "settle", "spread", "take", "to_example", "touches",
 ]  # fmt: skip
 
 

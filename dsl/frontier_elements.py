@@ -7,7 +7,8 @@ For one source x with ordered axis X, each value has one element, read at each o
     example level,      none, all
     unrelated axes
 
-C+k past the last segment is the last row of x; before the first segment it is nothing. Every element is monotone in the row.
+C+k past the last segment is the last row of x; before the first segment it is nothing. Every element is monotone in
+the row.
 
 `t+k` carries the axis whose rows it counts: X itself, the whole axis X is a part of, or the axis X was renamed to.
 """
@@ -33,7 +34,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Frontier:
-    """One element. `axis` is what ROW counts along, else the cut. `inside` (END): the selection that holds the cut's rows."""
+    """One element. `axis` is what ROW counts along, else the cut. `inside`, of END: the selection with the cut's rows."""
 
     kind: Kind
     axis: Axis | None = None
@@ -157,7 +158,9 @@ def leq(left: Frontier, right: Frontier) -> bool:
 
 
 def join(*frontiers: Frontier) -> Frontier:
-    """The smallest element that allows what each allows: pointwise operators, `linear`, `where`, arms of `match` with their tag."""
+    """The smallest element that allows what each allows: pointwise operators, `linear`, `where`, arms of `match` with
+    their tag.
+    """
     result = NONE
     for f in frontiers:
         result = _join(result, f)
@@ -175,7 +178,8 @@ def _join(left: Frontier, right: Frontier) -> Frontier:
         return right
     if leq(right, left):
         return left
-    # A value on a cut beside one on its rows: the gather that brings it there is inserted, so the join is where it happens.
+    # A value on a cut beside one on its rows: the gather that brings it there is inserted, so the join is where
+    # it happens.
     for fine, coarse in ((left, right), (right, left)):
         if fine.kind in (Kind.ROW, Kind.END) and coarse.kind in (Kind.FIRST, Kind.LAST):
             return _join(fine, brought_down(coarse, fine.axis if fine.kind is Kind.ROW else None))
@@ -245,7 +249,7 @@ def settle(f: Frontier, axes: tuple[Axis, ...], source: Axis | None) -> Frontier
 
 
 def _related(axis: Axis, source: Axis) -> bool:
-    """Whether the length of `axis` says something about the length of the source's axis, or their rows can be matched."""
+    """Whether the length of `axis` says something about that of the source's axis, or their rows can be matched."""
     fine = fine_axis(axis)
     parts = axis.kind.parts if isinstance(axis.kind, Joined) else ()
     return (

@@ -1,8 +1,8 @@
 """How far the result of each operator may look, given its operands: one function per row of the table in SEMANTICS 6.
 
-Where rows form segments by data, which rows form mine is data too: `Segments.ends` is the frontier of the flags "a segment ends
-after me". It is `none` where segments do not depend on the source (nested and scaled axes, or flags made from something else).
-Masks and `attend` are in `reach`.
+Where rows form segments by data, which rows form mine is data too: `Segments.ends` is the frontier of the flags "a
+segment ends after me". It is `none` where segments do not depend on the source (nested and scaled axes, or flags made
+from something else). Masks and `attend` are in `reach`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def segments(
 
 
 def segment_by_flags(flags: Frontier) -> Frontier:
-    """`segment X into P ends where flags`: what becomes `Segments.ends`. Later than t, it spoils what is read through P."""
+    """`segment X into P ends where flags`: what becomes `Segments.ends`. Later than t, it spoils what is read through
+    P.
+    """
     return flags if flags.kind in (Kind.NONE, Kind.ROW) else ALL
 
 
@@ -165,7 +167,8 @@ def conv_strided(f: Frontier, cut: Segments, reach: int = 0) -> Frontier:
 def reduce_over_axis(f: Frontier, axis: Axis, keep: bool = False) -> Frontier:
     """Reductions, softmax, norms, sorts, grid convolutions, backward scans over `axis`: all its rows are read.
 
-    Over a nested axis the rows of one parent are read, unless the result keeps the axis (`keep`) and the operator runs across parents.
+    Over a nested axis the rows of one parent are read, unless the result keeps the axis (`keep`) and the operator runs
+    across parents.
     """
     if not touches(f, axis):
         return f
@@ -297,5 +300,3 @@ def join_selections(to: Axis, parts: Iterable[Frontier], tag: Frontier = NONE) -
 def rename(f: Frontier, old: Axis, new: Axis) -> Frontier:
     """`rename(x, a -> b)`: row t of a is row t of b."""
     return replace(f, axis=new) if f.kind is Kind.ROW and f.axis is old else f
-
-

@@ -4,9 +4,10 @@
     ceil(ceil(T / 2) / 2)      ->  ceil(T / 4)
     (T + P - 1) // P           ->  ceil(T / P)
 
-A length is a polynomial over atoms, with rational coefficients and negative powers, which is where exact division lives: `dim / heads`
-is `dim * heads^-1` and claims to be whole; `value` checks the claim. Atoms are symbols, floors of quotients, and sums divided by.
-A ceiling is a floor (`ceil(p / q) = (p + q - 1) // q`), a remainder a difference, so both need no atom; only printing knows them.
+A length is a polynomial over atoms, with rational coefficients and negative powers, which is where exact division
+lives: `dim / heads` is `dim * heads^-1` and claims to be whole; `value` checks the claim. Atoms are symbols, floors
+of quotients, and sums divided by. A ceiling is a floor (`ceil(p / q) = (p + q - 1) // q`), a remainder a difference,
+so both need no atom; only printing knows them.
 
 Symbols stand for positive integers. The identities hold for those; a symbol that is 0 may hide a division by zero.
 """
@@ -306,10 +307,7 @@ def _common(monomials: Iterable[Monomial]) -> Monomial:
     powers: dict[Atom, int] | None = None
     for monomial in monomials:
         here = dict(monomial)
-        if powers is None:
-            powers = here
-        else:
-            powers = {a: min(powers.get(a, 0), here.get(a, 0)) for a in {**powers, **here}}
+        powers = {a: min(powers.get(a, 0), here.get(a, 0)) for a in {**powers, **here}} if powers is not None else here
     return tuple(sorted(((a, p) for a, p in (powers or {}).items() if p), key=lambda item: item[0].order))
 
 
@@ -439,7 +437,7 @@ def _print(length: Length) -> str:
         return "0"
     # `a - b * (a // b)` is written `a mod b`.
     for m, _ in length.terms:
-        if len(m) == 1 and isinstance(floor := m[0][0], Floor) or len(m) > 1 and isinstance(floor := m[-1][0], Floor):
+        if m and isinstance(floor := m[-1][0], Floor):
             remainder = floor.numerator - floor.denominator * Length({((floor, 1),): 1})
             rest = length - remainder
             if len(rest.terms) < len(length.terms):
@@ -522,7 +520,8 @@ def _atom_text(atom: Atom, alone: bool = False, ceiling: bool = False) -> str:
 def _operand(length: Length) -> str:
     """As an operand of a division: in parentheses unless it is one word."""
     text = str(length)
-    return text if text.replace("_", "").isalnum() or text.startswith("ceil(") and text.count("(") == 1 else f"({text})"
+    is_word = text.replace("_", "").isalnum() or (text.startswith("ceil(") and text.count("(") == 1)
+    return text if is_word else f"({text})"
 
 
 ONE = Length.number(1)

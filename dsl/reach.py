@@ -55,7 +55,9 @@ Bound = Everything | Difference | Same | IndexDifference | AllOf | AnyOf
 
 @dataclass(frozen=True)
 class Reach:
-    """Which keys along `keys` a query along `queries` may see, and the indexes the mask reads: a cut, and `own` or `closed`."""
+    """Which keys along `keys` a query along `queries` may see, and the indexes the mask reads: a cut, and `own` or
+    `closed`.
+    """
 
     keys: Axis
     queries: Axis | None
@@ -64,9 +66,9 @@ class Reach:
 
 
 def attend(queries: Frontier, keys: Iterable[Frontier], reach: Reach, captured: Iterable[Frontier] = ()) -> Frontier:
-    """`attend`, `nearest`, `best`: `keys` are keys, values and the key side of bias and score; `captured` what the mask reads.
+    """`attend`, `nearest`, `best`: `keys` are keys, values and the key side of bias and score.
 
-    A captured value counts on both sides. Of a cut, the mask reads the index: on the side of the rows it groups.
+    `captured` is what the mask reads, and counts on both sides. Of a cut, the mask reads the index: on the side of the rows it groups.
     """
     captured = tuple(captured)
     result = join(queries, *captured, *(attend_keys(f, reach) for f in (*keys, *captured)))
@@ -136,7 +138,6 @@ def _keys_by_index(f: Frontier, reach: Reach, cut: Segments, which: str, most: i
     if cut.gaps and most >= 0 and which == "own":
         return ALL if not f.is_none or not cut.ends.is_none else NONE  # a row in a gap counts with the next segment
     return spread(pooled, cut, which)
-
 
 
 # -- from the formula of a mask
