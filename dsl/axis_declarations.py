@@ -95,7 +95,8 @@ def _static_grid(body: Expressions, call: syntax.Call, name: str, span: Span) ->
     if len(sides) != 2 or any(side.number is None for side in sides):
         raise Mistake(BadType(call.span, "a grid has two static sides: `grid(32, 32)`"))
     height, width = sides
-    assert height.number is not None and width.number is not None
+    assert height.number is not None
+    assert width.number is not None
     size = _checked(height.number * width.number, name, call.span)
     return Axis(name, Grid((height.number, width.number)), height.form * width.form, size, span)
 

@@ -195,8 +195,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         return (*block.home.path, block.name) if several else block.home.path
 
     def _bind_ordered_axes(self, block: BlockRef, arguments: dict[str, object]) -> Instance:
-        """A model's ordered axes are bound at each call: the file's view for this call has the caller's in their
-        place.""" home = block.home
+        """A model's ordered axes are bound at each call: the file's view for this call has the caller's instead."""
+        home = block.home
         view: dict[str, Axis] = {}
         for written in block.declaration.parameters:
             given = arguments.get(written.name.text)
@@ -222,8 +222,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
 
     def _in_own_axes(self, value: Value, block: BlockRef) -> Value:
         """A result of another file's model, along this file's axes of the same names and lengths
-        (SEMANTICS 2: identity is the name).""" if block.home.module is self.home.module:
-           
+        (SEMANTICS 2)."""
+        if block.home.module is self.home.module:
             return value
         axes: list[Axis] = []
         for axis in value.type.axes:

@@ -109,8 +109,9 @@ def prelude_sources() -> dict[str, Source]:
 def check(
     source: Source, ops: OpTable, size: str | None = None, overrides: Mapping[str, object] | None = None
 ) -> Result:
-    """Checks a spec for one choice of sizes. Without `size`, the sizes' defaults; a spec with a single preset uses
-    that.""" problems = Problems()
+    """Checks a spec for one choice of sizes. Without `size`, the sizes' defaults; a single preset is
+    taken."""
+    problems = Problems()
     library = Library(load_used, prelude_sources(), problems)
     module = library.module(source)
     if size is None and len(module.presets) == 1 and not overrides:

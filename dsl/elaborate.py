@@ -233,7 +233,8 @@ def check_shared(spec: Spec) -> None:
 
 
 LATER = {
-    syntax.Hook: "`hook`", syntax.Memory: "`memory`", syntax.Extern: "`extern`", syntax.Generate: "`generate`", syntax.Recipe: "`recipe`",
+    syntax.Hook: "`hook`", syntax.Memory: "`memory`", syntax.Extern: "`extern`", syntax.Generate: "`generate`",
+    syntax.Recipe: "`recipe`",
 }  # fmt: skip
 
 

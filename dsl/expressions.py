@@ -16,7 +16,8 @@ from .statics import NONE, UNKNOWN, AxisFamily, Builtin, Family, Member, Record,
 from .value_type import EnumType
 
 OPERATORS = {
-    "+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "mod": "mod", "^": "pow", "and": "and_", "or": "or_",
+    "+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "mod": "mod", "^": "pow", "and": "and_",
+    "or": "or_",
     "==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge",
 }  # fmt: skip
 CONSTANTS = {"true": True, "false": False, "none": NONE}

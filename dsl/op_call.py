@@ -217,8 +217,9 @@ _SORTS: dict[Accepts, tuple[type, ...]] = {
 def bind_arguments(
     callee: str, call: syntax.Call, piped: syntax.Expression | None, params: tuple[Any, ...]
 ) -> dict[str, syntax.Expression]:
-    """Argument expressions by parameter name. A mapping without a name goes to the first free parameter that takes
-    one.""" names = [param.name for param in params]
+    """Argument expressions by parameter name. A mapping without a name goes to the first free one
+    that takes it."""
+    names = [param.name for param in params]
     takes_mapping = [param.name for param in params if param.accepts is Accepts.MAPPING]
     bound: dict[str, syntax.Expression] = {}
     positional = [] if piped is None else [piped]

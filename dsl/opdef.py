@@ -92,8 +92,9 @@ class OpCall(Protocol):
     def weight(
         self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None
     ) -> Weight:
-        """A new weight of this call (path: the call's path, then `name`). `init` is the default the spec may
-        override.""" ...
+        """A new weight of this call (path: the call's path, then `name`). `init` may be overridden by
+        the spec."""
+        ...
 
     def emit(self, op: str, **arguments: Any) -> Value:
         """Another primitive's result, for rules that are made of others (`silu`, `mean` over a missing value)."""
@@ -128,8 +129,12 @@ class OpDef:
     samples: tuple[str, ...] = ()
     is_random: bool = False
     step: Callable[..., Any] | None = None  # how it lowers in the derived decoder, when not row by row
-    row_wise: bool = True  # False: a row of the result may read other rows
+    row_wise: bool = True  # False: a row of the result may read other rows; ask `is_row_wise`
+    row_wise_when: Callable[[Node], bool] | None = None  # for an op that does so only with some arguments
     target_shift: Callable[[Node], int] | None = None  # `next`: by how many rows, which marks a target (SEMANTICS 6)
+
+    def is_row_wise(self, node: Node) -> bool:
+        return self.row_wise if self.row_wise_when is None else self.row_wise_when(node)
 
 
 @dataclass(frozen=True)

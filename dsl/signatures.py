@@ -19,7 +19,8 @@ from .suggest import suggest
 from .value_type import EnumType, Flag, Id, Int, Kind, Real, Tag, ValueType, ordered_first
 
 STATIC_KINDS = {
-    "axis": Accepts.AXIS, "axes": Accepts.AXES, "mapping": Accepts.MAPPING, "number": Accepts.NUMBER, "size": Accepts.AXIS,
+    "axis": Accepts.AXIS, "axes": Accepts.AXES, "mapping": Accepts.MAPPING, "number": Accepts.NUMBER,
+    "size": Accepts.AXIS,
     "mask": Accepts.MASK, "block": Accepts.BLOCK, "list": Accepts.INDEX,
 }  # fmt: skip
 PLAIN_KINDS: dict[str, Kind] = {"real": Real(), "int": Int(), "flag": Flag()}
@@ -113,8 +114,7 @@ class Signatures(Body):
         if len(left) != len(open_names):
             raise Mistake(ArgumentAxes(at, name, describe(value), f"`{written.span.text}`", written.span))
         # Inferred in order, and both sides write ordered axes first.
-        for open_name, axis in zip(open_names, left, strict=True):
-            generic[open_name] = axis
+        generic.update(zip(open_names, left, strict=True))
 
     def kind_fits(self, written: syntax.TypeExpression, value: Value) -> bool:
         wanted, found = self.kind(written), value.type.kind

@@ -71,7 +71,7 @@ class Elaboration(BlockCalls, MaskCalls):
             if isinstance(other, BlockRef):
                 return other
         ops = self.build.ops
-        return ops[expression.text] if expression.text in ops else found
+        return ops.ops.get(expression.text, found)
 
     def _call_builtin(self, builtin: Builtin, call: syntax.Call, piped: syntax.Expression | None) -> object:
         values = ([piped] if piped else []) + [argument.value for argument in call.arguments]
@@ -192,7 +192,7 @@ class Elaboration(BlockCalls, MaskCalls):
     # ---- statements -------------------------------------------------------------------------------
 
     def run(self, statements: tuple[syntax.Statement, ...]) -> None:
-        for position, statement in enumerate(statements):
+        for statement in statements:
             if self.result is not None:
                 self.problems.add(NoResult(statement.span, "return", "is followed by statements that nothing reaches"))
                 return

@@ -11,8 +11,8 @@ from ..diagnostics import Diagnostic, SpecError
 class BadMask(SpecError, code="E261"):
     """What is given as a mask is not a predicate over a query row and a key row.
 
-    A mask is a comparison such as `key(position) <= query(position)`, a named mask (`causal`, `window(512)`, `same(picture)`),
-    or masks joined by `and`, `or`, `not`.
+    A mask is a comparison such as `key(position) <= query(position)`, a named mask
+    (`causal`, `window(512)`, `same(picture)`), or masks joined by `and`, `or`, `not`.
 
     Wrong:
         size dim = 8

@@ -138,8 +138,8 @@ class UnusedShared(SpecError, code="E504"):
 class BadDistribution(SpecError, code="E505"):
     """An `init` is not a distribution with numbers.
 
-    The distributions are `zeros`, `ones`, `constant(c)`, `normal(std)`, `trunc_normal(std, cut=k)`, `uniform(low, high)`,
-    `eye` and `copy(path)`. Their numbers may use `fan_in` and `fan_out`.
+    The distributions are `zeros`, `ones`, `constant(c)`, `normal(std)`, `trunc_normal(std, cut=k)`,
+    `uniform(low, high)`, `eye` and `copy(path)`. Their numbers may use `fan_in` and `fan_out`.
 
     Wrong:
         size dim = 8
