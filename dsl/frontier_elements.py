@@ -34,7 +34,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Frontier:
-    """One element. `axis` is what ROW counts along, else the cut. `inside`, of END: the selection with the cut's rows."""
+    """One element. `axis` is what ROW counts along, else the cut. `inside` (of END): the selection with its rows."""
 
     kind: Kind
     axis: Axis | None = None
@@ -158,9 +158,7 @@ def leq(left: Frontier, right: Frontier) -> bool:
 
 
 def join(*frontiers: Frontier) -> Frontier:
-    """The smallest element that allows what each allows: pointwise operators, `linear`, `where`, arms of `match` with
-    their tag.
-    """
+    """The smallest element that allows what each allows: pointwise operators, `linear`, arms of `match` with their tag."""
     result = NONE
     for f in frontiers:
         result = _join(result, f)

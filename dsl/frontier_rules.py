@@ -83,9 +83,7 @@ def segments(
 
 
 def segment_by_flags(flags: Frontier) -> Frontier:
-    """`segment X into P ends where flags`: what becomes `Segments.ends`. Later than t, it spoils what is read through
-    P.
-    """
+    """`segment X into P ends where flags`: becomes `Segments.ends`, which spoils what is read through P if above t."""
     return flags if flags.kind in (Kind.NONE, Kind.ROW) else ALL
 
 

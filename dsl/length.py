@@ -144,7 +144,7 @@ class Length:
         return _length(other) - self
 
     def divided_exactly(self, other: Length | int) -> Length:
-        """`self / other`, claimed to be whole."""
+        """`self / other`, claimed to be whole. A sum as divisor cancels where it divides all that stands over it."""
         other = _length(other)
         if not other.terms:
             raise LengthError(f"{self} / 0", "divides by zero")
@@ -447,8 +447,9 @@ def _print(length: Length) -> str:
 
 
 def _join(parts: list[tuple[str, bool]]) -> str:
-    """Terms with their signs; one that is added goes first."""
-    parts = sorted(parts, key=lambda part: not part[1])
+    """Terms with their signs; if any is added, such a one goes first."""
+    opening = next((part for part in parts if part[1]), parts[0])
+    parts = [opening, *(part for part in parts if part is not opening)]
     text = ("" if parts[0][1] else "-") + parts[0][0]
     return text + "".join(f" {'+' if plus else '-'} {part}" for part, plus in parts[1:])
 

@@ -55,8 +55,9 @@ Bound = Everything | Difference | Same | IndexDifference | AllOf | AnyOf
 
 @dataclass(frozen=True)
 class Reach:
-    """Which keys along `keys` a query along `queries` may see, and the indexes the mask reads: a cut, and `own` or
-    `closed`.
+    """Which keys along `keys` a query along `queries` may see.
+
+    `reads` are the indexes the mask looks at: a cut, and `own` or `closed`.
     """
 
     keys: Axis
@@ -68,7 +69,8 @@ class Reach:
 def attend(queries: Frontier, keys: Iterable[Frontier], reach: Reach, captured: Iterable[Frontier] = ()) -> Frontier:
     """`attend`, `nearest`, `best`: `keys` are keys, values and the key side of bias and score.
 
-    `captured` is what the mask reads, and counts on both sides. Of a cut, the mask reads the index: on the side of the rows it groups.
+    `captured` is what the mask reads, and counts on both sides. Of a cut, it reads the index, on the side whose rows
+    the cut groups.
     """
     captured = tuple(captured)
     result = join(queries, *captured, *(attend_keys(f, reach) for f in (*keys, *captured)))
