@@ -1,0 +1,191 @@
+"""Examples to packed batches, resumable at any step.
+
+A step's batch is the next examples of a shuffled order, as many as fit the budget, laid end to end; where an epoch ends, the next
+one's order goes on in the same batch. The order is a sort by a hash of (seed, epoch, example), so the whole state is two numbers:
+epoch and position. Nothing is buffered or read ahead, which is what makes a resumed run see the batches of an uninterrupted one.
+
+**Ranks.** Every rank makes the same global batch and keeps its share: `batch.split(world_size)[rank]`, contiguous examples of about
+equal rows. The global batch, and with it the sums of the losses, does not depend on the number of ranks. A rank can be left
+without examples when a batch has fewer than there are ranks; it then adds sums and counts of zero.
+
+`TokenLoader` has the protocol of torchdata's stateful loaders (`__iter__`, `state_dict`, `load_state_dict`) and can be wrapped by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import Corpus, DataManifest, Windows, explain_change, mix
+from .errors import RuntimeFault
+
+# A manifest that lists more files than this is saved as its hash alone: it lies in every checkpoint.
+MOST_FILES_LISTED = 2000
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How many examples make a step: at most `tokens` rows in all and at most `examples`; None is no limit."""
+
+    tokens: int | None
+    examples: int | None
+    seed: int
+    shuffle: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Packed examples: rows end to end, and where each begins. `labels` name the examples in messages."""
+
+    tokens: Tensor  # int64 [rows]
+    offsets: Tensor  # int32 [examples + 1]
+    example_ids: Tensor  # int64 [examples]
+    labels: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def examples(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """On another device."""
+        if torch.device(device) == self.tokens.device:
+            return self
+        moved = (part.to(device, non_blocking=True) for part in (self.tokens, self.offsets, self.example_ids))
+        return Batch(*moved, self.labels)
+
+    def split(self, parts: int) -> tuple[Batch, ...]:
+        """`parts` batches of contiguous examples with about equal rows; some may be empty."""
+        if parts == 1:
+            return (self,)
+        offsets = self.offsets.numpy(force=True).astype(np.int64)
+        # An example goes where its middle row lies; doubled, so that middles stay whole numbers.
+        middles = offsets[:-1] + offsets[1:]
+        owners = middles * parts // max(2 * self.rows, 1)
+        bounds = np.searchsorted(owners, np.arange(parts + 1))
+        return tuple(self._slice(int(a), int(b)) for a, b in zip(bounds, bounds[1:], strict=False))
+
+    def _slice(self, first: int, last: int) -> Batch:
+        begin, end = int(self.offsets[first]), int(self.offsets[last])
+        return Batch(
+            self.tokens[begin:end],
+            self.offsets[first : last + 1] - begin,
+            self.example_ids[first:last],
+            self.labels[first:last],
+        )
+
+
+class TokenLoader:
+    """An endless stream of training batches. `next_batch` advances; the state is that of the batch to come."""
+
+    def __init__(self, corpus: Corpus, plan: BatchPlan, rank: int = 0, world_size: int = 1) -> None:
+        self.corpus = corpus
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.position = 0
+        self._order = self._order_of(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self.next_batch()
+
+    def next_batch(self) -> Batch:
+        """This rank's share of the next global batch."""
+        windows, plan = self.corpus.train, self.plan
+        taken: list[int] = []
+        rows = 0
+        while plan.examples is None or len(taken) < plan.examples:
+            index = int(self._order[self.position])
+            length = int(windows.lengths[index])
+            # A first example that is over the budget by itself is taken all the same: the run could not go on otherwise.
+            if taken and plan.tokens is not None and rows + length > plan.tokens:
+                break
+            taken.append(index)
+            rows += length
+            self._advance()
+        return pack(self.corpus, windows, taken).split(self.world_size)[self.rank]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        manifest = self.corpus.manifest
+        files = [list(entry) for entry in manifest.files] if len(manifest.files) <= MOST_FILES_LISTED else []
+        data = {"hash": manifest.hash, "documents": manifest.documents, "tokens": manifest.tokens, "files": files}
+        return {"epoch": self.epoch, "position": self.position, "seed": self.plan.seed, "data": data}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state. Data that has changed since is an error."""
+        try:
+            data = state["data"]
+            files = tuple((str(name), str(digest)) for name, digest in data["files"])
+            saved = DataManifest(data["hash"], data["documents"], data["tokens"], files)
+            epoch, position, seed = int(state["epoch"]), int(state["position"]), int(state["seed"])
+        except (KeyError, TypeError, ValueError):
+            raise RuntimeFault("the saved state of the data loader is damaged") from None
+        if saved.hash != self.corpus.manifest.hash:
+            what = explain_change(saved, self.corpus.manifest) if files else "it was other files"
+            raise RuntimeFault(f"the data is not what this run was trained on: {what} (restore it, or start a new run)")
+        if seed != self.plan.seed or not 0 <= position < len(self.corpus.train):
+            raise RuntimeFault(f"the saved state of the data loader does not fit this run (seed {seed}, position {position})")
+        self.epoch, self.position = epoch, position
+        self._order = self._order_of(epoch)
+
+    def _advance(self) -> None:
+        self.position += 1
+        if self.position == len(self._order):
+            self.epoch, self.position = self.epoch + 1, 0
+            self._order = self._order_of(self.epoch)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        windows = self.corpus.train
+        if not self.plan.shuffle:
+            return np.arange(len(windows))
+        # Our own hash and a stable sort: numpy does not promise that its shuffles stay the same over versions.
+        salt = mix(mix(np.array([self.plan.seed], np.uint64)) + np.uint64(epoch))
+        return np.argsort(mix(windows.ids.astype(np.uint64) ^ salt), kind="stable")
+
+
+def held_out_batches(corpus: Corpus, plan: BatchPlan, most_tokens: int | None = None) -> tuple[Batch, ...]:
+    """The same evaluation batches every time: held-out examples in an order of their hash, up to `most_tokens` rows."""
+    windows = corpus.held_out
+    batches: list[Batch] = []
+    taken: list[int] = []
+    rows = total = 0
+    # By hash, so that a cut leaves a fair sample of the documents.
+    for index in np.argsort(windows.ids, kind="stable"):
+        length = int(windows.lengths[index])
+        if most_tokens is not None and total and total + length > most_tokens:
+            break
+        is_full = (plan.tokens is not None and rows + length > plan.tokens) or len(taken) == plan.examples
+        if taken and is_full:
+            batches.append(pack(corpus, windows, taken))
+            taken, rows = [], 0
+        taken.append(int(index))
+        rows += length
+        total += length
+    if taken:
+        batches.append(pack(corpus, windows, taken))
+    return tuple(batches)
+
+
+def pack(corpus: Corpus, windows: Windows, indices: list[int]) -> Batch:
+    """The examples end to end."""
+    begins, lengths = windows.begins[indices], windows.lengths[indices]
+    pieces = [corpus.tokens[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
+    offsets = np.zeros(len(indices) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return Batch(
+        torch.from_numpy(np.concatenate(pieces).astype(np.int64)),
+        torch.from_numpy(offsets),
+        torch.from_numpy(windows.ids[indices]),
+        tuple(corpus.label(windows, index) for index in indices),
+    )

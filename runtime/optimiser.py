@@ -1,0 +1,217 @@
+"""The spec's `optimise` lines to an optimiser over named weights.
+
+    optimise by adamw(lr=3e-4, betas=(0.9, 0.95), decay=0.1, clip=1.0):
+        embed: decay=0                  the first line whose pattern matches a weight decides
+        head: lr=1e-4, clip=0.5         its own peak rate, and its own gradient norm
+
+Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `lr_scale` (of the peak rate). A rate given when a
+run is started replaces the spec's `lr` and keeps the proportion of each line to it. Decay is decoupled: w <- w * (1 - lr * decay).
+
+Frozen weights are left out; gradients still pass through them. A trainable weight that no row of a batch reached has a zero
+gradient: moments and decay go on as usual.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from ..dsl.patterns import select
+from ..dsl.program import Optimiser as OptimiserSpec
+from .errors import RuntimeFault
+
+Settings = Iterable[tuple[str, float | tuple[float, ...]]]
+
+# The norm of a clip group is never 0 in the divisor. The value is part of the recipe (olmo2.md 3.2), not a tolerance.
+NORM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """Defaults hold where neither the spec nor the run says otherwise."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    decay: float = 0.1
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights with one set of settings. `clip_group` numbers the norm their gradients are clipped by."""
+
+    pattern: str  # "" for the weights no line matches
+    settings: AdamWSettings
+    clip_group: int
+    paths: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class OptimiserState:
+    """What a checkpoint holds of an optimiser: tensors by weight path, and the number of updates made."""
+
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    updates: int = 0
+
+
+class WeightOptimiser:
+    """AdamW over groups of named weights, with clipping per group. `step` takes the factor of the schedule."""
+
+    def __init__(self, groups: Sequence[Group], weights: Mapping[str, Tensor]) -> None:
+        self.groups = tuple(group for group in groups if group.paths)
+        self.weights = {path: weights[path] for group in self.groups for path in group.paths}
+        if not self.weights:
+            raise RuntimeFault("nothing to train: every weight is frozen or outside what the objective trains")
+        self._adamw = torch.optim.AdamW(
+            [
+                {
+                    "params": [self.weights[path] for path in group.paths],
+                    "lr": group.settings.lr,
+                    "betas": group.settings.betas,
+                    "eps": group.settings.eps,
+                    "weight_decay": group.settings.decay,
+                }
+                for group in self.groups
+            ],
+            # One kernel over all weights; it exists for these two devices.
+            fused=all(weight.device.type in ("cpu", "cuda") for weight in self.weights.values()),
+        )
+
+    def zero_grad(self) -> None:
+        self._adamw.zero_grad(set_to_none=True)
+
+    def gradient_norms(self) -> tuple[Tensor, ...]:
+        """The norm of each clip group, in the order of their numbers. Weights without a gradient get one of zeros."""
+        norms = []
+        for number in range(1 + max(group.clip_group for group in self.groups)):
+            members = [
+                self.weights[path] for group in self.groups if group.clip_group == number for path in group.paths
+            ]
+            for weight in members:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+            each = torch._foreach_norm([weight.grad for weight in members if weight.grad is not None])
+            norms.append(torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros(()))
+        return tuple(norms)
+
+    def step(self, factor: float, norms: Sequence[Tensor]) -> None:
+        """Clips by `norms` (of `gradient_norms`) and updates, at `factor` times each group's peak rate."""
+        for group, torch_group in zip(self.groups, self._adamw.param_groups, strict=True):
+            torch_group["lr"] = group.settings.lr * factor
+            if group.settings.clip > 0:
+                coefficient = (group.settings.clip / (norms[group.clip_group] + NORM_FLOOR)).clamp(max=1.0)
+                gradients = [weight.grad for weight in torch_group["params"]]
+                torch._foreach_mul_(gradients, coefficient)
+        self._adamw.step()
+
+    def state(self) -> OptimiserState:
+        """Moments as they are: no copies."""
+        state = OptimiserState()
+        for path, weight in self.weights.items():
+            entry = self._adamw.state.get(weight)
+            if entry:
+                state.moments[path] = (entry["exp_avg"], entry["exp_avg_sq"])
+                state.updates = int(entry["step"].item())
+        return state
+
+    def load_state(self, state: OptimiserState) -> None:
+        """Goes on from a saved state, which must have moments for exactly these weights (or none, before the first update)."""
+        if state.updates and state.moments.keys() != self.weights.keys():
+            odd = sorted(state.moments.keys() ^ self.weights.keys())
+            raise RuntimeFault(f"the saved optimiser is for other weights: {odd[0]} is only on one side ({len(odd)} are)")
+        for path, (first, second) in state.moments.items():
+            weight = self.weights[path]
+            if first.shape != weight.shape or second.shape != weight.shape:
+                raise RuntimeFault(f"the saved optimiser has shape {tuple(first.shape)} for {path}, not {tuple(weight.shape)}")
+            self._adamw.state[weight] = {
+                # Where torch's fused kernel keeps its count: beside the weight, in float32.
+                "step": torch.tensor(float(state.updates), dtype=torch.float32, device=weight.device),
+                "exp_avg": first.to(weight.device, weight.dtype).clone(),
+                "exp_avg_sq": second.to(weight.device, weight.dtype).clone(),
+            }
+
+
+def make_groups(
+    spec: OptimiserSpec | None,
+    paths: Iterable[str],
+    frozen: Iterable[str] = (),
+    trains: Sequence[str] = (),
+    lr: float | None = None,
+    decay: float | None = None,
+    clip: float | None = None,
+) -> tuple[Group, ...]:
+    """Groups in the order of the lines, then the rest. `trains` are the objective's patterns (none: everything).
+
+    `lr`, `decay` and `clip` are the run's own values and replace the spec's base settings.
+    """
+    every = tuple(paths)
+    _check_patterns(spec, trains, every)
+    left_out = set(frozen)
+    if trains:
+        trained = {path for pattern in trains for path in select(pattern, every)}
+        left_out |= set(every) - trained
+    if spec is not None and spec.kind != "adamw":
+        raise RuntimeFault(f"optimise by {spec.kind}: this version trains by adamw only")
+    spec_base = _read_settings(spec.settings if spec else (), AdamWSettings(), "optimise")
+    given = {"lr": lr, "decay": decay, "clip": clip}
+    base = replace(spec_base, **{name: value for name, value in given.items() if value is not None})
+    groups: list[Group] = []
+    rest = [path for path in every if path not in left_out]
+    clip_groups = 1
+    for line in spec.lines if spec else ():
+        settings = _line_settings(line.settings, line.pattern, spec_base, base)
+        has_own_norm = any(name == "clip" for name, _ in line.settings)
+        matched = select(line.pattern, rest)
+        groups.append(Group(line.pattern, settings, clip_groups if has_own_norm else 0, matched))
+        clip_groups += has_own_norm
+        rest = [path for path in rest if path not in set(matched)]
+    groups.append(Group("", base, 0, tuple(rest)))
+    return tuple(groups)
+
+
+def _check_patterns(spec: OptimiserSpec | None, trains: Sequence[str], paths: tuple[str, ...]) -> None:
+    lines = [line.pattern for line in spec.lines] if spec else []
+    for word, patterns in (("optimise", lines), ("trains", trains)):
+        for pattern in patterns:
+            if not select(pattern, paths):
+                first_parts = {path.split(".")[0] for path in paths}
+                near = difflib.get_close_matches(pattern, [*paths, *first_parts], n=1, cutoff=0.5)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise RuntimeFault(f"{word}: no weight matches the pattern {pattern}{hint}")
+
+
+def _line_settings(
+    settings: Settings, pattern: str, spec_base: AdamWSettings, base: AdamWSettings
+) -> AdamWSettings:
+    named = dict(settings)
+    scale = named.pop("lr_scale", 1.0)
+    own = named.pop("lr", None)
+    if not isinstance(scale, int | float) or (own is not None and not isinstance(own, int | float)):
+        raise RuntimeFault(f"optimise {pattern}: lr and lr_scale are numbers")
+    if own is not None:
+        # In proportion to the spec's own rate, so that a run's --lr moves every group alike.
+        scale *= own / spec_base.lr
+    return _read_settings(named.items(), replace(base, lr=base.lr * scale), f"optimise {pattern}")
+
+
+def _read_settings(settings: Settings, base: AdamWSettings, where: str) -> AdamWSettings:
+    known = [entry.name for entry in fields(AdamWSettings)]
+    for name, value in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "lr_scale"], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+            raise RuntimeFault(f"{where}: no setting {name} ({hint})")
+        if name == "betas":
+            if not isinstance(value, tuple) or len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+                raise RuntimeFault(f"{where}: betas are two numbers from 0 to 1, not {value}")
+            base = replace(base, betas=(float(value[0]), float(value[1])))
+        elif isinstance(value, tuple) or value < 0:
+            raise RuntimeFault(f"{where}: {name} is one number, not below 0; got {value}")
+        else:
+            base = replace(base, **{name: float(value)})
+    return base

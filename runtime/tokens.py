@@ -1,0 +1,188 @@
+"""Text to token ids and back: plain bytes, or a Hugging Face `tokenizers` file.
+
+Bytes need no library. Ids 0 .. 255 are the bytes themselves; a larger vocabulary (260 is usual) adds
+
+    256  end of document      put behind every document, and what generation stops on
+    257  begin of document    put in front only when asked
+    258, 259                  unused, so that the table has a round number of rows
+
+A vocabulary of 256 has no marks at all. Documents then end where their rows end, which packed attention respects anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .documents import Document
+from .errors import RuntimeFault
+
+BYTE_COUNT = 256
+BYTE_END = 256
+BYTE_BEGIN = 257
+
+# What published tokenizers call the mark between documents, most specific first.
+END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|eos|>", "<|end|>", "[EOS]", "[SEP]")
+BEGIN_NAMES = ("<|begin_of_text|>", "<bos>", "<s>", "<|bos|>", "[BOS]", "[CLS]")
+
+
+class Tokens(Protocol):
+    """A vocabulary. `digest` says whether two of them are the same one; `end` and `begin` are None where there is no such mark."""
+
+    name: str
+    vocab: int
+    end: int | None
+    begin: int | None
+    digest: str
+
+    def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
+        """Ids of each document, without marks."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, without marks."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; marks are left out, broken characters are replaced."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByteTokens:
+    """Every byte is a token. `vocab` is the model's."""
+
+    vocab: int
+    name: str = "bytes"
+
+    @property
+    def end(self) -> int | None:
+        return BYTE_END if self.vocab > BYTE_END else None
+
+    @property
+    def begin(self) -> int | None:
+        return BYTE_BEGIN if self.vocab > BYTE_BEGIN else None
+
+    @property
+    def digest(self) -> str:
+        return f"bytes-{self.vocab}"
+
+    def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
+        return [np.frombuffer(document.text, dtype=np.uint8) for document in documents]
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(index for index in ids if index < BYTE_COUNT).decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class FileTokens:
+    """A `tokenizer.json`. Its own post-processing (begin marks, templates) is not applied to documents."""
+
+    name: str
+    vocab: int
+    end: int | None
+    begin: int | None
+    digest: str
+    tokenizer: Any  # tokenizers.Tokenizer; the library is optional
+
+    def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
+        texts = [_utf8(document) for document in documents]
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(entry.ids, dtype=np.uint32) for entry in encoded]
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def line_of(self, document: Document, index: int) -> int:
+        """The line of the document's text that its token number `index` stands on."""
+        text = _utf8(document)
+        start = self.tokenizer.encode(text, add_special_tokens=False).offsets[index][0]
+        return text.count("\n", 0, start) + 1
+
+
+def load_tokens(tokenizer: str, vocab: int, end_token: str | None = None) -> Tokens:
+    """`tokenizer` is `bytes` or the path of a `tokenizers` JSON file; `vocab` is the size of the model's vocabulary."""
+    if tokenizer == "bytes":
+        if end_token is not None:
+            raise RuntimeFault("end_token names an entry of a tokenizer file; the byte vocabulary has its own (256)")
+        return ByteTokens(vocab)
+    return _from_file(Path(tokenizer), vocab, end_token)
+
+
+def check_ids(ids: np.ndarray, document: Document, tokens: Tokens, vocab: int) -> None:
+    """One clear line when a document holds an id that the model has no row for."""
+    if not ids.size or int(ids.max()) < vocab:
+        return
+    index = int(np.argmax(ids >= vocab))
+    if isinstance(tokens, FileTokens):
+        line = tokens.line_of(document, index)
+    else:
+        line = document.text.count(b"\n", 0, index) + 1
+    raise RuntimeFault(
+        f"{document.place(line)}: token id {int(ids[index])} of {tokens.name} is not in the model's vocabulary of {vocab} "
+        "(a spec with a larger vocab, or another tokenizer, is needed)"
+    )
+
+
+def _from_file(path: Path, vocab: int, end_token: str | None) -> FileTokens:
+    try:
+        from tokenizers import Tokenizer  # optional: only text that is not read as bytes needs it
+    except ImportError:
+        raise RuntimeFault(
+            f"the tokenizer {path} needs the library `tokenizers`: pip install 'weft[train]', or use `bytes`"
+        ) from None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RuntimeFault(f"the tokenizer {path} cannot be read: {_reason(error)}") from None
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise RuntimeFault(f"{path} is not a `tokenizers` file: {_reason(error)}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    end = _find_mark(tokenizer, path, end_token, END_NAMES)
+    begin = _find_mark(tokenizer, path, None, BEGIN_NAMES)
+    for mark in (end, begin):
+        if mark is not None and mark >= vocab:
+            raise RuntimeFault(
+                f"{path}: the mark {tokenizer.id_to_token(mark)!r} has id {mark}, outside the model's vocabulary of {vocab}"
+            )
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return FileTokens(path.name, vocab, end, begin, digest, tokenizer)
+
+
+def _find_mark(tokenizer: Any, path: Path, wanted: str | None, names: tuple[str, ...]) -> int | None:
+    if wanted is not None:
+        index = tokenizer.token_to_id(wanted)
+        if index is None:
+            raise RuntimeFault(f"{path} has no token {wanted!r} (end_token)")
+        return index
+    known = (tokenizer.token_to_id(name) for name in names)
+    return next((index for index in known if index is not None), None)
+
+
+def _utf8(document: Document) -> str:
+    try:
+        return document.text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = document.text.count(b"\n", 0, error.start) + 1
+        raise RuntimeFault(
+            f"{document.place(line)}: byte {document.text[error.start]:#04x} is not UTF-8 (convert the file, or read it with "
+            "the tokenizer `bytes`)"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
