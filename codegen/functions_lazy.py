@@ -1,0 +1,22 @@
+"""codegen/functions, imported when first used: they import torch, and the op table must not (see lazy.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .functions import attention, draws, gathers, pointwise, precision, segments, shifts, statics
+else:
+    from .lazy import _LazyModule
+
+    _package = __name__.rpartition(".")[0] + ".functions."
+    attention = _LazyModule(_package + "attention")
+    draws = _LazyModule(_package + "draws")
+    gathers = _LazyModule(_package + "gathers")
+    pointwise = _LazyModule(_package + "pointwise")
+    precision = _LazyModule(_package + "precision")
+    segments = _LazyModule(_package + "segments")
+    shifts = _LazyModule(_package + "shifts")
+    statics = _LazyModule(_package + "statics")
+
+__all__ = ["attention", "draws", "gathers", "pointwise", "precision", "segments", "shifts", "statics"]

@@ -1,0 +1,34 @@
+"""The op table: every primitive of the language, in the order of the manual. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from ...dsl.opdef import OpDef, OpTable
+from .arithmetic import ARITHMETIC
+from .comparison import COMPARISON
+from .conversion import CONVERSION
+from .elementwise import ELEMENTWISE
+from .gather import GATHERS
+from .linear import LINEAR_OPS
+from .parts import PARTS
+from .reduction import REDUCTIONS
+from .reshape import RESHAPES
+from .rows import ROWS
+from .shift import SHIFTS
+from .topk import TOPK_OPS
+
+ALL_OPS: tuple[OpDef, ...] = (
+    *ARITHMETIC,
+    *COMPARISON,
+    *ELEMENTWISE,
+    *CONVERSION,
+    *LINEAR_OPS,
+    *GATHERS,
+    *REDUCTIONS,
+    *TOPK_OPS,
+    *RESHAPES,
+    *PARTS,
+    *SHIFTS,
+    *ROWS,
+)
+
+OPS = OpTable({op.name: op for op in ALL_OPS})

@@ -1,0 +1,81 @@
+"""`position`, `index`, `length`: where a row stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...dsl import frontier
+from ...dsl.axes import Axis
+from ...dsl.errors.later import NotBuiltYet
+from ...dsl.frontier import Frontier
+from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
+from ...dsl.program import Node
+from ...dsl.value_type import Id, Int, ValueType
+from ..functions_lazy import shifts
+from ..lazy import torch
+from ..lowering import LowerContext
+from .operands import cost_per_entry
+
+
+@dataclass(frozen=True)
+class RowAttrs:
+    axis: Axis
+
+
+def _infer_position(call: OpCall, axis: Axis) -> Inferred:
+    return Inferred(RowAttrs(axis), (), (ValueType(Int(), (axis,)),))
+
+
+def _infer_index(call: OpCall, axis: Axis, which: str) -> Inferred:
+    if axis.is_static:
+        return Inferred(RowAttrs(axis), (), (ValueType(Id(axis), (axis,)),))
+    raise call.fail(NotBuiltYet(call.span, f"`index({axis.name})`"))
+
+
+def _infer_length(call: OpCall, axis: Axis) -> Inferred:
+    if axis.parent is not None:
+        raise call.fail(NotBuiltYet(call.span, f"`length` of the nested axis {axis.name}"))
+    return Inferred(RowAttrs(axis), (), (ValueType(Int(), (), axis.is_ordered),))
+
+
+def _lower_position(ctx: LowerContext, node: Node) -> None:
+    attrs = node.attrs
+    assert isinstance(attrs, RowAttrs)
+    axis = attrs.axis
+    ctx.define(node.outputs[0], ctx.position(axis) if axis.is_ordered else ctx.call(torch.arange, axis.size))
+
+
+def _lower_length(ctx: LowerContext, node: Node) -> None:
+    attrs = node.attrs
+    assert isinstance(attrs, RowAttrs)
+    axis = attrs.axis
+    if axis.is_static:
+        ctx.define(node.outputs[0], ctx.call(torch.tensor, axis.size))
+    else:
+        ctx.define(node.outputs[0], ctx.call(shifts.lengths, ctx.offsets(axis)))
+
+
+def _frontier_length(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    assert isinstance(node.attrs, RowAttrs)
+    return frontier.NONE if node.attrs.axis.is_static else frontier.length_of(node.attrs.axis)
+
+
+AXIS = Param("axis", Accepts.AXIS)
+POSITION = OpDef(
+    name="position", params=(AXIS,), infer=_infer_position, frontier=frontier.no_data, lower=_lower_position, cost=cost_per_entry(0),
+    doc="`position(seq)`: the number of a row in its example, from 0; of an entry along a static axis too. An int along the axis.",
+    samples=("x: real[seq, dim] => x + real(position(seq))", "x: real[seq, dim] => x + real(position(dim))"),
+)  # fmt: skip
+INDEX = OpDef(
+    name="index", params=(AXIS, Param("which", Accepts.CHOICE, "own", ("own", "closed"))), infer=_infer_index, frontier=frontier.no_data,
+    lower=_lower_position, cost=cost_per_entry(0),
+    doc="`index(A)`: the entries of a static axis as ids in it, along it. Of a cut, which segment a row is in.",
+    samples=("x: real[seq, dim] => x * real(index(dim))",),
+)  # fmt: skip
+LENGTH = OpDef(
+    name="length", params=(AXIS,), infer=_infer_length, frontier=_frontier_length, lower=_lower_length, cost=cost_per_entry(0),
+    doc="`length(seq)`: how many rows an axis has: an int per example for an ordered axis, one int for a static one.",
+    samples=("x: real[seq, dim] => x / real(length(seq))",),
+)  # fmt: skip
+
+ROWS = (POSITION, INDEX, LENGTH)

@@ -1,0 +1,150 @@
+"""`previous`, `next`, `shift`: the row k before or after, in the same example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...dsl import frontier
+from ...dsl.axes import Axis
+from ...dsl.errors.axes import BadNumber, NotAlong, WrongAxisKind
+from ...dsl.errors.later import NotBuiltYet
+from ...dsl.frontier import Frontier
+from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
+from ...dsl.program import Constant, Node, Value
+from ...dsl.value_type import Tag
+from ..functions_lazy import shifts
+from ..lazy import torch
+from ..lowering import LowerContext
+from .joining import Operand, join, level_words, same_kind, want_whole
+from .operands import cost_per_entry, own
+
+
+@dataclass(frozen=True)
+class ShiftAttrs:
+    """Reads `by` rows later; earlier for a negative `by`."""
+
+    by: int
+    along: Axis
+
+
+def _along(call: OpCall, operator: str, x: Value, along: Axis | None) -> Axis:
+    rows = x.type.rows
+    if rows is None or (along is not None and along is not rows):
+        if along is not None and along.is_static:
+            raise call.fail(WrongAxisKind(call.at("along"), operator, along.name, "an ordered axis", "static"))
+        if along is not None and rows is not None:
+            raise call.fail(
+                NotBuiltYet(call.at("along"), f"`{operator}` of a value along {rows.name}, counted along {along.name}")
+            )
+        name = along.name if along is not None else "an ordered axis"
+        raise call.fail(NotAlong(call.at("along"), operator, name, level_words(x.type), call.at("x")))
+    if rows.parent is not None:
+        raise call.fail(NotBuiltYet(call.span, f"`{operator}` along the nested axis {rows.name}"))
+    return rows
+
+
+def _positive(call: OpCall, operator: str, k: int) -> None:
+    if k < 1:
+        raise call.fail(BadNumber(call.at("k"), operator, "k", str(k), "at least 1"))
+
+
+def _infer_previous(call: OpCall, x: Value, k: int, first: Value | None, along: Axis | None) -> Inferred:
+    _positive(call, "previous", k)
+    want_whole(call, "previous", x=x)
+    axis = _along(call, "previous", x, along)
+    if first is None:
+        if isinstance(x.type.kind, Tag):
+            raise call.fail(
+                BadNumber(call.span, "previous", "first", "nothing", "given for tags: what the first rows read")
+            )
+        return Inferred(ShiftAttrs(-k, axis), (x,), (x.type,))
+    kind = same_kind(call, "previous", x=x, first=first)
+    joint = join(call, "previous", (Operand(x, call.at("x")), Operand(first, call.at("first"))))
+    if joint.axes != x.type.axes:
+        wider = next(a for a in joint.axes if a not in x.type.axes)
+        raise call.fail(NotAlong(call.at("first"), "previous", wider.name, level_words(x.type), call.at("x")))
+    return Inferred(ShiftAttrs(-k, axis), (x, first), (replace(x.type, kind=kind),))
+
+
+def _lower_previous(ctx: LowerContext, node: Node) -> None:
+    attrs, x = node.attrs, node.inputs[0]
+    assert isinstance(attrs, ShiftAttrs)
+    first: object = 0
+    if len(node.inputs) > 1:
+        given = node.inputs[1]
+        if isinstance(given, Constant):
+            first = given.number
+        else:
+            first = ctx.aligned(given, x.type.static_axes, attrs.along)
+    ctx.define(
+        node.outputs[0], ctx.call(shifts.previous_rows, own(ctx, x), ctx.position(attrs.along), -attrs.by, first)
+    )
+
+
+def _infer_ahead(call: OpCall, operator: str, x: Value, by: int, along: Axis | None) -> Inferred:
+    axis = _along(call, operator, x, along)
+    return Inferred(ShiftAttrs(by, axis), (x,), (replace(x.type, missing=True),))
+
+
+def _infer_next(call: OpCall, x: Value, k: int, along: Axis | None) -> Inferred:
+    _positive(call, "next", k)
+    return _infer_ahead(call, "next", x, k, along)
+
+
+def _infer_shift(call: OpCall, x: Value, by: int, along: Axis | None) -> Inferred:
+    return _infer_ahead(call, "shift", x, -by, along)
+
+
+def _lower_ahead(ctx: LowerContext, node: Node) -> None:
+    attrs, x = node.attrs, node.inputs[0]
+    assert isinstance(attrs, ShiftAttrs)
+    axis = attrs.along
+    plan = (ctx.row_example(axis), ctx.offsets(axis), ctx.position(axis), attrs.by)
+    inside = ctx.call(shifts.has_next, *plan)
+    present = ctx.present(x)
+    if present is not None:
+        inside = ctx.call(shifts.shifted_flags, present, attrs.by, inside)
+    ctx.define(node.outputs[0], ctx.call(shifts.next_rows, own(ctx, x), *plan), inside)
+
+
+def _frontier_shift(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    attrs = node.attrs
+    assert isinstance(attrs, ShiftAttrs)
+    if attrs.by < 0:
+        return frontier.join(frontier.previous(given[0], -attrs.by, attrs.along), *given[1:])
+    return frontier.following(given[0], attrs.by, attrs.along)
+
+
+def _target_shift(node: Node) -> int:
+    assert isinstance(node.attrs, ShiftAttrs)
+    return node.attrs.by
+
+
+X, ALONG = Param("x", Accepts.VALUE), Param("along", Accepts.AXIS, None)
+K = Param("k", Accepts.INTEGER, 1)
+PREVIOUS = OpDef(
+    name="previous", params=(X, K, Param("first", Accepts.VALUE, None), ALONG), infer=_infer_previous, frontier=_frontier_shift,
+    lower=_lower_previous, row_wise=False, cost=cost_per_entry(0),
+    doc="`previous(x, k=1, first=)`: the row k before, in the same example. The first k rows read `first`; without it 0, false or id 0. Axes "
+    "are kept.",
+    samples=(
+        "x: real[seq, dim] => previous(x)", "x: real[seq, dim] => previous(x, 2)", "i: id[seq] in vocab => previous(i, 1, first=3)",
+        "x: real[seq, dim], y: real[dim] => previous(x, 2, first=y)",
+    ),
+)  # fmt: skip
+NEXT = OpDef(
+    name="next", params=(X, K, ALONG), infer=_infer_next, frontier=_frontier_shift, lower=_lower_ahead, row_wise=False,
+    cost=cost_per_entry(0), target_shift=_target_shift,
+    doc="`next(x, k=1)`: the row k after, in the same example; the last k rows are missing. In an objective it marks what is predicted. Axes "
+    "are kept.",
+    samples=("x: real[seq, dim] => or_missing(next(x), 0)", "i: id[seq] in vocab => or_missing(next(next(i), 2), 0)"),
+)  # fmt: skip
+SHIFT = OpDef(
+    name="shift", params=(X, Param("by", Accepts.INTEGER), ALONG), infer=_infer_shift, frontier=_frontier_shift, lower=_lower_ahead,
+    row_wise=False, cost=cost_per_entry(0),
+    doc="`shift(x, k)`: rows moved k later, `shift(x, -k)` k earlier; rows that nothing reaches are missing. Unlike `next` it claims "
+    "nothing. Axes are kept.",
+    samples=("x: real[seq, dim] => or_missing(shift(x, -2), 0)", "x: real[seq, dim] => or_missing(shift(x, 2), 1)"),
+)  # fmt: skip
+
+SHIFTS = (PREVIOUS, NEXT, SHIFT)

@@ -1,0 +1,569 @@
+"""E2xx: axes, levels and kinds of values: what an operator was given, and what it wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..diagnostics import Diagnostic, Label, SpecError
+from ..source import Span
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """`dim`, `heads and dim`, `a, b and c`, `no axes`."""
+    if not names:
+        return "no axes"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+@dataclass(frozen=True)
+class KindMismatch(SpecError, code="E201"):
+    """An operator wants another kind of value: real, int, id, flag or tag.
+
+    Kinds are never converted in silence. `real(x)` makes a real of an int, an id or a flag, `int(x)` an int of a real, an id or a
+    flag; a comparison makes a flag. Written numbers fit where they are used.
+
+    Wrong:
+        axis seq
+        model m(x: real[seq]) -> real[seq]:
+            return x * position(seq)
+    Right:
+        axis seq
+        model m(x: real[seq]) -> real[seq]:
+            return x * real(position(seq))
+    """
+
+    operator: str
+    found: str
+    wanted: str
+    other: Span | None = None
+    other_found: str = ""
+    repair: str | None = None
+
+    def describe(self) -> Diagnostic:
+        secondary = () if self.other is None else (Label(self.other, f"this is {self.other_found}"),)
+        return self.say(
+            f"`{self.operator}` wants {self.wanted}, found {self.found}",
+            f"this is {self.found}",
+            *secondary,
+            help=self.repair,
+        )
+
+
+@dataclass(frozen=True)
+class NotContained(SpecError, code="E202"):
+    """Two operands of a row-by-row operator each have a static axis that the other lacks.
+
+    Joining them would make every pair of entries, which is seldom meant. Rename the axis if the two are the same thing, reduce one
+    away, or write `outer(a, b)` (a product) where all pairs are meant.
+
+    Wrong:
+        size a = 2, b = 3
+        axis seq
+        model m(x: real[seq, a], y: real[seq, b]) -> real[seq, a, b]:
+            return x * y
+    Right:
+        size a = 2, b = 3
+        axis seq
+        model m(x: real[seq, a], y: real[seq, b]) -> real[seq, a, b]:
+            return outer(x, y)
+    """
+
+    operator: str
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    left_at: Span
+    right_at: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"neither operand of `{self.operator}` has all axes of the other: {listed(self.left)}, and {listed(self.right)}",
+            "",
+            Label(self.left_at, f"has {listed(self.left)}"),
+            Label(self.right_at, f"has {listed(self.right)}"),
+            help="where all pairs are meant: `outer(a, b)`",
+        )
+
+
+@dataclass(frozen=True)
+class SidewaysLevels(SpecError, code="E203"):
+    """Two values live along ordered axes of which neither owns the other.
+
+    A value of an example, or of an owner such as a picture, meets the values below it by itself. Along two separate axes there is no
+    row that belongs to a row. Reduce one of them (`mean(y, over=seq)`), go through a cut (`pool`, `spread`) or a selection (`take`,
+    `join`), or let one attend to the other.
+
+    Wrong:
+        axis ask
+        axis answer
+        model m(x: real[ask], y: real[answer]) -> real[ask]:
+            return x + y
+    Right:
+        axis ask
+        axis answer
+        model m(x: real[ask], y: real[answer]) -> real[ask]:
+            return x + mean(y, over=answer)
+    """
+
+    operator: str
+    left: str
+    right: str
+    left_at: Span
+    right_at: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.operator}` meets a value along {self.left} with one along {self.right}; neither axis owns the other",
+            "",
+            Label(self.left_at, f"along {self.left}"),
+            Label(self.right_at, f"along {self.right}"),
+            help=f"reduce one of them, such as `mean(.., over={self.right})`, or use `pool`, `spread`, `take` or `attend`",
+        )
+
+
+@dataclass(frozen=True)
+class AxisMissing(SpecError, code="E204"):
+    """An operator names an axis that its operand does not have.
+
+    Wrong:
+        size dim = 4, ffn = 8
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return linear(x, ffn -> dim)
+    Right:
+        size dim = 4, ffn = 8
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, ffn]:
+            return linear(x, dim -> ffn)
+    """
+
+    axis: str
+    found: tuple[str, ...]
+    value_at: Span
+    same_length: str | None = None
+
+    def describe(self) -> Diagnostic:
+        repair = None
+        if self.same_length:
+            repair = f"{self.same_length} has the same length; if it is the same thing: `rename(x, {self.same_length} -> {self.axis})`"
+        return self.say(
+            f"no axis {self.axis} here: the operand has {listed(self.found)}",
+            f"{self.axis} is named here",
+            Label(self.value_at, f"has {listed(self.found)}"),
+            help=repair,
+        )
+
+
+@dataclass(frozen=True)
+class AxisTwice(SpecError, code="E205"):
+    """The result would have one axis twice.
+
+    Axes are told apart by name, so no value has a name twice. Declare a second name of the same length: `axis out = dim`.
+
+    Wrong:
+        size dim = 4, heads = 2
+        axis seq
+        model m(x: real[seq, heads, dim]) -> real[seq, heads, dim]:
+            return linear(x, dim -> heads)
+    Right:
+        size dim = 4, heads = 2
+        axis seq
+        axis mixed = heads
+        model m(x: real[seq, heads, dim]) -> real[seq, heads, mixed]:
+            return linear(x, dim -> mixed)
+    """
+
+    operator: str
+    axis: str
+    value_at: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"the result of `{self.operator}` would have the axis {self.axis} twice",
+            f"adds {self.axis}",
+            Label(self.value_at, f"has {self.axis} already"),
+            help=f"declare a second name: `axis other = {self.axis}`",
+        )
+
+
+@dataclass(frozen=True)
+class OverNeeded(SpecError, code="E206"):
+    """The axis to reduce must be named, because there is not exactly one static axis.
+
+    Wrong:
+        size a = 2, b = 3
+        axis seq
+        model m(x: real[seq, a, b]) -> real[seq, a]:
+            return sum(x)
+    Right:
+        size a = 2, b = 3
+        axis seq
+        model m(x: real[seq, a, b]) -> real[seq, a]:
+            return sum(x, over=b)
+    """
+
+    operator: str
+    found: tuple[str, ...]
+
+    def describe(self) -> Diagnostic:
+        count = "no static axis" if not self.found else f"the static axes {listed(self.found)}"
+        return self.say(
+            f"`{self.operator}` needs `over=`: its operand has {count}", "", help="name the axis: `over=..`"
+        )
+
+
+@dataclass(frozen=True)
+class MissingRows(SpecError, code="E207"):
+    """A value whose last rows are missing meets an operator that needs them all.
+
+    `next` has nothing to say about the last rows. Row-by-row operators, `take` and `join` pass missing rows on, reductions and `loss`
+    leave them out. Everywhere else say what stands in their place: `or(x, 0)`.
+
+    Wrong:
+        size dim = 4
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return linear(next(x), dim -> dim)
+    Right:
+        size dim = 4
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return linear(or(next(x), 0), dim -> dim)
+    """
+
+    operator: str
+    why: str = ""
+
+    def describe(self) -> Diagnostic:
+        because = f": {self.why}" if self.why else ""
+        return self.say(
+            f"`{self.operator}` cannot take missing rows{because}",
+            "some rows are missing",
+            help="fill them: `or(x, 0)`",
+        )
+
+
+@dataclass(frozen=True)
+class LengthMismatch(SpecError, code="E208"):
+    """Two axes, or groups of axes, must have one length and do not.
+
+    For `rename` the lengths must be equal as formulas, so that they are equal at every size; where they are equal only for the sizes
+    in use, write `rename(x, a -> b, checked)`.
+
+    Wrong:
+        size dim = 6, half = 2
+        axis pair = 2
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, pair, half]:
+            return unflatten(x, dim -> (pair, half))
+    Right:
+        size dim = 6
+        axis pair = 2
+        axis half = dim / 2
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, pair, half]:
+            return unflatten(x, dim -> (pair, half))
+    """
+
+    operator: str
+    left: tuple[str, ...]
+    left_length: str
+    right: tuple[str, ...]
+    right_length: str
+    repair: str | None = None
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.operator}`: {listed(self.left)} has length {self.left_length}, {listed(self.right)} has length {self.right_length}",
+            "",
+            help=self.repair,
+        )
+
+
+@dataclass(frozen=True)
+class GroupMismatch(SpecError, code="E209"):
+    """Query heads cannot be shared out evenly over key heads.
+
+    `group=heads -> kv_heads` lets heads / kv_heads query heads read one key head; the division must come out whole.
+
+    Wrong:
+        size dim = 4, heads = 3, kv_heads = 2
+        axis seq
+        model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
+            return attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads)
+    Right:
+        size dim = 4, heads = 4, kv_heads = 2
+        axis seq
+        model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
+            return attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads)
+    """
+
+    heads: str
+    heads_size: int
+    groups: str
+    groups_size: int
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"{self.heads} ({self.heads_size}) is not a multiple of {self.groups} ({self.groups_size})",
+            f"{self.heads_size} / {self.groups_size} is not whole",
+        )
+
+
+@dataclass(frozen=True)
+class IdMismatch(SpecError, code="E210"):
+    """An id counts entries of another axis than the one it is used on.
+
+    An id may be used where its axis is the one looked up, or where that axis is at least as long. To bring any int into range write
+    `wrap(x, axis)`, the remainder by the axis's length.
+
+    Wrong:
+        size vocab = 8, dim = 4, classes = 20
+        axis seq
+        model m(i: id[seq] in classes) -> real[seq, dim]:
+            return embed(i, vocab -> dim)
+    Right:
+        size vocab = 8, dim = 4, classes = 20
+        axis seq
+        model m(i: id[seq] in classes) -> real[seq, dim]:
+            return embed(i, classes -> dim)
+    """
+
+    operator: str
+    found: str
+    axis: str
+    size: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.operator}` looks up entries of {self.axis} ({self.size}), found {self.found}",
+            f"this is {self.found}",
+            help=f"`wrap(x, {self.axis})` brings any int into range",
+        )
+
+
+@dataclass(frozen=True)
+class WeightAxes(SpecError, code="E211"):
+    """A weight handed to an operator must have exactly the axes that the operator's own weight would have.
+
+    They are matched by name, in any order, so one table {vocab, dim} serves `embed(i, vocab -> dim)` and `linear(x, dim -> vocab)`.
+
+    Wrong:
+        size vocab = 8, dim = 4, ffn = 6
+        axis seq
+        shared table: real[vocab, ffn]
+        model m(i: id[seq] in vocab) -> real[seq, dim]:
+            return embed(i, vocab -> dim, weight=table)
+    Right:
+        size vocab = 8, dim = 4
+        axis seq
+        shared table: real[vocab, dim]
+        model m(i: id[seq] in vocab) -> real[seq, dim]:
+            return embed(i, vocab -> dim, weight=table)
+    """
+
+    operator: str
+    found: tuple[str, ...]
+    wanted: tuple[str, ...]
+    reason: str = ""
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"the weight of `{self.operator}` must have {listed(self.wanted)}, found {listed(self.found)}",
+            f"has {listed(self.found)}",
+            notes=(self.reason,) if self.reason else (),
+        )
+
+
+@dataclass(frozen=True)
+class WrongAxisKind(SpecError, code="E212"):
+    """An operator wants a static axis where an ordered one is named, or the other way round.
+
+    Static axes have one length for all examples (a size); ordered axes have a length per example.
+
+    Wrong:
+        size dim = 4
+        axis seq
+        model m(x: real[seq, dim]) -> real[dim]:
+            return linear(x, seq -> dim)
+    Right:
+        size dim = 4
+        axis seq
+        model m(x: real[seq, dim]) -> real[dim]:
+            return mean(x, over=seq)
+    """
+
+    operator: str
+    axis: str
+    wanted: str
+    found: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.operator}` wants {self.wanted} here; {self.axis} is {self.found}", f"{self.axis} is {self.found}"
+        )
+
+
+@dataclass(frozen=True)
+class InexactDivision(SpecError, code="E213"):
+    """`/` of two ints would have to come out whole, which is not known when the spec is checked.
+
+    `//` rounds down; `real(a) / real(b)` divides as reals do.
+
+    Wrong:
+        axis seq
+        model m(x: real[seq]) -> int[seq]:
+            return position(seq) / 2
+    Right:
+        axis seq
+        model m(x: real[seq]) -> int[seq]:
+            return position(seq) // 2
+    """
+
+    left: str
+    right: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`/` of {self.left} and {self.right} is not known to be whole",
+            help="`a // b` rounds down, `real(a) / real(b)` divides",
+        )
+
+
+@dataclass(frozen=True)
+class AxisUnshared(SpecError, code="E214"):
+    """Keys have an axis that queries lack.
+
+    `attend` compares a query with the keys of its own batch entry, so axes of the keys are the contracted ones (`over=`), the one
+    attended along (`along=`), the key heads (`group=`), or axes that the queries have too.
+
+    Wrong:
+        size dim = 4, heads = 4, kv_heads = 2
+        axis seq
+        model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
+            return attend(q, k, k, over=dim, along=seq)
+    Right:
+        size dim = 4, heads = 4, kv_heads = 2
+        axis seq
+        model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
+            return attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads)
+    """
+
+    what: str
+    axis: str
+    found: tuple[str, ...]
+    query_at: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"the {self.what} have the axis {self.axis}, which the queries lack",
+            f"has {self.axis}",
+            Label(self.query_at, f"has {listed(self.found)}"),
+            help=f"if several query heads read one entry of it: `group=heads -> {self.axis}`",
+        )
+
+
+@dataclass(frozen=True)
+class BadNumber(SpecError, code="E215"):
+    """A static number is outside the range that the operator has a meaning for.
+
+    Wrong:
+        axis seq
+        model m(x: real[seq]) -> real[seq]:
+            return previous(x, 0)
+    Right:
+        axis seq
+        model m(x: real[seq]) -> real[seq]:
+            return previous(x, 1)
+    """
+
+    operator: str
+    parameter: str
+    found: str
+    wanted: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(f"`{self.parameter}` of `{self.operator}` must be {self.wanted}, found {self.found}")
+
+
+@dataclass(frozen=True)
+class LowerLevel(SpecError, code="E216"):
+    """A value has an entry per row where one for the whole example, or for all examples, is wanted.
+
+    Going down the tree of levels is free, going up needs a reduction: `mean(x, over=seq)`.
+
+    Wrong:
+        size dim = 4
+        axis seq
+        model m(x: real[seq, dim], w: real[seq, dim]) -> real[seq, dim]:
+            return linear(x, dim -> dim, weight=w)
+    Right:
+        size dim = 4
+        axis seq
+        model m(x: real[seq, dim], w: real[seq, dim]) -> real[seq, dim]:
+            return x * w
+    """
+
+    operator: str
+    level: str
+    wanted: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(f"`{self.operator}` wants {self.wanted} here, found one {self.level}", f"one {self.level}")
+
+
+@dataclass(frozen=True)
+class NotAlong(SpecError, code="E217"):
+    """The operand does not live along the ordered axis that the operator works on.
+
+    Wrong:
+        size dim = 4
+        axis ask
+        axis answer
+        model m(x: real[ask, dim]) -> real[dim]:
+            return mean(x, over=answer)
+    Right:
+        size dim = 4
+        axis ask
+        model m(x: real[ask, dim]) -> real[dim]:
+            return mean(x, over=ask)
+    """
+
+    operator: str
+    axis: str
+    found: str
+    value_at: Span
+
+    def describe(self) -> Diagnostic:
+        return self.say(
+            f"`{self.operator}` works along {self.axis}; the operand has one entry {self.found}",
+            f"{self.axis} is named here",
+            Label(self.value_at, f"one entry {self.found}"),
+        )
+
+
+@dataclass(frozen=True)
+class NotACut(SpecError, code="E218"):
+    """`pool` and `spread` go between an axis and a cut of it.
+
+    A cut is born in `segment seq into patch ends where ..` and declared `axis patch cut from seq`.
+
+    Wrong:
+        size dim = 4
+        axis seq
+        axis other
+        model m(x: real[seq, dim]) -> real[other, dim]:
+            return pool(x, seq -> other, by=mean)
+    Right:
+        size dim = 4
+        axis seq
+        model m(x: real[seq, dim]) -> real[dim]:
+            return mean(x, over=seq)
+    """
+
+    operator: str
+    axis: str
+    cut: str
+    wanted: str
+
+    def describe(self) -> Diagnostic:
+        return self.say(f"`{self.operator}`: {self.cut} is not {self.wanted} {self.axis}", f"{self.cut} is named here")
