@@ -1,0 +1,1 @@
+"""Eager CPU building blocks: plain torch functions that generated models call on packed rows."""
