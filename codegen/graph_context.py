@@ -1,0 +1,299 @@
+"""The LowerContext of the reference graph: packed rows, weights read from a tree, one origin on every fx node."""
+
+from __future__ import annotations
+
+import hashlib
+import keyword
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..dsl.axes import Axis
+from ..dsl.program import Constant, Node, Value, Weight
+from ..dsl.value_type import Flag, Real
+from .functions import packing
+from .origin import Origin, defines, mark
+from .signature import DRAW_ARGUMENTS, sizes
+from .weight_tree import attribute_path
+
+WIDE = torch.float32
+
+
+class CompilerBug(Exception):
+    """Something that only a mistake of ours explains. The text names the place in the spec, for the report."""
+
+
+class NotLowered(Exception):
+    """A construct that checks but has no lowering yet. `span` is where it is written."""
+
+    def __init__(self, what: str, node: Node | None) -> None:
+        super().__init__(what + (f" ({node.span})" if node is not None else ""))
+        self.what = what
+        self.node = node
+
+
+class GraphContext:
+    """One graph under construction; see `lowering.LowerContext` for what each method promises.
+
+    `working` is the type in which reals are computed, `stored` the type of the weights. Where they differ a weight is rounded when
+    it is read, except by precise nodes. Values of precise nodes are kept wide and rounded when another node reads them.
+    """
+
+    def __init__(self, inputs: tuple[Value, ...], axes: tuple[Axis, ...], working: torch.dtype, stored: torch.dtype) -> None:
+        self.graph = fx.Graph()
+        self.working, self.stored = working, stored
+        self._values: dict[Value, Any] = {}
+        self._present: dict[Value, fx.Node] = {}
+        self._cached: dict[tuple[object, ...], Any] = {}
+        self._sites: dict[str, int] = {}
+        self._origin = Origin(None, None)
+        self._node: Node | None = None
+        self._rows_of: dict[Axis, fx.Node] = {}
+        self._per_example: fx.Node | None = None
+        self._offsets: dict[Axis, fx.Node] = {}
+        for value in inputs:
+            node = self.argument(value.name, value)
+            self._values[value] = node
+            if value.type.rows is not None:
+                self._rows_of.setdefault(value.type.rows, node)
+            elif value.type.per_example and self._per_example is None:
+                self._per_example = node
+        for axis in axes:
+            self._offsets[axis] = self.argument(f"{axis.name}_offsets")
+        self._draws = {name: self.argument(name) for name in DRAW_ARGUMENTS}
+
+    # -- the graph -------------------------------------------------------------------------------------------------------------
+
+    def argument(self, name: str, value: Value | None = None) -> fx.Node:
+        """A further argument of the graph, in the order of calls."""
+        taken = {node.target for node in self.graph.nodes if node.op == "placeholder"}
+        target = argument_name(name)
+        while target in taken:
+            target += "_"
+        node = self.graph.placeholder(target)
+        origin = Origin(None, None) if value is None else Origin(value.span, value.type, value=value)
+        return mark(node, origin)
+
+    def lower(self, node: Node, rule: Callable[[Any, Node], Any]) -> None:
+        """Runs a lowering rule on a program node and checks that it defined every output."""
+        self._node = node
+        self._origin = Origin(node.span, node.outputs[0].type, node.scope, node.precise, node=node)
+        result = rule(self, node)
+        missing = [value for value in node.outputs if value not in self._values]
+        if missing and result is not None:
+            results = result if isinstance(result, tuple) else (result,)
+            for value, fx_node in zip(node.outputs, results, strict=True):
+                self.define(value, fx_node)
+        elif missing:
+            raise CompilerBug(f"{node.op.name} at {node.span} left {missing[0].name} without a value")
+        self._node = None
+
+    def finish(self, results: list[Any]) -> None:
+        self.graph.output(tuple(results))
+        for node in reversed(list(self.graph.nodes)):
+            if node.op == "placeholder" and node.target in DRAW_ARGUMENTS and not self.draws:
+                self.graph.erase_node(node)
+
+    @property
+    def draws(self) -> bool:
+        return any(node.users for node in self._draws.values())
+
+    def under(self, origin: Origin) -> None:
+        """Nodes made from here on, outside a program node, carry this origin."""
+        self._origin = origin
+        self._node = None
+
+    # -- LowerContext ----------------------------------------------------------------------------------------------------------
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        if not callable(function):
+            raise CompilerBug(f"{function!r} is not a function")
+        return mark(self.graph.call_function(function, args, kwargs), replace(self._origin, value=None))
+
+    def read(self, value: Value) -> Any:
+        if isinstance(value, Constant):
+            return value.number
+        node = self._weight(value) if isinstance(value, Weight) else self._value(value)
+        if not isinstance(value.type.kind, Real):
+            return node
+        held = self._held_type(value)
+        wanted = self._wanted_type()
+        if held == wanted:
+            return node
+        key = value.path if isinstance(value, Weight) else value
+        return self._once(("type", key, wanted), lambda: self.call(torch.Tensor.to, node, wanted))
+
+    def aligned(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> Any:
+        node = self.read(value)
+        if isinstance(value, Constant):
+            return node
+        if isinstance(value, Weight) and value.outputs:
+            node = self.call(torch.reshape, node, value.shape)
+        leading = value.type.rows is not None or value.type.per_example
+        static = value.type.static_axes
+        if not set(static) <= set(axes):
+            raise CompilerBug(f"{value!r} does not fit [{', '.join(a.name for a in axes)}] at {self._origin.span}")
+        order = sorted(range(len(static)), key=lambda i: axes.index(static[i]))
+        if order != list(range(len(static))):
+            permutation = ((0, *(i + 1 for i in order)) if leading else tuple(order))
+            node = self.call(torch.permute, node, permutation)
+        present = [axis in static for axis in axes]
+        # Leading sizes of one may stay away when no row dimension stands before them.
+        if not leading:
+            while present and not present[0]:
+                present.pop(0)
+        if not all(present):
+            index: list[Any] = [slice(None)] if leading else []
+            index += [slice(None) if there else None for there in present]
+            node = self.call(operator.getitem, node, tuple(index))
+        return self._descend(value, node, rows, per_example) if leading else node
+
+    def full(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> fx.Node:
+        node = self.aligned(value, axes, rows, per_example)
+        like = self.row_example(rows) if rows is not None else self.batch() if per_example else None
+        if isinstance(value, Constant):
+            dtype = self._constant_type(value)
+            device = like or self._any_tensor()
+            return self.call(packing.filled, node, like, sizes(axes), dtype, device)
+        return self.call(packing.expand, node, like, sizes(axes))
+
+    def present(self, value: Value) -> fx.Node | None:
+        return self._present.get(value)
+
+    def define(self, value: Value, node: Any, present: fx.Node | None = None) -> None:
+        if value in self._values:
+            raise CompilerBug(f"{value.name} at {value.span} has two values")
+        self._values[value] = node
+        if present is not None:
+            self._present[value] = present
+        if isinstance(node, fx.Node):
+            defines(node, value)
+        rows = value.type.rows
+        if rows is not None and isinstance(node, fx.Node):
+            self._rows_of.setdefault(rows, node)
+
+    def offsets(self, axis: Axis) -> fx.Node:
+        if axis not in self._offsets:
+            raise NotLowered(f"rows of the axis {axis.name}", self._node)
+        return self._offsets[axis]
+
+    def row_example(self, axis: Axis) -> fx.Node:
+        return self._once(("row_example", axis), lambda: self._plan(self._make_row_example, axis))
+
+    def position(self, axis: Axis) -> fx.Node:
+        return self._once(("position", axis), lambda: self._plan(self._make_position, axis))
+
+    def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:
+        site = self._site(node)
+        examples = row_example = position = None
+        if axis is not None:
+            examples, row_example, position = self._draws["draw_examples"], self.row_example(axis), self.position(axis)
+        elif any(value.type.per_example for value in node.outputs):
+            examples = self._draws["draw_examples"]
+        seed, step = self._draws["draw_seed"], self._draws["draw_step"]
+        return self.call(packing.draw_key, seed, step, site, examples, row_example, position)
+
+    def working_type(self) -> torch.dtype:
+        return self.working
+
+    def batch(self) -> fx.Node:
+        """A tensor with one entry per example."""
+        if self._per_example is not None:
+            return self._per_example
+        if not self._offsets:
+            raise NotLowered("a value per example in a model without inputs per example", self._node)
+        offsets = next(iter(self._offsets.values()))
+        return self._once(("batch",), lambda: self._plan(lambda _: self.call(packing.batch_of, offsets), None))
+
+    # -- parts -----------------------------------------------------------------------------------------------------------------
+
+    def _value(self, value: Value) -> Any:
+        try:
+            return self._values[value]
+        except KeyError:
+            raise CompilerBug(f"{value.name} at {value.span} is read before it is made") from None
+
+    def _weight(self, weight: Weight) -> fx.Node:
+        def make() -> fx.Node:
+            node = self.graph.get_attr("weights." + attribute_path(weight.path))
+            return mark(node, Origin(weight.span, weight.type, value=weight))
+
+        # By path: a weight that two calls share is one parameter, seen through the axes of each call.
+        return self._once(("weight", weight.path), make)
+
+    def _held_type(self, value: Value) -> torch.dtype:
+        if isinstance(value, Weight):
+            return self.stored
+        precise = value in self._values and self._is_precise(value)
+        return torch.promote_types(self.working, WIDE) if precise else self.working
+
+    def _is_precise(self, value: Value) -> bool:
+        made = self._values[value]
+        origin = made.meta.get("weft_origin") if isinstance(made, fx.Node) else None
+        # A value that another node passed on unchanged is as wide as where it was made.
+        return origin is not None and origin.precise
+
+    def _wanted_type(self) -> torch.dtype:
+        return torch.promote_types(self.working, WIDE) if self._origin.precise else self.working
+
+    def _constant_type(self, value: Constant) -> torch.dtype:
+        match value.type.kind:
+            case Real():
+                return self._wanted_type()
+            case Flag():
+                return torch.bool
+            case _:
+                return torch.int64
+
+    def _descend(self, value: Value, node: Any, rows: Axis | None, per_example: bool) -> Any:
+        """From the value's level down to where it is met: a gather by the owner of each row."""
+        own = value.type.rows
+        if own is rows and (rows is not None or value.type.per_example == per_example):
+            return node
+        if own is None and rows is not None:
+            return self.call(torch.index_select, node, 0, self.row_example(rows))
+        raise NotLowered(f"{value.name} read by rows of {rows.name if rows is not None else 'examples'}", self._node)
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._cached:
+            self._cached[key] = make()
+        return self._cached[key]
+
+    def _plan(self, make: Callable[[Any], fx.Node], axis: Axis | None) -> fx.Node:
+        """Plans belong to no expression of the spec; they may be made in the middle of one."""
+        before, self._origin = self._origin, Origin(axis.span if axis is not None else None, None)
+        try:
+            return make(axis)
+        finally:
+            self._origin = before
+
+    def _make_row_example(self, axis: Axis) -> fx.Node:
+        offsets = self.offsets(axis)
+        rows = self._rows_of.get(axis)
+        return self.call(packing.row_example_of, offsets) if rows is None else self.call(packing.row_example, offsets, rows)
+
+    def _make_position(self, axis: Axis) -> fx.Node:
+        return self.call(packing.position, self.offsets(axis), self.row_example(axis))
+
+    def _any_tensor(self) -> fx.Node | None:
+        return next((node for node in self.graph.nodes if node.op in ("placeholder", "get_attr")), None)
+
+    def _site(self, node: Node) -> int:
+        """A number for the place of a random op: its scope, its name, and a count among equals there."""
+        frames = ".".join(f.name if f.index is None else f"{f.name}.{f.index}" for f in node.scope)
+        path = f"{frames}.{node.outputs[0].name}.{node.op.name}"
+        count = self._sites[path] = self._sites.get(path, 0) + 1
+        digest = hashlib.blake2b(f"{path}#{count}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
+
+
+def argument_name(name: str) -> str:
+    """A name of the spec as a Python argument; anything but a plain identifier is our bug."""
+    if not (name.isascii() and name.isidentifier()):
+        raise CompilerBug(f"{name!r} is not an identifier")
+    return name + "_" if keyword.iskeyword(name) or name in ("self", "torch", "device", "operator") else name
+

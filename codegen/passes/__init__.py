@@ -1,0 +1,1 @@
+"""Passes over fx graphs; the list of them is codegen/pipeline.py."""

@@ -1,0 +1,52 @@
+"""The parameters of a program as nested modules, so that `state_dict()` names them by path.
+
+A path part may be any name of the spec, and some are also methods of `torch.nn.Module` (`half`, `type`, `train`). Such a part is
+registered under its own name, where `state_dict` and `named_parameters` find it, and read by attribute with a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+PREFIX = "part_"
+
+
+class WeightTree(torch.nn.Module):
+    """One level of the tree: parameters and further levels by path part."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only when ordinary lookup fails, so a child called `part_half` itself is found before this.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            part = name.removeprefix(PREFIX)
+            if part != name and part in self._parameters:
+                return self._parameters[part]
+            if part != name and part in self._modules:
+                return self._modules[part]
+            raise
+
+    def add(self, path: str, parameter: torch.nn.Parameter) -> None:
+        """Registers a parameter, making the levels above it."""
+        *parents, last = path.split(".")
+        level: torch.nn.Module = self
+        for part in parents:
+            below = level._modules.get(part)
+            if below is None:
+                below = level._modules[part] = WeightTree()
+            level = below
+        level._parameters[last] = parameter
+
+    def by_path(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return self.named_parameters(remove_duplicate=False)
+
+
+def attribute_path(path: str) -> str:
+    """The dotted attribute path that reads a weight from a tree."""
+    return ".".join(PREFIX + part if hasattr(torch.nn.Module, part) or part in _INSTANCE else part for part in path.split("."))
+
+
+_INSTANCE = frozenset(vars(torch.nn.Module())) | {"add", "by_path"}

@@ -1,0 +1,200 @@
+"""Model: the weights of a spec as an nn.Module, and the graphs that run on them.
+
+    model = load("specs/olmo2.weft", size="tiny")
+    logits = model([tokens_a, tokens_b])                              one list entry per example
+    sums = model.loss(tokens=[tokens_a, tokens_b])                    {"next_token": (sum, count)}
+
+Graphs are lowered when they are first needed and again when the type of the weights changes, so `model.double()` computes in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..codegen.lower import empty_weights, lower, signature
+from ..codegen.pipeline import REFERENCE_PASSES, Pass, optimise
+from ..codegen.signature import Signature
+from ..codegen.weight_tree import WeightTree
+from ..dsl.check import Checked
+from ..dsl.program import Program, Weight
+from .errors import InputFault, LoadFault
+from .initialise import initialise
+from .packed import Batch, pack, unpack
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What random draws depend on besides the place in the spec: run seed, step, and the id of each example (0, 1, .. if None)."""
+
+    seed: int = 0
+    step: int = 0
+    example_ids: Sequence[int] | Tensor | None = None
+
+
+class Model(WeightTree):
+    """One spec for one choice of sizes. Calling it runs its main model; parameters are named by weight path.
+
+    `checked` is the checked spec, `program` its main model, `weights` what is known of each parameter by path. `passes` are run on
+    every graph (codegen/pipeline.py); the reference graphs stay available through `reference`.
+    """
+
+    def __init__(
+        self,
+        checked: Checked,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        seed: int | None = 0,
+        passes: tuple[Pass, ...] = REFERENCE_PASSES,
+    ) -> None:
+        """`seed` None leaves the weights uninitialised, for a caller that fills them."""
+        super().__init__()
+        if not checked.models:
+            raise LoadFault(f"{checked.source.name} declares no model")
+        self.checked = checked
+        self.program: Program = checked.model
+        self.weights: dict[str, Weight] = checked.weights
+        self.passes = passes
+        self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
+        tree = empty_weights(self.weights.values(), dtype, device)
+        self._parameters.update(tree._parameters)
+        self._modules.update(tree._modules)
+        for path, parameter in self.by_path():
+            # Gradients still pass through a frozen weight to what it multiplies.
+            parameter.requires_grad_(not self.weights[path].frozen)
+        if seed is not None:
+            self.reset(seed)
+
+    # -- what it is ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next((parameter.dtype for _, parameter in self.by_path()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        return next((parameter.device for _, parameter in self.by_path()), torch.device("cpu"))
+
+    @property
+    def signature(self) -> Signature:
+        return signature(self.graph(self.program))
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for _, parameter in self.by_path())
+
+    def reset(self, seed: int = 0) -> None:
+        """Draws all weights anew, as the spec says."""
+        initialise(dict(self.by_path()), self.weights.values(), seed)
+
+    def graph(self, program: Program, working: torch.dtype | None = None) -> fx.GraphModule:
+        """The graph that calls of `program` run: the reference graph after the model's passes."""
+        key = (program, self.dtype, working or self.dtype, self.passes)
+        if key not in self._graphs:
+            reference = self.reference(program, working)
+            self._graphs[key] = optimise(reference, self.passes) if self.passes else reference
+        return self._graphs[key]
+
+    def reference(self, program: Program | None = None, working: torch.dtype | None = None) -> fx.GraphModule:
+        """The unfused graph: what every pass, kernel and decoder is compared with."""
+        program = program or self.program
+        key = (program, self.dtype, working or self.dtype, "reference")
+        if key not in self._graphs:
+            self._graphs[key] = lower(program, self, working or self.dtype, self.dtype)
+        return self._graphs[key]
+
+    def objective(self, name: str | None = None) -> Program:
+        """An objective by name; without one, the only one."""
+        objectives = self.checked.objectives
+        if name is None and len(objectives) == 1:
+            return next(iter(objectives.values()))
+        if name is None:
+            known = ", ".join(objectives) or "none"
+            raise InputFault(f"{self.checked.source.name} has {len(objectives)} objectives ({known}): name one")
+        if name not in objectives:
+            raise InputFault(f"{self.checked.source.name} has no objective {name}; it has {', '.join(objectives) or 'none'}")
+        return objectives[name]
+
+    # -- running ---------------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, draws: Draws | None = None, **inputs: Any) -> Any:
+        """The main model's outputs, in the form of the inputs: a value, or a dict when there are several."""
+        return self.run(self.program, *args, draws=draws, **inputs)
+
+    def run(self, program: Program, *args: Any, draws: Draws | None = None, **inputs: Any) -> Any:
+        """As `forward`, for any model of the spec."""
+        graph = self.graph(program)
+        results, batch = self._run(graph, args, inputs, draws)
+        outputs = signature(graph).outputs
+        named = {slot.name: unpack(value, slot, batch) for slot, value in zip(outputs, results, strict=True)}
+        return next(iter(named.values())) if len(named) == 1 else named
+
+    def loss(
+        self,
+        objective: str | None = None,
+        *args: Any,
+        seed: int = 0,
+        step: int = 0,
+        example_ids: Sequence[int] | Tensor | None = None,
+        working: torch.dtype | None = None,
+        **inputs: Any,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum over counted rows and their number, per loss of an objective. Micro-batches and ranks add both before they divide.
+
+        `working` is the type of the computation when it is not that of the weights: bfloat16 on float32 weights.
+        """
+        graph = self.graph(self.objective(objective), working)
+        results, _ = self._run(graph, args, inputs, Draws(seed, step, example_ids), working)
+        return {name: (results[2 * i], results[2 * i + 1]) for i, name in enumerate(signature(graph).losses)}
+
+    def _run(
+        self,
+        graph: fx.GraphModule,
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        draws: Draws | None,
+        working: torch.dtype | None = None,
+    ) -> tuple[tuple[Tensor, ...], Batch]:
+        shape = signature(graph)
+        device = self.device
+        batch = pack(shape, args, inputs, working or self.dtype, device)
+        arguments = batch.arguments(shape)
+        if shape.draws:
+            arguments += draw_arguments(draws or Draws(), batch.size, device)
+        return graph(*arguments), batch
+
+
+def draw_arguments(draws: Draws, size: int | None, device: torch.device) -> list[Tensor]:
+    """The last arguments of a graph that draws: seed, step, example ids, all int64."""
+    ids = draws.example_ids
+    if ids is None:
+        ids = range(size or 0)
+    elif size is not None and len(ids) != size:
+        raise InputFault(f"{len(ids)} example ids were given for {size} examples")
+    listed = ids if isinstance(ids, Tensor) else torch.tensor(list(ids), dtype=torch.int64)
+    scalars = [torch.tensor(number, dtype=torch.int64, device=device) for number in (draws.seed, draws.step)]
+    return [*scalars, listed.to(device=device, dtype=torch.int64)]
+
+
+def load(
+    path: str | Path,
+    size: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    passes: tuple[Pass, ...] = REFERENCE_PASSES,
+) -> torch.nn.Module:
+    """A model from a spec file, a checkpoint folder or a compiled artifact.
+
+    A spec's weights start as it says, drawn from `seed`. `dtype` defaults to float32 for a spec, to the stored type else. On the
+    "meta" device nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
+    """
+    from .loading import open_path  # loading imports Model
+
+    return open_path(Path(path), size, overrides, dtype, device, seed, passes)
