@@ -23,8 +23,8 @@ _PART = {
 
 _HEAD = """# Error index
 
-Every mistake that `weft check` can find, by code. `weft explain CODE` prints one of these pages in the terminal. This file is
-generated from the error classes in `dsl/errors` by `python -m weft.error_index`; edit them, not it.
+Every mistake that `weft check` can find, by code. `weft explain CODE` prints one of these pages in the terminal.
+This file is generated from the error classes in `dsl/errors` by `python -m weft.error_index`; edit them, not it.
 """
 
 

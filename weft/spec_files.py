@@ -1,6 +1,7 @@
 """Spec files as the command line names them: read, checked, and their mistakes printed.
 
-Whatever is wrong with a file itself (missing, a folder, not text) is one line here; what is wrong inside it is a diagnostic.
+Whatever is wrong with a file itself (missing, a folder, not text) is one line here; what is wrong inside it is a
+diagnostic.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""What every test shares: golden files, the device mark, and a fixed number of threads."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Sums in torch depend on how many threads split them. Fixed before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MKL_NUM_THREADS", "2")
+# No test may reach for a hub or a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite expected outputs instead of comparing")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked or _has_device():
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def _has_device() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest):
+    """Compare a text with an expected one that is kept in a file; `--update-golden` rewrites it."""
+    update = request.config.getoption("--update-golden")
+
+    def compare(path: Path, text: str) -> None:
+        if update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        assert path.is_file(), f"no expected output {path}; run pytest --update-golden and read the diff"
+        assert text == path.read_text(encoding="utf-8"), f"differs from {path}"
+
+    return compare
