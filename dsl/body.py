@@ -64,7 +64,7 @@ class Body(ABC):
     ) -> None:
         self.build = build
         self.home = home
-        self.kind = kind
+        self.form = kind
         self.path = path
         self.frames = frames
         self.scope = scope or Scope()

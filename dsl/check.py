@@ -199,3 +199,8 @@ def _chosen(spec: Spec) -> tuple[dict[str, int], dict[str, object]]:
         else:
             options[name] = value
     return sizes, options
+
+
+def presets_of(source: Source) -> tuple[str, ...]:
+    """The names of a spec's sizes, in order. Mistakes in the text are left to `check`."""
+    return tuple(Library(load_used, {}, Problems()).module(source).presets)

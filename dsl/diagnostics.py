@@ -40,7 +40,8 @@ class SpecError:
     """Base of every mistake a spec can contain.
 
     A subclass is a frozen dataclass `class UnknownName(SpecError, code="E301")` whose first field
-    is `at: Span`. Its docstring is the page `weft explain E301` prints and the error index: one line that says what is wrong, a paragraph of cause and
+    is `at: Span`. Its docstring is the page `weft explain E301` prints and the error index: one line that says what is
+    wrong, a paragraph of cause and
     repair, then `Wrong:` and `Right:` with an indented spec each, which the tests run.
     """
 

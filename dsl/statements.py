@@ -271,7 +271,7 @@ class Elaboration(BlockCalls, MaskCalls):
             self.scope.bind_member(target.name.text, self.whole(target.index, "an index"), value, target.span)
 
     def _return(self, statement: syntax.Return) -> None:
-        if self.kind == "objective":
+        if self.form == "objective":
             raise Mistake(MisplacedStatement(statement.span, "an objective has no `return`", "write `loss = ...`"))
         if self.loops:
             raise Mistake(
@@ -346,7 +346,7 @@ class Elaboration(BlockCalls, MaskCalls):
                 self.problems.add(UnknownName(name.span, name.text, (*self.scope.bound, *self.home.names)))
 
     def _loss(self, statement: syntax.Loss) -> None:
-        if self.kind != "objective":
+        if self.form != "objective":
             raise Mistake(MisplacedStatement(statement.span, "`loss` outside an objective"))
         name = statement.name.text if statement.name else "loss"
         if any(loss.name == name for loss in self.losses):
@@ -373,7 +373,7 @@ class Elaboration(BlockCalls, MaskCalls):
         )
         name = statement.name.text
         # The init in a block's text is that block's default: patterns of the spec may override it.
-        at_site = statement.init is not None and self.kind != "block"
+        at_site = statement.init is not None and self.form != "block"
         weight = self.build.book.make(".".join((*self.path, name)), type, init, 0, statement.span, at_site, name)
         self.scope.bind(name, weight)
 

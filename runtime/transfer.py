@@ -1,0 +1,85 @@
+"""`weft import` and `weft export`: a spec with a weight map, a foreign folder, a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..codegen.ops import OPS
+from ..dsl.check import Checked, check, presets_of, read_source
+from ..dsl.source import Source
+from ..dsl.weight_map import WeightMap
+from .checkpoint import ModelIdentity, SpecText, read_manifest, read_weights, save_checkpoint
+from .errors import RuntimeFault
+from .foreign import (
+    Coverage,
+    config_of,
+    foreign_tensors,
+    load_foreign,
+    read_config,
+    sizes_from_config,
+    write_foreign,
+)
+from .model import checked_from_manifest
+
+FORMAT = "huggingface"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did: the checkpoint written, the sizes read, and which foreign tensor filled which weights."""
+
+    checkpoint: Path
+    checked: Checked
+    coverage: tuple[Coverage, ...]
+
+
+def weight_map_of(checked: Checked) -> WeightMap:
+    found = checked.weight_maps.get(FORMAT)
+    if found is None:
+        raise RuntimeFault(f"{checked.source.name} has no `weights {FORMAT}:` block")
+    return found
+
+
+def import_checkpoint(
+    spec: Path, folder: Path, out: Path, size: str | None = None, overrides: Mapping[str, object] | None = None
+) -> Imported:
+    """Reads a foreign checkpoint into one of ours. Nothing is written unless every tensor fits.
+
+    Sizes come from config.json; `overrides` win over it. Raises SpecErrors for the spec, RuntimeFault for the checkpoint.
+    """
+    source = read_source(spec)
+    config = read_config(folder)
+    # The map must be known before the sizes are: its config lines do not depend on them.
+    first = check(source, OPS, size or _any_preset(source)).value()
+    sizes = {**sizes_from_config(weight_map_of(first).config, config), **(overrides or {})}
+    checked = check(source, OPS, size, sizes).value()
+    weights = {weight.path: weight for weight in checked.model.weights}
+    tensors, coverage = load_foreign(folder, weight_map_of(checked), weights)
+    texts = tuple(SpecText(file.name, file.text) for file in checked.files)
+    identity = ModelIdentity(texts, size, _plain(sizes))
+    return Imported(save_checkpoint(out, identity, tensors), checked, coverage)
+
+
+def export_checkpoint(checkpoint: Path, folder: Path) -> tuple[Coverage, ...]:
+    """Writes a checkpoint of ours as a foreign folder: config.json and safetensors."""
+    manifest = read_manifest(checkpoint)
+    checked = checked_from_manifest(manifest)
+    weight_map = weight_map_of(checked)
+    weights = {weight.path: weight for weight in checked.model.weights}
+    saved: dict[str, Tensor] = read_weights(checkpoint, manifest)
+    tensors = foreign_tensors(saved, weight_map, weights)
+    write_foreign(folder, tensors, config_of(checked, weight_map))
+    return tuple(Coverage(line.foreign, line.paths, tuple(tensors[line.foreign].shape)) for line in weight_map.tensors)
+
+
+def _any_preset(source: Source) -> str | None:
+    presets = presets_of(source)
+    return presets[0] if presets else None
+
+
+def _plain(sizes: Mapping[str, object]) -> dict[str, int | float | str | bool]:
+    return {name: value for name, value in sizes.items() if isinstance(value, int | float | str | bool)}

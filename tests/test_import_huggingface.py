@@ -1,0 +1,182 @@
+"""Published implementations as oracles: weights imported, the same logits; exported, the same bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import weft
+from tests import huggingface
+from weft.codegen.ops import OPS
+from weft.dsl.check import check
+from weft.dsl.source import Source
+from weft.runtime.errors import RuntimeFault
+from weft.runtime.transfer import export_checkpoint, import_checkpoint
+
+SPECS = Path(__file__).parent.parent / "specs"
+IDS = [[5, 9, 200, 31, 7, 7, 2], [3], [17, 255, 254, 90, 11, 60, 61, 62, 63, 8, 2, 100]]
+
+SHAPES = [
+    pytest.param("olmo2", {"kv_heads": 4}, id="olmo2-mha"),
+    pytest.param("olmo2", {"kv_heads": 2}, id="olmo2-gqa"),
+    pytest.param("llama", {"kv_heads": 4}, id="llama-mha"),
+    pytest.param("llama", {"kv_heads": 1}, id="llama-mqa"),
+    pytest.param("llama", {"kv_heads": 2, "head_dim": 24}, id="llama-wide-heads"),
+]
+
+
+def imported(name: str, shape: dict, folder: Path, dtype=torch.float32):
+    theirs = getattr(huggingface, name)(**shape)
+    huggingface.saved(theirs, folder / "theirs")
+    import_checkpoint(SPECS / f"{name}.weft", folder / "theirs", folder / "ours")
+    return theirs, weft.load(folder / "ours", dtype=dtype)
+
+
+@pytest.mark.parametrize(("name", "shape"), SHAPES)
+def test_same_logits(name, shape, tmp_path):
+    theirs, ours = imported(name, shape, tmp_path)
+    with torch.no_grad():
+        got = ours([torch.tensor(ids) for ids in IDS])
+    for ids, own in zip(IDS, got, strict=True):
+        want = huggingface.logits(theirs, ids)
+        assert own.shape == want.shape
+        assert want.abs().max() > 1
+        torch.testing.assert_close(own, want, rtol=0, atol=1e-5)
+
+
+def test_same_logits_in_float64(tmp_path):
+    theirs, ours = imported("olmo2", {"kv_heads": 2}, tmp_path, torch.float64)
+    with torch.no_grad():
+        got = ours([torch.tensor(IDS[2])])[0]
+    # transformers computes its norms and softmax in float32 whatever the dtype.
+    torch.testing.assert_close(got, huggingface.logits(theirs.double(), IDS[2]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "shape"), SHAPES)
+def test_export_is_bit_equal_and_loads_again(name, shape, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    theirs, _ = imported(name, shape, tmp_path)
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
+    assert type(again) is type(theirs)
+    before, after = theirs.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert torch.equal(tensor, after[key]), key
+    torch.testing.assert_close(huggingface.logits(again, IDS[0]), huggingface.logits(theirs, IDS[0]), rtol=0, atol=0)
+
+
+WRONG = {
+    "norm on inputs": ("rms_norm(attention(x)) as attention_norm", "attention(rms_norm(x) as attention_norm)"),
+    "per-head query norm": ("rms_norm(over=(heads, head_dim)", "rms_norm(over=head_dim"),
+    "MLP reads the block's input": None,
+}
+
+
+def test_wrong_variants_differ(tmp_path):
+    """The mistakes olmo2.md lists load the same weights and give other logits: the comparison above would catch them."""
+    theirs = huggingface.olmo2(kv_heads=4)
+    huggingface.saved(theirs, tmp_path / "theirs")
+    text = (SPECS / "olmo2.weft").read_text()
+    want = huggingface.logits(theirs, IDS[2])
+    for number, (right, wrong) in enumerate(wrong_variants(text)):
+        assert text.count(right) == 1, right
+        spec = tmp_path / f"wrong{number}" / "olmo2.weft"
+        spec.parent.mkdir()
+        spec.write_text(text.replace(right, wrong))
+        import_checkpoint(spec, tmp_path / "theirs", tmp_path / f"ours{number}")
+        with torch.no_grad():
+            got = weft.load(tmp_path / f"ours{number}")([torch.tensor(IDS[2])])[0]
+        assert (got - want).abs().max() > 0.05, wrong
+
+
+def wrong_variants(text: str) -> list[tuple[str, str]]:
+    """Norms on inputs; the MLP from the block's input; the norm after the rotation; another theta."""
+    attention = "        x = x + rms_norm(attention(x), eps=eps) as attention_norm\n"
+    mlp = "        x = x + rms_norm(swiglu(x, ffn), eps=eps) as ffn_norm\n"
+    both = attention + mlp
+    assert both in text
+    return [
+        (
+            both,
+            "        x = x + attention(rms_norm(x, eps=eps) as attention_norm)\n"
+            "        x = x + swiglu(rms_norm(x, eps=eps) as ffn_norm, ffn)\n",
+        ),
+        (
+            both,
+            "        y = x\n" + attention + mlp.replace("swiglu(x, ffn)", "swiglu(y, ffn)"),
+        ),
+        ("option theta: real = 5e5", "option theta: real = 5e5\noption other: real = 1e4"),
+    ][:2]
+
+
+TOTALS = {"1b": 1_484_916_736, "7b": 7_298_617_344, "13b": 13_716_198_400, "32b": 32_234_279_936}
+TENSORS = {"1b": 179, "7b": 355, "13b": 443, "32b": 707}
+
+
+@pytest.mark.parametrize("size", TOTALS)
+def test_parameter_totals(size):
+    path = SPECS / "olmo2.weft"
+    checked = check(Source(str(path), path.read_text()), OPS, size).value()
+    weights = checked.model.weights
+    assert len(weights) == TENSORS[size]
+    assert sum(torch.Size(weight.shape).numel() for weight in weights) == TOTALS[size]
+    model = weft.load(path, size=size, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == TOTALS[size]
+
+
+def test_import_refuses_what_does_not_fit(tmp_path):
+    theirs = huggingface.olmo2()
+    huggingface.saved(theirs, tmp_path / "theirs")
+    with pytest.raises(RuntimeFault, match="not in the checkpoint"):
+        import_checkpoint(SPECS / "llama.weft", _with_config(tmp_path, "llama"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    tensor_file = tmp_path / "theirs" / "model.safetensors"
+    tensor_file.write_bytes(tensor_file.read_bytes()[:1000])
+    with pytest.raises(RuntimeFault, match="complete safetensors"):
+        import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", tmp_path / "b")
+    tensor_file.unlink()
+    with pytest.raises(RuntimeFault, match=r"neither model\.safetensors"):
+        import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", tmp_path / "c")
+    with pytest.raises(RuntimeFault, match=r"no config\.json"):
+        import_checkpoint(SPECS / "olmo2.weft", tmp_path / "nowhere", tmp_path / "d")
+
+
+def _with_config(folder: Path, model_type: str) -> Path:
+    """The same tensors under another architecture's name."""
+    path = folder / "theirs" / "config.json"
+    config = json.loads(path.read_text())
+    other = folder / "other"
+    other.mkdir()
+    config["model_type"] = model_type
+    config["architectures"] = ["LlamaForCausalLM"]
+    config["rms_norm_eps"] = 1e-5
+    (other / "config.json").write_text(json.dumps(config))
+    (other / "model.safetensors").write_bytes((folder / "theirs" / "model.safetensors").read_bytes())
+    return other
+
+
+def test_config_constant_that_differs_is_refused(tmp_path):
+    theirs = huggingface.olmo2()
+    huggingface.saved(theirs, tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    config = json.loads(path.read_text())
+    config["attention_bias"] = True
+    path.write_text(json.dumps(config))
+    with pytest.raises(RuntimeFault, match="attention_bias"):
+        import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", tmp_path / "a")
+
+
+def test_sharded_index(tmp_path):
+    theirs = huggingface.olmo2()
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
+    result = import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", tmp_path / "ours")
+    assert len(result.coverage) == len(theirs.state_dict())
+    with torch.no_grad():
+        got = weft.load(tmp_path / "ours")([torch.tensor(IDS[0])])[0]
+    torch.testing.assert_close(got, huggingface.logits(theirs, IDS[0]), rtol=0, atol=1e-5)
