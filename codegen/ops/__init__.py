@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ...dsl.opdef import OpDef, OpTable
 from .arithmetic import ARITHMETIC
+from .attend import ATTEND
 from .comparison import COMPARISON
 from .conversion import CONVERSION
+from .draw import DRAWS
 from .elementwise import ELEMENTWISE
 from .gather import GATHERS
+from .later import LATER
 from .linear import LINEAR_OPS
 from .parts import PARTS
 from .reduction import REDUCTIONS
@@ -22,6 +25,7 @@ ALL_OPS: tuple[OpDef, ...] = (
     *ELEMENTWISE,
     *CONVERSION,
     *LINEAR_OPS,
+    ATTEND,
     *GATHERS,
     *REDUCTIONS,
     *TOPK_OPS,
@@ -29,6 +33,8 @@ ALL_OPS: tuple[OpDef, ...] = (
     *PARTS,
     *SHIFTS,
     *ROWS,
+    *DRAWS,
+    *LATER,
 )
 
 OPS = OpTable({op.name: op for op in ALL_OPS})

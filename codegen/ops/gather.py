@@ -70,7 +70,10 @@ def _infer_embed(
     check_added(call, "embed", index.type.axes, axes.right, "index")
     if weight is None:
         weight = call.weight(
-            "weight", (table_axis, *axes.right), init or Distribution("normal", (("std", 0.02),)), outputs=1
+            "weight",
+            (table_axis, *axes.right),
+            init or Distribution("normal", (("std", 0.02), ("mean", 0.0))),
+            outputs=1,
         )
     else:
         check_given_weight(call, "embed", weight, (table_axis, *axes.right))

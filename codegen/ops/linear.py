@@ -37,7 +37,7 @@ ZEROS = Distribution("zeros")
 
 def scaled_normal(fan_in: int) -> Distribution:
     """How a matrix starts when the spec does not say: a cut normal of standard deviation fan_in ^ -0.5."""
-    return Distribution("trunc_normal", (("std", max(fan_in, 1) ** -0.5), ("cut", 3.0)))
+    return Distribution("trunc_normal", (("std", max(fan_in, 1) ** -0.5), ("cut", 3.0), ("mean", 0.0)))
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class ConcatAttrs:
 
 
 def _infer_concat(call: OpCall, values: tuple[Value, ...], axes: AxisMapping) -> Inferred:
-    want_whole(call, "concat", **{"values": next((value for value in values if value.type.missing), None)})
+    want_whole(call, "concat", values=next((value for value in values if value.type.missing), None))
     if any(axis.is_ordered for axis in (*axes.left, *axes.right)):
         raise call.fail(NotBuiltYet(call.span, "`concat` of ordered axes"))
     whole = axes.right[0]

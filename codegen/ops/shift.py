@@ -13,7 +13,6 @@ from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Constant, Node, Value
 from ...dsl.value_type import Tag
 from ..functions_lazy import shifts
-from ..lazy import torch
 from ..lowering import LowerContext
 from .joining import Operand, join, level_words, same_kind, want_whole
 from .operands import cost_per_entry, own

@@ -1,0 +1,123 @@
+"""Attention as the language defines it, in plain torch: exact, any float type, any mask. The reference for every faster form.
+
+    y[query, head] = sum over keys r allowed by the mask of softmax_r(scale * q . k[r] + bias[r]) * v[r]
+
+A row without an allowed key gives 0, with zero gradient. Query head h reads key head h // (heads / key heads).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .masks import Predicate, Rows, allowed
+from .precision import narrow, widen
+
+# Scores held at once; more queries than fit are taken in turns.
+_SCORES = 1 << 24
+
+
+def attend_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    scale: float,
+    low: int | None = None,
+    high: int | None = None,
+    predicate: Predicate | None = None,
+    bias: Tensor | None = None,
+    q_position: Tensor | None = None,
+    k_position: Tensor | None = None,
+) -> Tensor:
+    """Queries and keys of the same example: `q [query rows, heads, D]`, `k [key rows, key heads, D]`, `v [key rows, key heads, Dv]`
+    to `[query rows, heads, Dv]`.
+
+    `low <= key position - query position <= high` bounds what a query sees (None: unbounded); `predicate` (see masks.py) says what
+    the band does not. `bias [key rows, heads or 1]` is added to the scores. Positions are row numbers in the example unless given.
+    """
+    q_bounds, k_bounds = q_offsets.tolist(), k_offsets.tolist()
+    pieces = []
+    for example in range(len(q_bounds) - 1):
+        keys = (k_bounds[example], k_bounds[example + 1])
+        queries = (q_bounds[example], q_bounds[example + 1])
+        step = max(1, _SCORES // max(1, q.shape[1] * (keys[1] - keys[0])))
+        for start in range(*queries, step):
+            rows = Rows(
+                _positions(q_position, start, min(start + step, queries[1]), queries[0], q),
+                start,
+                min(start + step, queries[1]),
+            )
+            seen = Rows(_positions(k_position, *keys, keys[0], k), *keys)
+            flags = _flags(rows, seen, low, high, predicate)
+            local = None if bias is None else bias[keys[0] : keys[1]].T[:, None]
+            pieces.append(
+                _attend(q[rows.start : rows.stop], k[keys[0] : keys[1]], v[keys[0] : keys[1]], scale, flags, local)
+            )
+    if not pieces:
+        return q.new_zeros(0, q.shape[1], v.shape[-1]) + 0 * (q.sum() + k.sum() + v.sum())
+    return torch.cat(pieces)
+
+
+def one_each(offsets: Tensor) -> Tensor:
+    """Offsets of queries when every example is one query."""
+    return torch.arange(len(offsets), device=offsets.device, dtype=offsets.dtype)
+
+
+def attend_static(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    low: int | None = None,
+    high: int | None = None,
+    predicate: Predicate | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention along a static axis, row by row: `q [rows, queries, heads, D]`, `k [rows, keys, key heads, D]`,
+    `v [rows, keys, key heads, Dv]` to `[rows, queries, heads, Dv]`. `bias [rows, keys, heads or 1]`. Keys may have 1 row for all."""
+    rows = Rows(torch.arange(q.shape[1], device=q.device), 0, q.shape[1])
+    keys = Rows(torch.arange(k.shape[1], device=k.device), 0, k.shape[1])
+    flags = _flags(rows, keys, low, high, predicate)
+    local = None if bias is None else bias.movedim(-1, 1)[:, :, None]
+    return _attend(q, k, v, scale, flags, local)
+
+
+def _positions(given: Tensor | None, start: int, stop: int, first: int, like: Tensor) -> Tensor:
+    if given is not None:
+        return given[start:stop]
+    return torch.arange(start - first, stop - first, device=like.device)
+
+
+def _flags(query: Rows, key: Rows, low: int | None, high: int | None, predicate: Predicate | None) -> Tensor | None:
+    """Which keys `[queries, keys]` are allowed; None: all."""
+    flags = None if predicate is None else allowed(predicate, query, key)
+    if low is not None or high is not None:
+        distance = key.numbers[None, :] - query.numbers[:, None]
+        if low is not None:
+            flags = distance >= low if flags is None else flags & (distance >= low)
+        if high is not None:
+            flags = distance <= high if flags is None else flags & (distance <= high)
+    return flags
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, flags: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`q [..., Q, H, D]`, `k [..., K, G, D]`, `v [..., K, G, Dv]`, `flags [Q, K]`, `bias [..., H or 1, 1, K]`: `[..., Q, H, Dv]`."""
+    group = q.shape[-2] // k.shape[-2]
+    # Scores in at least float32, rounded once, after the values are weighed.
+    q_HQD, k_HKD, v_HKD = (widen(x).transpose(-3, -2) for x in (q, k, v))
+    if group > 1:
+        k_HKD, v_HKD = k_HKD.repeat_interleave(group, -3), v_HKD.repeat_interleave(group, -3)
+    scores = scale * (q_HQD @ k_HKD.transpose(-2, -1))
+    if bias is not None:
+        scores = scores + bias
+    if scores.shape[-1] == 0:
+        return narrow((scores @ v_HKD).transpose(-3, -2), q)
+    if flags is None:
+        weights = torch.softmax(scores, -1)
+    else:
+        # A row without keys would be softmax of -inf alone: nan. It is computed on zeros and then dropped.
+        some = flags.any(-1, keepdim=True)
+        weights = torch.softmax(scores.masked_fill(~(flags | ~some), float("-inf")), -1).masked_fill(~some, 0)
+    return narrow((weights @ v_HKD).transpose(-3, -2), q)

@@ -1,0 +1,260 @@
+"""Operators that the language has and this version types but does not lower: cuts, selections, scans, convolutions.
+
+The type and causality rules are whole; a spec that uses one is told so (E901) once its types are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+
+from ...dsl import frontier
+from ...dsl.axes import Axis, Cut, Selected
+from ...dsl.errors.axes import AxisTwice, BadNumber, NotACut, NotAlong, WrongAxisKind
+from ...dsl.errors.later import NotBuiltYet
+from ...dsl.frontier import Frontier
+from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
+from ...dsl.program import Node, Value
+from ...dsl.value_type import Kind, Real, ValueType, ordered_first
+from ..lowering import LowerContext
+from .joining import Operand, axis_names, join, level_words, same_kind, want_axes, want_real, want_whole
+
+
+def not_built(rule: Callable[..., Inferred], what: str) -> Callable[..., Inferred]:
+    """The type rule (kept as `__wrapped__`), after which the call is refused."""
+
+    @wraps(rule)
+    def infer(call: OpCall, *args: object, **kwargs: object) -> Inferred:
+        rule(call, *args, **kwargs)
+        raise call.fail(NotBuiltYet(call.span, what))
+
+    return infer
+
+
+def _lower(ctx: LowerContext, node: Node) -> None:
+    raise AssertionError(f"{node.op.name} passed its type rule")
+
+
+def _pair(call: OpCall, operator: str, axes: AxisMapping) -> tuple[Axis, Axis]:
+    if len(axes.left) != 1 or len(axes.right) != 1:
+        names = " and ".join(axis_names((*axes.left, *axes.right)))
+        raise call.fail(WrongAxisKind(call.at("axes"), operator, names, "one axis on each side", "a list"))
+    return axes.left[0], axes.right[0]
+
+
+def _want_along(call: OpCall, operator: str, x: Value, axis: Axis) -> None:
+    if x.type.rows is not axis:
+        raise call.fail(NotAlong(call.at("axes"), operator, axis.name, level_words(x.type), call.at("x")))
+
+
+def _moved(x: Value, source: Axis, target: Axis) -> ValueType:
+    """x's type along another ordered axis."""
+    return x.type.with_axes(tuple(target if axis is source else axis for axis in x.type.axes))
+
+
+@dataclass(frozen=True)
+class PoolAttrs:
+    source: Axis
+    cut: Axis
+    by: str
+
+
+def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
+    want_real(call, "pool", x=x)
+    want_whole(call, "pool", x=x)
+    source, cut = _pair(call, "pool", axes)
+    _want_along(call, "pool", x, source)
+    if not (isinstance(cut.kind, Cut) and cut.kind.parent is source) and source.parent is not cut:
+        raise call.fail(NotACut(call.at("axes"), "pool", source.name, cut.name, "a cut of"))
+    return Inferred(PoolAttrs(source, cut, by), (x,), (_moved(x, source, cut),))
+
+
+def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    attrs = node.attrs
+    assert isinstance(attrs, PoolAttrs)
+    # The second operand, when there is one, is the value that the `segment` made: where segments end.
+    ends = given[1] if len(given) > 1 else frontier.NONE
+    return frontier.pool(given[0], frontier.segments(attrs.cut, ends, attrs.source), attrs.by)
+
+
+@dataclass(frozen=True)
+class SpreadAttrs:
+    cut: Axis
+    target: Axis
+    which: str
+
+
+def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Inferred:
+    want_whole(call, "spread", x=x)
+    cut, target = _pair(call, "spread", axes)
+    _want_along(call, "spread", x, cut)
+    if not (isinstance(cut.kind, Cut) and cut.kind.parent is target):
+        raise call.fail(NotACut(call.at("axes"), "spread", target.name, cut.name, "a cut of"))
+    return Inferred(SpreadAttrs(cut, target, which), (x,), (_moved(x, cut, target),))
+
+
+def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    attrs = node.attrs
+    assert isinstance(attrs, SpreadAttrs)
+    ends = given[1] if len(given) > 1 else frontier.NONE
+    return frontier.spread(given[0], frontier.segments(attrs.cut, ends, attrs.target), attrs.which)
+
+
+@dataclass(frozen=True)
+class TakeAttrs:
+    source: Axis
+    target: Axis
+
+
+def _infer_take(call: OpCall, x: Value, axes: AxisMapping) -> Inferred:
+    source, target = _pair(call, "take", axes)
+    _want_along(call, "take", x, source)
+    if not (isinstance(target.kind, Selected) and target.kind.parent is source):
+        raise call.fail(NotACut(call.at("axes"), "take", source.name, target.name, "a selection of"))
+    return Inferred(TakeAttrs(source, target), (x,), (_moved(x, source, target),))
+
+
+def _frontier_take(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    assert isinstance(node.attrs, TakeAttrs)
+    return frontier.take(given[0], node.attrs.target)
+
+
+@dataclass(frozen=True)
+class JoinAttrs:
+    parts: tuple[Axis, ...]
+    whole: Axis
+
+
+def _infer_join(call: OpCall, values: tuple[Value, ...], axes: AxisMapping) -> Inferred:
+    if len(axes.right) != 1 or len(axes.left) != len(values):
+        found = f"{len(axes.left)} axes for {len(values)} values"
+        raise call.fail(BadNumber(call.at("axes"), "join", "axes", found, "one selection for each value, and one axis"))
+    whole = axes.right[0]
+    kind: Kind = values[0].type.kind
+    tags: set[str] = set()
+    for value, part in zip(values, axes.left, strict=True):
+        if value.type.rows is not part:
+            raise call.fail(NotAlong(call.at("axes"), "join", part.name, level_words(value.type), call.at("values")))
+        if not isinstance(part.kind, Selected) or part.kind.parent is not whole:
+            raise call.fail(NotACut(call.at("axes"), "join", whole.name, part.name, "a selection of"))
+        tags.add(part.kind.tag)
+        kind = same_kind(call, "join", values=values[0], other=value)
+    if len(tags) != 1:
+        raise call.fail(
+            BadNumber(call.at("axes"), "join", "axes", "selections by several tags", "selections by one tag")
+        )
+    lifted = tuple(
+        Operand(Value(value.name, _moved(value, part, whole), value.span), call.at("values"))
+        for value, part in zip(values, axes.left, strict=True)
+    )
+    return Inferred(JoinAttrs(axes.left, whole), values, (join(call, "join", lifted).type(kind),))
+
+
+def _frontier_join(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    assert isinstance(node.attrs, JoinAttrs)
+    return frontier.join_selections(node.attrs.whole, given)
+
+
+@dataclass(frozen=True)
+class ScanAttrs:
+    along: Axis
+
+
+def _infer_scan(call: OpCall, step: object, x: Value, along: Axis | None) -> Inferred:
+    want_whole(call, "scan", x=x)
+    rows = x.type.rows if along is None else along
+    if rows is None or rows is not x.type.rows:
+        name = along.name if along is not None else "an ordered axis"
+        raise call.fail(NotAlong(call.at("along"), "scan", name, level_words(x.type), call.at("x")))
+    return Inferred(ScanAttrs(rows), (x,), (x.type,))
+
+
+def _frontier_scan(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    assert isinstance(node.attrs, ScanAttrs)
+    return frontier.scan(given[0], node.attrs.along)
+
+
+@dataclass(frozen=True)
+class ConvAttrs:
+    source: Axis
+    target: Axis
+    contracted: tuple[Axis, ...]
+    added: tuple[Axis, ...]
+    size: int
+    stride: int
+    pad: str
+
+
+def _infer_conv(
+    call: OpCall, x: Value, places: AxisMapping, axes: AxisMapping, size: int, stride: int, pad: str
+) -> Inferred:
+    want_real(call, "conv", x=x)
+    want_whole(call, "conv", x=x)
+    if len(places.left) != 1 or len(places.right) != 1:
+        names = " and ".join(axis_names((*places.left, *places.right)))
+        raise call.fail(WrongAxisKind(call.at("places"), "conv", names, "one axis on each side", "a list"))
+    for name, number in (("size", size), ("stride", stride)):
+        if number < 1:
+            raise call.fail(BadNumber(call.at(name), "conv", name, str(number), "at least 1"))
+    source, target = places.left[0], places.right[0]
+    want_axes(call, "conv", "x", x, call.at("places"), (source,))
+    want_axes(call, "conv", "x", x, call.at("axes"), axes.left)
+    if target.length != source.length.ceil_divided(stride) and not (target is source and stride == 1):
+        raise call.fail(
+            NotACut(call.at("places"), "conv", source.name, target.name, f"the axis scaled by the stride {stride} of")
+        )
+    kept = tuple(target if axis is source else axis for axis in x.type.axes if axis not in axes.left)
+    for axis in axes.right:
+        if axis in kept:
+            raise call.fail(AxisTwice(call.at("axes"), "conv", axis.name, call.at("x")))
+    type = replace(x.type, kind=Real(), axes=ordered_first((*kept, *axes.right)))
+    return Inferred(ConvAttrs(source, target, axes.left, axes.right, size, stride, pad), (x,), (type,))
+
+
+def _frontier_conv(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    attrs = node.attrs
+    assert isinstance(attrs, ConvAttrs)
+    reach = 0 if attrs.pad == "causal" else attrs.size // 2
+    if attrs.stride == 1:
+        return frontier.conv(given[0], attrs.source, reach)
+    return frontier.reduce_over_axis(given[0], attrs.source, keep=True)
+
+
+X, AXES = Param("x", Accepts.VALUE), Param("axes", Accepts.MAPPING)
+POOL = OpDef(
+    name="pool", params=(X, AXES, Param("by", Accepts.CHOICE, "mean", ("max", "mean", "sum", "first", "last"))),
+    infer=not_built(_infer_pool, "`pool`"), frontier=_frontier_pool, lower=_lower, row_wise=False,
+    doc="`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows.",
+)  # fmt: skip
+SPREAD = OpDef(
+    name="spread", params=(X, AXES, Param("which", Accepts.CHOICE, "own", ("own", "before", "closed"))),
+    infer=not_built(_infer_spread, "`spread`"), frontier=_frontier_spread, lower=_lower, row_wise=False,
+    doc="`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one `closed`.",
+)  # fmt: skip
+TAKE = OpDef(
+    name="take", params=(X, AXES), infer=not_built(_infer_take, "`take`"), frontier=_frontier_take, lower=_lower,
+    doc="`take(x, seq -> word)`: the rows of a selection, in order. Missing rows are passed on.",
+)  # fmt: skip
+JOIN = OpDef(
+    name="join", params=(Param("values", Accepts.VALUES), AXES), infer=not_built(_infer_join, "`join`"), frontier=_frontier_join,
+    lower=_lower,
+    doc="`join((a, b), (word, cell) -> seq)`: rows of selections of one tag, put back in their places; they must cover the axis.",
+)  # fmt: skip
+SCAN = OpDef(
+    name="scan", params=(Param("step", Accepts.BLOCK), X, Param("along", Accepts.AXIS, None)), infer=not_built(_infer_scan, "`scan`"),
+    frontier=_frontier_scan, lower=_lower, row_wise=False,
+    doc="`scan(f, x)`: f applied to the result so far and each row, in order. Axes are kept.",
+)  # fmt: skip
+CONV = OpDef(
+    name="conv",
+    params=(
+        X, Param("places", Accepts.MAPPING), AXES, Param("size", Accepts.INTEGER), Param("stride", Accepts.INTEGER, 1),
+        Param("pad", Accepts.CHOICE, "same", ("same", "causal")),
+    ),
+    infer=not_built(_infer_conv, "`conv`"), frontier=_frontier_conv, lower=_lower, row_wise=False,
+    doc="`conv(x, G -> H, A -> B, size=3, stride=1, pad=same)`: a convolution over places G that contracts A and adds B. H is G, or G scaled "
+    "by the stride.",
+)  # fmt: skip
+
+LATER = (POOL, SPREAD, TAKE, JOIN, SCAN, CONV)
