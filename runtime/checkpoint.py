@@ -1,15 +1,15 @@
 """Checkpoints: one folder per saved step, complete or not there.
 
     step-00000100/
-      weft.json              what it is: spec text, size, overrides, step, run config, versions, and each file's size and SHA-256
+      weft.json              what it is: spec text, size, overrides, step, run config, versions, checksums of the files
       model.safetensors      weights by path
       optimizer.safetensors  moments/first/<path>, moments/second/<path>
       loader.json            position in the data
 
-A folder is written under a temporary name, every file is synced, then it is renamed: a kill or a power cut at any moment leaves
-either the whole folder or a temporary one that nothing reads and the next run removes. What is the latest is found by looking, never
-from a pointer that could be stale. Nothing is unpickled. A folder without the last two files is a model that was not trained here
-(`weft import`): it loads, but there is nothing to resume.
+A folder is written under a temporary name, every file is synced, then it is renamed: a kill or a power cut at any
+moment leaves either the whole folder or a temporary one that nothing reads and the next run removes. What is the
+latest is found by looking, never from a pointer that could be stale. Nothing is unpickled. A folder without the last
+two files is a model that was not trained here (`weft import`): it loads, but there is nothing to resume.
 """
 
 from __future__ import annotations
@@ -166,9 +166,8 @@ def read_manifest(path: Path) -> Manifest:
             tuple(SpecText(**entry) for entry in model["spec"]), model["size"], model["overrides"], model["objective"]
         )
         files = tuple(FileEntry(**entry) for entry in record["files"])
-        manifest = Manifest(
-            **{**record, "model": identity, "files": files, "step": int(record["step"]), "tokens": int(record["tokens"])}
-        )
+        counts = {"step": int(record["step"]), "tokens": int(record["tokens"])}
+        manifest = Manifest(**{**record, **counts, "model": identity, "files": files})
     except (ValueError, KeyError, TypeError):
         raise RuntimeFault(f"the checkpoint {path} is damaged: {MANIFEST} is not what weft writes") from None
     if identity.spec_hash != manifest.spec_hash:
@@ -294,7 +293,7 @@ def _check_file(path: Path, manifest: Manifest, name: str) -> None:
         raise RuntimeFault(f"the checkpoint {path} is damaged: {MANIFEST} does not list {name}")
     _check_size(path, entry)
     if _digest_of(path / name) != entry.sha256:
-        raise RuntimeFault(f"the checkpoint {path} is damaged: the contents of {name} have changed since it was written")
+        raise RuntimeFault(f"the checkpoint {path} is damaged: the contents of {name} are not those that were written")
 
 
 def _digest_of(path: Path) -> str:

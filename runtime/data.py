@@ -1,12 +1,12 @@
 """Documents to examples: encode, cut into windows, hold some out.
 
-An example is a window of at most `max_length` tokens of one document; windows of a document follow each other without overlap, the
-last may be short. Nothing is padded. The corpus lies in memory as one array of the smallest integers that hold its ids (one byte
-per byte of text).
+An example is a window of at most `max_length` tokens of one document; windows of a document follow each other without
+overlap, the last may be short. Nothing is padded. The corpus lies in memory as one array of the smallest integers
+that hold its ids (one byte per byte of text).
 
-**Held-out split.** A document is held out when a hash of its name falls below `eval_fraction`: the choice depends on nothing else,
-so adding files moves no document from one side to the other. With fewer than 20 documents whole documents are too coarse, and
-windows are held out by the same rule.
+**Held-out split.** A document is held out when a hash of its name falls below `eval_fraction`: the choice depends on
+nothing else, so adding files moves no document from one side to the other. With fewer than 20 documents whole
+documents are too coarse, and windows are held out by the same rule.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class DataManifest:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Examples as slices of the corpus, parallel arrays. `ids` are stable: a hash of document name and window number."""
+    """Examples as slices of the corpus, parallel arrays. `ids` are stable: hashes of document name and window."""
 
     begins: np.ndarray  # int64: first token in the corpus
     lengths: np.ndarray  # int64

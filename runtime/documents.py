@@ -1,7 +1,7 @@
 """Where text comes from: files, folders, globs, JSONL and parquet to a stream of documents.
 
-The order is fixed by the names alone, so every machine and every run reads the same sequence. What a document becomes (bytes or
-tokens) is left to tokens.py.
+The order is fixed by the names alone, so every machine and every run reads the same sequence. What a document becomes
+(bytes or tokens) is left to tokens.py.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PARQUET_SUFFIXES = (".parquet",)
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `name` is stable across machines (it never holds the folder a source lies in); `file` is for messages."""
+    """One text. `name` is stable across machines: it never holds the folder a source lies in."""
 
     name: str
     text: bytes
-    file: str
-    row: int | None = None  # line of a JSONL file, row of a parquet file (from 1); None when the whole file is the document
+    file: str  # for messages
+    row: int | None = None  # line of a JSONL file, row of a parquet file, from 1; None: the whole file
 
     @property
     def source_name(self) -> str:
@@ -50,7 +50,7 @@ class SourceFile:
 
 
 def find_files(sources: Sequence[str], suffixes: Sequence[str] = ()) -> tuple[SourceFile, ...]:
-    """Files of all sources, in order: sources as given, files of a folder or glob by name. Hidden files are left out."""
+    """Files of all sources: sources as given, files of a folder or glob by name. Hidden ones are left out."""
     if not sources:
         raise RuntimeFault("no data: give at least one file, folder or glob")
     wanted = tuple(suffix if suffix.startswith(".") else f".{suffix}" for suffix in suffixes)
@@ -158,7 +158,7 @@ def _read_parquet(file: SourceFile, field: str) -> Iterator[Document]:
         import pyarrow
         import pyarrow.parquet as parquet  # optional: only parquet files need it
     except ImportError:
-        raise RuntimeFault(f"{file.path}: parquet needs the library `pyarrow`: pip install 'weft[parquet]'") from None
+        raise RuntimeFault(f"{file.path}: parquet needs the library `pyarrow`: pip install 'weft[train]'") from None
     try:
         with parquet.ParquetFile(file.path) as table:
             columns = table.schema_arrow.names
@@ -182,7 +182,7 @@ def _text(value: object, field: str, place: str) -> bytes:
     try:
         return value.encode("utf-8")
     except UnicodeEncodeError:
-        raise RuntimeFault(f"{place}: the field {field!r} holds half of a surrogate pair, which is no character") from None
+        raise RuntimeFault(f"{place}: the field {field!r} holds half of a surrogate pair, no character") from None
 
 
 def _no_field(field: str, known: list[str], word: str = "field") -> str:

@@ -1,20 +1,24 @@
 """Examples to packed batches, resumable at any step.
 
-A step's batch is the next examples of a shuffled order, as many as fit the budget, laid end to end; where an epoch ends, the next
-one's order goes on in the same batch. The order is a sort by a hash of (seed, epoch, example), so the whole state is two numbers:
-epoch and position. Nothing is buffered or read ahead, which is what makes a resumed run see the batches of an uninterrupted one.
+A step's batch is the next examples of a shuffled order, as many as fit the budget, laid end to end; where an epoch
+ends, the next one's order goes on in the same batch. The order is a sort by a hash of (seed, epoch, example), so the
+whole state is two numbers: epoch and position. Nothing is buffered or read ahead, which is what makes a resumed run
+see the batches of an uninterrupted one.
 
-**Ranks.** Every rank makes the same global batch and keeps its share: `batch.split(world_size)[rank]`, contiguous examples of about
-equal rows. The global batch, and with it the sums of the losses, does not depend on the number of ranks. A rank can be left
-without examples when a batch has fewer than there are ranks; it then adds sums and counts of zero.
+**Ranks.** Every rank makes the same global batch and keeps its share: `batch.split(world_size)[rank]`, contiguous
+examples of about equal rows. The global batch, and with it the sums of the losses, does not depend on the number of
+ranks. A rank can be left without examples when a batch has fewer than there are ranks; it then adds sums and counts
+of zero.
 
-`TokenLoader` has the protocol of torchdata's stateful loaders (`__iter__`, `state_dict`, `load_state_dict`) and can be wrapped by one.
+`TokenLoader` has the protocol of torchdata's stateful loaders (`__iter__`, `state_dict`, `load_state_dict`) and can
+be wrapped by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,13 +59,6 @@ class Batch:
     def examples(self) -> int:
         return len(self.labels)
 
-    def to(self, device: str | torch.device) -> Batch:
-        """On another device."""
-        if torch.device(device) == self.tokens.device:
-            return self
-        moved = (part.to(device, non_blocking=True) for part in (self.tokens, self.offsets, self.example_ids))
-        return Batch(*moved, self.labels)
-
     def split(self, parts: int) -> tuple[Batch, ...]:
         """`parts` batches of contiguous examples with about equal rows; some may be empty."""
         if parts == 1:
@@ -71,7 +68,7 @@ class Batch:
         middles = offsets[:-1] + offsets[1:]
         owners = middles * parts // max(2 * self.rows, 1)
         bounds = np.searchsorted(owners, np.arange(parts + 1))
-        return tuple(self._slice(int(a), int(b)) for a, b in zip(bounds, bounds[1:], strict=False))
+        return tuple(self._slice(int(a), int(b)) for a, b in pairwise(bounds))
 
     def _slice(self, first: int, last: int) -> Batch:
         begin, end = int(self.offsets[first]), int(self.offsets[last])
@@ -107,7 +104,7 @@ class TokenLoader:
         while plan.examples is None or len(taken) < plan.examples:
             index = int(self._order[self.position])
             length = int(windows.lengths[index])
-            # A first example that is over the budget by itself is taken all the same: the run could not go on otherwise.
+            # A first example over the budget by itself is taken all the same: the run could not go on otherwise.
             if taken and plan.tokens is not None and rows + length > plan.tokens:
                 break
             taken.append(index)
@@ -135,7 +132,9 @@ class TokenLoader:
             what = explain_change(saved, self.corpus.manifest) if files else "it was other files"
             raise RuntimeFault(f"the data is not what this run was trained on: {what} (restore it, or start a new run)")
         if seed != self.plan.seed or not 0 <= position < len(self.corpus.train):
-            raise RuntimeFault(f"the saved state of the data loader does not fit this run (seed {seed}, position {position})")
+            raise RuntimeFault(
+                f"the saved state of the data loader is of another run (seed {seed}, position {position})"
+            )
         self.epoch, self.position = epoch, position
         self._order = self._order_of(epoch)
 

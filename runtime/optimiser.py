@@ -4,11 +4,12 @@
         embed: decay=0                  the first line whose pattern matches a weight decides
         head: lr=1e-4, clip=0.5         its own peak rate, and its own gradient norm
 
-Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `lr_scale` (of the peak rate). A rate given when a
-run is started replaces the spec's `lr` and keeps the proportion of each line to it. Decay is decoupled: w <- w * (1 - lr * decay).
+Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `lr_scale` (of the peak rate). A rate
+given when a run is started replaces the spec's `lr` and keeps the proportion of each line to it. Decay is decoupled:
+w <- w * (1 - lr * decay).
 
-Frozen weights are left out; gradients still pass through them. A trainable weight that no row of a batch reached has a zero
-gradient: moments and decay go on as usual.
+Frozen weights are left out; gradients still pass through them. A trainable weight that no row of a batch reached has
+a zero gradient: moments and decay go on as usual.
 """
 
 from __future__ import annotations
@@ -120,14 +121,17 @@ class WeightOptimiser:
         return state
 
     def load_state(self, state: OptimiserState) -> None:
-        """Goes on from a saved state, which must have moments for exactly these weights (or none, before the first update)."""
+        """Goes on from a saved state, which must be of exactly these weights."""
         if state.updates and state.moments.keys() != self.weights.keys():
             odd = sorted(state.moments.keys() ^ self.weights.keys())
-            raise RuntimeFault(f"the saved optimiser is for other weights: {odd[0]} is only on one side ({len(odd)} are)")
+            raise RuntimeFault(
+                f"the saved optimiser is for other weights: {odd[0]} is on one side only ({len(odd)} are)"
+            )
         for path, (first, second) in state.moments.items():
             weight = self.weights[path]
             if first.shape != weight.shape or second.shape != weight.shape:
-                raise RuntimeFault(f"the saved optimiser has shape {tuple(first.shape)} for {path}, not {tuple(weight.shape)}")
+                shapes = f"{tuple(first.shape)}, not {tuple(weight.shape)}"
+                raise RuntimeFault(f"the saved optimiser has another shape for {path}: {shapes}")
             self._adamw.state[weight] = {
                 # Where torch's fused kernel keeps its count: beside the weight, in float32.
                 "step": torch.tensor(float(state.updates), dtype=torch.float32, device=weight.device),
@@ -139,29 +143,29 @@ class WeightOptimiser:
 def make_groups(
     spec: OptimiserSpec | None,
     paths: Iterable[str],
-    frozen: Iterable[str] = (),
+    left_out: Iterable[str] = (),
     trains: Sequence[str] = (),
     lr: float | None = None,
     decay: float | None = None,
     clip: float | None = None,
 ) -> tuple[Group, ...]:
-    """Groups in the order of the lines, then the rest. `trains` are the objective's patterns (none: everything).
+    """Groups in the order of the lines, then the rest.
 
-    `lr`, `decay` and `clip` are the run's own values and replace the spec's base settings.
+    `trains` are the objective's patterns (none: everything); `left_out` the weights that are frozen or that the objective does
+    not read. `lr`, `decay` and `clip` are the run's own values and replace the spec's base settings.
     """
     every = tuple(paths)
     _check_patterns(spec, trains, every)
-    left_out = set(frozen)
+    skipped = set(left_out)
     if trains:
-        trained = {path for pattern in trains for path in select(pattern, every)}
-        left_out |= set(every) - trained
+        skipped |= set(every) - {path for pattern in trains for path in select(pattern, every)}
     if spec is not None and spec.kind != "adamw":
         raise RuntimeFault(f"optimise by {spec.kind}: this version trains by adamw only")
     spec_base = _read_settings(spec.settings if spec else (), AdamWSettings(), "optimise")
     given = {"lr": lr, "decay": decay, "clip": clip}
     base = replace(spec_base, **{name: value for name, value in given.items() if value is not None})
     groups: list[Group] = []
-    rest = [path for path in every if path not in left_out]
+    rest = [path for path in every if path not in skipped]
     clip_groups = 1
     for line in spec.lines if spec else ():
         settings = _line_settings(line.settings, line.pattern, spec_base, base)
@@ -185,9 +189,7 @@ def _check_patterns(spec: OptimiserSpec | None, trains: Sequence[str], paths: tu
                 raise RuntimeFault(f"{word}: no weight matches the pattern {pattern}{hint}")
 
 
-def _line_settings(
-    settings: Settings, pattern: str, spec_base: AdamWSettings, base: AdamWSettings
-) -> AdamWSettings:
+def _line_settings(settings: Settings, pattern: str, spec_base: AdamWSettings, base: AdamWSettings) -> AdamWSettings:
     named = dict(settings)
     scale = named.pop("lr_scale", 1.0)
     own = named.pop("lr", None)

@@ -5,8 +5,8 @@
     linear     1 + (final - 1) * p
     constant   1
 
-Times are steps or tokens, counted up to and including the step being taken: the first of 100 warm-up steps runs at 1 %, the
-hundredth at the peak, the last step of the run at the final fraction. After the end the final fraction stays.
+Times are steps or tokens, counted up to and including the step being taken: the first of 100 warm-up steps runs at 1
+%, the hundredth at the peak, the last step of the run at the final fraction. After the end the final fraction stays.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Bytes need no library. Ids 0 .. 255 are the bytes themselves; a larger vocabular
     257  begin of document    put in front only when asked
     258, 259                  unused, so that the table has a round number of rows
 
-A vocabulary of 256 has no marks at all. Documents then end where their rows end, which packed attention respects anyway.
+A vocabulary of 256 has no marks at all. Documents then end where their rows end, which packed attention respects
+anyway.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BEGIN_NAMES = ("<|begin_of_text|>", "<bos>", "<s>", "<|bos|>", "[BOS]", "[CLS]")
 
 
 class Tokens(Protocol):
-    """A vocabulary. `digest` says whether two of them are the same one; `end` and `begin` are None where there is no such mark."""
+    """A vocabulary. Equal digests: the same one. `end` and `begin` are None where there is no mark."""
 
     name: str
     vocab: int
@@ -130,8 +131,8 @@ def check_ids(ids: np.ndarray, document: Document, tokens: Tokens, vocab: int) -
     else:
         line = document.text.count(b"\n", 0, index) + 1
     raise RuntimeFault(
-        f"{document.place(line)}: token id {int(ids[index])} of {tokens.name} is not in the model's vocabulary of {vocab} "
-        "(a spec with a larger vocab, or another tokenizer, is needed)"
+        f"{document.place(line)}: token id {int(ids[index])} of {tokens.name} is not in the model's vocabulary of "
+        f"{vocab}: a larger vocab, or another tokenizer, is needed"
     )
 
 
@@ -148,7 +149,7 @@ def _from_file(path: Path, vocab: int, end_token: str | None) -> FileTokens:
         raise RuntimeFault(f"the tokenizer {path} cannot be read: {_reason(error)}") from None
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
         raise RuntimeFault(f"{path} is not a `tokenizers` file: {_reason(error)}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -156,9 +157,8 @@ def _from_file(path: Path, vocab: int, end_token: str | None) -> FileTokens:
     begin = _find_mark(tokenizer, path, None, BEGIN_NAMES)
     for mark in (end, begin):
         if mark is not None and mark >= vocab:
-            raise RuntimeFault(
-                f"{path}: the mark {tokenizer.id_to_token(mark)!r} has id {mark}, outside the model's vocabulary of {vocab}"
-            )
+            name = tokenizer.id_to_token(mark)
+            raise RuntimeFault(f"{path}: the mark {name!r} has id {mark}, outside the model's vocabulary of {vocab}")
     digest = hashlib.sha256(text.encode()).hexdigest()
     return FileTokens(path.name, vocab, end, begin, digest, tokenizer)
 
@@ -179,8 +179,8 @@ def _utf8(document: Document) -> str:
     except UnicodeDecodeError as error:
         line = document.text.count(b"\n", 0, error.start) + 1
         raise RuntimeFault(
-            f"{document.place(line)}: byte {document.text[error.start]:#04x} is not UTF-8 (convert the file, or read it with "
-            "the tokenizer `bytes`)"
+            f"{document.place(line)}: byte {document.text[error.start]:#04x} is not UTF-8: convert the file, or use the "
+            "tokenizer `bytes`"
         ) from None
 
 

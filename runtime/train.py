@@ -1,0 +1,327 @@
+"""The training loop, top to bottom.
+
+A run is a function of its config, its spec and its data: weights start from the seed, batches follow from seed and
+position, draws from seed, step and example. A run that is killed and resumed therefore ends with the same bits, on
+the same machine and libraries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from ..dsl.program import Program
+from ..dsl.value_type import Id
+from .checkpoint import (
+    ModelIdentity,
+    SpecText,
+    TrainingState,
+    apply_weights,
+    checkpoint_name,
+    keep_last,
+    save_checkpoint,
+)
+from .data import Corpus, DataOptions, load_corpus
+from .errors import RuntimeFault
+from .events import Evaluated, Event, Notice, RunEnded, RunStarted, Saved, StepDone
+from .interrupts import StopRequest
+from .loader import BatchPlan, TokenLoader, held_out_batches
+from .metrics import RunLogs, write_json
+from .model import Model, load
+from .optimiser import Group, WeightOptimiser, make_groups
+from .run_config import RunConfig
+from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
+from .schedule import Schedule
+from .tokens import Tokens, load_tokens
+from .train_step import NonFinite, StepOptions, StepResult, Trainable, evaluate, train_step
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`reason` is "finished", or what stopped the run. `losses` are those of the last step taken here."""
+
+    step: int
+    tokens: int
+    reason: str
+    checkpoint: Path
+    losses: dict[str, float]
+
+
+def train(config: RunConfig, on_event: Callable[[Event], None] = lambda event: None) -> TrainResult:
+    """Trains as `config` says, until the run is finished or asked to stop. Mistakes are RuntimeFaults of one line."""
+    out = Path(config.out)
+    with locked(out), _torch_settings(config):
+        resumed = find_resume_point(out, config.resume)
+        _check_same_run(config, resumed)
+        model = _load_model(config, resumed)
+        objective = model.objective(config.objective)
+        identity = _identity(model, objective)
+        _check_same_spec(identity, resumed)
+        corpus = _load_data(config, objective)
+        groups = _make_groups(config, model, objective)
+        optimiser = WeightOptimiser(groups, dict(model.by_path()))
+        plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed)
+        loader = TokenLoader(corpus, plan)
+        step = tokens = 0
+        if resumed is not None:
+            apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
+            optimiser.load_state(resumed.training.optimiser)
+            loader.load_state_dict(dict(resumed.training.loader))
+            step, tokens = resumed.manifest.step, resumed.manifest.tokens
+        _check_not_over(config, step)
+        held_out = held_out_batches(corpus, plan, config.eval_tokens) if config.eval_every else ()
+        saved_config = config.model_dump(mode="json")
+        write_json(out / RUN, saved_config)
+        on_event(_started(config, model, optimiser, corpus, step))
+        for text in _notices(config, corpus, resumed):
+            on_event(Notice(text))
+
+        options = StepOptions(objective.name, config.seed, config.accumulate, _working_type(config, model))
+        schedule = make_schedule(config)
+        checkpoint = resumed.path if resumed else None
+        trainable = cast(Trainable, model)
+        clock = _Clock(config.steps - step)
+        with RunLogs(out, config.tensorboard, step) as logs, StopRequest() as stop:
+            while True:
+                batch = loader.next_batch()
+                step, tokens = step + 1, tokens + batch.rows
+                factor = schedule.factor(tokens if config.schedule_tokens else step)
+                try:
+                    result = train_step(trainable, optimiser, batch, options, step, factor)
+                except NonFinite as fault:
+                    raise NonFinite(f"{fault}; {_where_to_go_back(checkpoint)}") from None
+                clock.tick(batch.rows)
+                done = _step_done(config, groups, result, step, tokens, factor, clock)
+                logs.train(done, clock.seconds)
+                on_event(done)
+
+                is_last = step == config.steps
+                if held_out and (is_last or step % config.eval_every == 0):
+                    evaluated = _evaluate(trainable, held_out, options, step)
+                    logs.evaluation(evaluated)
+                    on_event(evaluated)
+
+                reason = "finished" if is_last else stop.reason
+                if reason is None and step == config.stop_after:
+                    reason = "stop_after"
+                if reason is not None or step % config.save_every == 0:
+                    logs.sync()
+                    state = TrainingState(optimiser.state(), loader.state_dict(), saved_config)
+                    path = out / CHECKPOINTS / checkpoint_name(step)
+                    try:
+                        weights = dict(model.by_path())
+                        checkpoint = save_checkpoint(path, identity, weights, step, tokens, state)
+                    except RuntimeFault as fault:
+                        raise RuntimeFault(f"{fault}; {_where_to_go_back(checkpoint)}") from None
+                    keep_last(path.parent, config.keep)
+                    on_event(Saved(step, checkpoint))
+                    if reason is not None:
+                        on_event(RunEnded(step, reason, checkpoint, out))
+                        return TrainResult(step, tokens, reason, checkpoint, dict(result.losses))
+
+
+def make_schedule(config: RunConfig) -> Schedule:
+    """In tokens when the config gives the schedule's end in tokens, else in steps."""
+    if config.schedule_tokens is not None:
+        return Schedule(config.schedule, config.warmup_tokens or 0, config.schedule_tokens, config.final_fraction)
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = min(2000, config.steps // 50)
+    return Schedule(config.schedule, warmup, config.steps, config.final_fraction)
+
+
+# --- before the loop -----------------------------------------------------------------------------------------------
+
+
+def _load_model(config: RunConfig, resumed: ResumePoint | None) -> Model:
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RuntimeFault(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    # Started from the seed even when the weights come from a checkpoint: what is resumed must be the same program.
+    model = load(config.spec, config.size, config.overrides or None, dtype, device, config.seed)
+    if not isinstance(model, Model):
+        raise RuntimeFault(f"{config.spec} is a compiled artifact, which has no objective: train its spec")
+    return model
+
+
+def _load_data(config: RunConfig, objective: Program) -> Corpus:
+    vocab = _token_vocabulary(objective)
+    tokens: Tokens = load_tokens(config.tokenizer, vocab, config.end_token)
+    options = DataOptions(
+        sources=config.data,
+        format=config.format,
+        field=config.field,
+        suffixes=config.suffixes,
+        max_length=config.max_length,
+        eval_fraction=config.eval_fraction,
+        begin_mark=config.begin_mark,
+    )
+    return load_corpus(options, tokens, vocab)
+
+
+def _token_vocabulary(objective: Program) -> int:
+    """The vocabulary of the one input that a run feeds: token ids along an ordered axis."""
+    kinds = [(value.name, value.type) for value in objective.inputs]
+    fits = len(kinds) == 1 and isinstance(kinds[0][1].kind, Id) and len(kinds[0][1].axes) == 1
+    if not fits or not kinds[0][1].axes[0].is_ordered:
+        takes = ", ".join(f"{name}: {kind}" for name, kind in kinds) or "nothing"
+        raise RuntimeFault(f"objective {objective.name} takes {takes}; text gives one input of ids along an axis")
+    kind = kinds[0][1].kind
+    assert isinstance(kind, Id)
+    return kind.count
+
+
+def _make_groups(config: RunConfig, model: Model, objective: Program) -> tuple[Group, ...]:
+    read = {weight.path for weight in objective.weights}
+    left_out = [path for path, weight in model.weights.items() if weight.frozen or path not in read]
+    return make_groups(
+        model.checked.optimiser, model.weights, left_out, objective.trains, config.lr, config.decay, config.clip
+    )
+
+
+def _identity(model: Model, objective: Program) -> ModelIdentity:
+    checked = model.checked
+    texts = tuple(SpecText(file.name, file.text) for file in checked.files)
+    overrides = {name: value for name, value in checked.overrides.items() if isinstance(value, int | float | str)}
+    return ModelIdentity(texts, checked.size, overrides, objective.name)
+
+
+def _check_same_run(config: RunConfig, resumed: ResumePoint | None) -> None:
+    differences = config.differences(resumed.training.run) if resumed else []
+    if differences:
+        raise RuntimeFault(
+            f"the run in {config.out} was started with other settings ({'; '.join(differences)}): give the old ones, "
+            "or start a new run"
+        )
+
+
+def _check_same_spec(identity: ModelIdentity, resumed: ResumePoint | None) -> None:
+    if resumed is None or identity.spec_hash == resumed.manifest.spec_hash:
+        return
+    saved = {entry.name: entry.text for entry in resumed.manifest.model.spec}
+    changed = [entry.name for entry in identity.spec if saved.get(entry.name) != entry.text]
+    name = changed[0] if changed else identity.spec[0].name
+    raise RuntimeFault(
+        f"{resumed.path} is a checkpoint of another spec: {name} has changed since; restore it, or start a new run"
+    )
+
+
+def _check_not_over(config: RunConfig, step: int) -> None:
+    end = min(config.steps, config.stop_after or config.steps)
+    if step >= end:
+        raise RuntimeFault(f"the run in {config.out} is already at step {step} of {end}: give more steps to go on")
+
+
+def _working_type(config: RunConfig, model: Model) -> torch.dtype | None:
+    if config.precision == "bfloat16" or (config.precision == "auto" and model.device.type == "cuda"):
+        return torch.bfloat16
+    return None
+
+
+def _notices(config: RunConfig, corpus: Corpus, resumed: ResumePoint | None) -> Iterator[str]:
+    if resumed is not None:
+        yield f"resumed from {resumed.path}"
+        before = resumed.training.run["steps"]
+        if before != config.steps and config.schedule != "constant" and not config.schedule_tokens:
+            yield f"steps changed from {before} to {config.steps}: the schedule is stretched"
+    elif config.resume:
+        yield f"{config.out} has no checkpoint yet: starting at step 0"
+    if config.eval_fraction and corpus.held_out_by_window:
+        yield f"only {len(corpus.names)} documents: single windows are held out, not whole documents"
+
+
+def _started(config: RunConfig, model: Model, optimiser: WeightOptimiser, corpus: Corpus, step: int) -> RunStarted:
+    trained = sum(weight.numel() for weight in optimiser.weights.values())
+    lines = []
+    for group in optimiser.groups:
+        s = group.settings
+        name = group.pattern or "other weights" if len(optimiser.groups) > 1 else "all weights"
+        lines.append(f"{name} ({len(group.paths)}): lr {s.lr:g}, betas {s.betas}, decay {s.decay:g}, clip {s.clip:g}")
+    manifest = corpus.manifest
+    counts = (manifest.documents, manifest.tokens, len(corpus.train), len(corpus.held_out))
+    return RunStarted(config, str(model.device), model.parameter_count(), trained, tuple(lines), *counts, step)
+
+
+# --- in the loop ---------------------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Wall-clock speed. Nothing that is computed depends on it."""
+
+    def __init__(self, steps_left: int) -> None:
+        self.seconds = 0.0
+        self.tokens_per_second = 0.0
+        self.steps_left = steps_left
+        self._begin = self._before = time.monotonic()
+        self._step_seconds: float | None = None
+
+    def tick(self, rows: int) -> None:
+        moment = time.monotonic()
+        took = max(moment - self._before, 1e-9)
+        # A slow mean: single steps of unequal examples jump about.
+        known = self._step_seconds
+        self._step_seconds = took if known is None else 0.95 * known + 0.05 * took
+        speed = rows / took
+        self.tokens_per_second = speed if known is None else 0.95 * self.tokens_per_second + 0.05 * speed
+        self.seconds = moment - self._begin
+        self._before = moment
+        self.steps_left -= 1
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self._step_seconds is None else self._step_seconds * self.steps_left
+
+
+def _step_done(
+    config: RunConfig,
+    groups: tuple[Group, ...],
+    result: StepResult,
+    step: int,
+    tokens: int,
+    factor: float,
+    clock: _Clock,
+) -> StepDone:
+    # The rate of the weights that no line names; it stands for the run's.
+    lr = groups[-1].settings.lr * factor
+    speed, left = clock.tokens_per_second, clock.seconds_left
+    return StepDone(step, config.steps, result.losses, result.total, result.gradient_norm, lr, tokens, speed, left)
+
+
+def _evaluate(model: Trainable, batches: tuple, options: StepOptions, step: int) -> Evaluated:
+    losses, tokens = evaluate(model, batches, options)
+    return Evaluated(step, losses, sum(losses.values()), tokens)
+
+
+def _where_to_go_back(checkpoint: Path | None) -> str:
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint had been saved yet"
+
+
+@contextmanager
+def _torch_settings(config: RunConfig) -> Iterator[None]:
+    """Torch's process-wide switches for the time of the run."""
+    threads = torch.get_num_threads()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    # Filling every new tensor with NaN finds bugs; it makes no result more repeatable.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.set_num_threads(threads)

@@ -1,0 +1,177 @@
+"""One optimiser step on one packed batch: losses, gradients, clipping, update.
+
+A loss is the mean of its rows over the whole step (SEMANTICS 9): sums and counts of the micro-batches are added
+before anything is divided, so that cutting a batch into micro-batches changes the result by rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import RuntimeFault
+from .loader import Batch
+from .optimiser import WeightOptimiser
+
+Parts = Mapping[str, tuple[Tensor, Tensor]]  # a loss by name: sum over its rows, and their number
+LossOf = Callable[[Batch], Parts]
+
+
+class Trainable(Protocol):
+    """What is needed of a model: sums and counts of an objective's losses on packed inputs."""
+
+    def loss(
+        self,
+        objective: str | None,
+        *inputs: Any,
+        seed: int,
+        step: int,
+        example_ids: Tensor | None,
+        working: torch.dtype | None,
+    ) -> dict[str, tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What stays the same from step to step. `working` is the type of the computation; None: that of the weights."""
+
+    objective: str | None = None
+    seed: int = 0
+    accumulate: int = 1
+    working: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Losses are means over the step; `total` is their sum. The norm is over all trained weights, before clipping."""
+
+    losses: Mapping[str, float]
+    total: float
+    gradient_norm: float
+
+
+class NonFinite(RuntimeFault):
+    """A loss or a gradient is not a finite number. No weight has been changed by the step."""
+
+
+def train_step(
+    model: Trainable, optimiser: WeightOptimiser, batch: Batch, options: StepOptions, step: int, factor: float = 1.0
+) -> StepResult:
+    """Step number `step` (from 1) at `factor` times the peak learning rate. Raises NonFinite before weights are touched."""
+
+    def loss_of(part: Batch) -> Parts:
+        return compute_losses(model, part, options, step)
+
+    optimiser.zero_grad()
+    micro_batches = [part for part in batch.split(options.accumulate) if part.examples]
+    sums = backward(loss_of, micro_batches, optimiser)
+    norms = optimiser.gradient_norms()
+    losses, (gradient_norm,) = _to_numbers(sums, [torch.linalg.vector_norm(torch.stack(norms))])
+    result = StepResult(losses, sum(losses.values()), gradient_norm)
+    _check_finite(result, batch, step)
+    optimiser.step(factor, norms)
+    return result
+
+
+def evaluate(model: Trainable, batches: Iterable[Batch], options: StepOptions) -> tuple[dict[str, float], int]:
+    """Mean losses over all rows of all batches, and the number of tokens. Draws are those of step 0 every time."""
+    totals: dict[str, tuple[Tensor, Tensor]] = {}
+    tokens = 0
+    with torch.no_grad():
+        for batch in batches:
+            _add(totals, compute_losses(model, batch, options, 0))
+            tokens += batch.rows
+    return _to_numbers(totals, [])[0], tokens
+
+
+def compute_losses(model: Trainable, batch: Batch, options: StepOptions, step: int) -> Parts:
+    """The objective's losses on one micro-batch."""
+    return model.loss(
+        options.objective,
+        (batch.tokens, batch.offsets),
+        seed=options.seed,
+        step=step,
+        example_ids=batch.example_ids,
+        working=options.working,
+    )
+
+
+def backward(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightOptimiser) -> Parts:
+    """Gradients of the sum of mean losses into `.grad`; returns sums and counts of the whole step."""
+    if len(micro_batches) == 1:
+        parts = loss_of(micro_batches[0])
+        _weighted(parts, parts).backward()
+        return _detached(parts)
+    totals = _backward_shared(loss_of, micro_batches, optimiser)
+    if totals is not None:
+        return totals
+    # Losses count different rows, so each has its own divisor, and those are known only when all rows have been seen.
+    # Draws do not depend on when they are made: the second pass sees what the first saw.
+    optimiser.zero_grad()
+    totals = {}
+    with torch.no_grad():
+        for part in micro_batches:
+            _add(totals, loss_of(part))
+    for part in micro_batches:
+        _weighted(loss_of(part), totals).backward()
+    return totals
+
+
+def _backward_shared(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightOptimiser) -> Parts | None:
+    """One pass, where all losses count the same rows: sums go backward, gradients are divided at the end. Else None."""
+    totals: dict[str, tuple[Tensor, Tensor]] = {}
+    for part in micro_batches:
+        parts = loss_of(part)
+        counts = [count for _, count in parts.values()]
+        if len(counts) > 1 and len(set(torch.stack(counts).tolist())) > 1:
+            return None
+        torch.stack([total for total, _ in parts.values()]).sum().backward()
+        _add(totals, parts)
+    divisor = _divisor(next(count for _, count in totals.values()))
+    for weight in optimiser.weights.values():
+        if weight.grad is not None:
+            weight.grad.div_(divisor)
+    return totals
+
+
+def _weighted(parts: Parts, totals: Parts) -> Tensor:
+    """The sum of `parts`, each over the count of its loss in `totals`."""
+    return torch.stack([total / _divisor(totals[name][1]) for name, (total, _) in parts.items()]).sum()
+
+
+def _divisor(count: Tensor) -> Tensor:
+    # A step in which nothing counts (examples of one token have no target) has a loss of 0, not 0 / 0.
+    return count.detach().clamp(min=1)
+
+
+def _add(totals: dict[str, tuple[Tensor, Tensor]], parts: Parts) -> None:
+    for name, (total, count) in _detached(parts).items():
+        before = totals.get(name)
+        totals[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
+
+
+def _detached(parts: Parts) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: (total.detach(), count.detach()) for name, (total, count) in parts.items()}
+
+
+def _to_numbers(parts: Parts, more: Sequence[Tensor]) -> tuple[dict[str, float], list[float]]:
+    """Means as Python floats, with other scalars: one transfer from the device."""
+    means = [(total.double() / _divisor(count)).reshape(()) for total, count in parts.values()]
+    if not means and not more:
+        return {}, []
+    numbers = torch.stack([*means, *(value.double() for value in more)]).tolist()
+    return dict(zip(parts, numbers, strict=False)), numbers[len(means) :]
+
+
+def _check_finite(result: StepResult, batch: Batch, step: int) -> None:
+    if torch.isfinite(torch.tensor([result.total, result.gradient_norm])).all():
+        return
+    bad = [f"loss {name} is {value}" for name, value in result.losses.items() if value - value != 0.0]
+    what = bad[0] if bad else f"the gradient norm is {result.gradient_norm}"
+    named = ", ".join(batch.labels[:3]) + (f" and {batch.examples - 3} more" if batch.examples > 3 else "")
+    ids = ", ".join(map(str, batch.example_ids[:3].tolist()))
+    raise NonFinite(f"step {step}: {what}; the step was not taken (examples {named}; ids {ids})")
