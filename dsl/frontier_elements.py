@@ -158,7 +158,7 @@ def leq(left: Frontier, right: Frontier) -> bool:
 
 
 def join(*frontiers: Frontier) -> Frontier:
-    """The smallest element that allows what each allows: pointwise operators, `linear`, arms of `match` with their tag."""
+    """The smallest element that allows what each allows: pointwise operators, `linear`, arms of `match` and its tag."""
     result = NONE
     for f in frontiers:
         result = _join(result, f)

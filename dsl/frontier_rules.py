@@ -24,6 +24,7 @@ from .frontier_elements import (
     is_run_of,
     join,
     last,
+    leq,
     on_level,
     row,
     touches,
@@ -92,6 +93,11 @@ def segment_by_value(x: Frontier) -> Frontier:
     return segment_by_flags(following(x, 1))
 
 
+def segment_by_lengths(x: Frontier) -> Frontier:
+    """Segments whose first row says how long they are, as rows of a nested axis inside another; rows may be in none."""
+    return x if x.kind is Kind.NONE or (x.kind is Kind.ROW and x.shift <= 0) else ALL
+
+
 def segment_index(cut: Segments, which: str = "own") -> Frontier:
     """`index(P)` at a row of the axis."""
     return cut.ends if which == "closed" else cut.member
@@ -132,7 +138,8 @@ def following(f: Frontier, k: int, along: Axis | None = None) -> Frontier:
         case Kind.FIRST if along is None or along is f.axis:
             return last(f.axis, k)
         case Kind.LAST if along is None or along is f.axis:
-            return last(f.axis, f.shift + k)
+            # That there is such a segment is known no earlier than at its first row, whatever is read there.
+            return last(f.axis, max(0, f.shift) + k)
         case Kind.LENGTH:
             return f
         case _:
@@ -276,8 +283,14 @@ def _read_closed(f: Frontier, cut: Segments) -> Frontier:
 # -- selections
 
 
-def take(f: Frontier, to: Axis) -> Frontier:
-    """`take(x, X -> W)`. Rows of W are in the gaps of a cut that lies in another selection of the same tag."""
+def take(f: Frontier, to: Axis, tag: Frontier = NONE) -> Frontier:
+    """`take(x, X -> W)`. Rows of W are in the gaps of a cut that lies in another selection of the same tag.
+
+    `tag` decides which rows of X are rows of W, read at those rows.
+    """
+    if not tag.is_none and not (isinstance(to.kind, Selected) and leq(tag, row(to.kind.parent))):
+        return ALL
+    f = join(f, tag)
     if f.kind is Kind.END and f.inside is not None and _apart(f.inside, to) and isinstance(to.kind, Selected):
         return row(to.kind.parent)
     return f

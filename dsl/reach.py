@@ -8,7 +8,7 @@ from math import ceil, floor
 
 from . import masks
 from .axes import Axis
-from .frontier_elements import ALL, NONE, Frontier, Kind, is_part_of, join, least, on_level, row, touches
+from .frontier_elements import ALL, NONE, Frontier, is_part_of, join, least, on_level, row, touches
 from .frontier_rules import Segments, following, pool, previous, reduce_over_axis, segment_index, segments, spread
 
 
@@ -107,10 +107,7 @@ def _keys_by_difference(f: Frontier, reach: Reach, most: int) -> Frontier:
     if not touches(f, reach.keys) or f.axis is None:
         return f
     if reach.queries is not reach.keys:
-        # Row numbers of two axes compare, but only where the frontier counts the key's own.
-        if f.kind is Kind.ROW and f.axis is reach.keys and reach.queries is not None:
-            return row(reach.queries, f.shift + most)
-        return ALL
+        return ALL  # row numbers of two axes say nothing about where their rows are
     if most > 0:
         return following(f, most, reach.keys)
     return previous(f, -most, reach.keys)
