@@ -17,6 +17,7 @@ from weft.faults import CommandFault
 if TYPE_CHECKING:
     from weft.dsl.check import Checked, Result
     from weft.dsl.diagnostics import SpecError
+    from weft.dsl.program import Program
     from weft.dsl.source import Source
 
 STDIN = "-"
@@ -89,9 +90,45 @@ def check(source: Source, size: str | None, settings: dict[str, str]) -> Result:
     return check(source, OPS, size, settings)
 
 
+def typed(value: str) -> int | float | bool | str:
+    """A setting's text as the plain value it is saved as."""
+    if value in ("true", "false"):
+        return value == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    return value
+
+
+def first_preset(source: Source, settings: dict[str, str]) -> str | None:
+    """The size that a view shows when none is asked for."""
+    from weft.dsl.check import presets_of
+
+    presets = presets_of(source)
+    return presets[0] if presets and not settings else None
+
+
+def program(checked: Checked, name: str | None) -> Program:
+    """A model or an objective by name; without one, the main model."""
+    programs = {**checked.models, **checked.objectives}
+    if name is None:
+        if not checked.models:
+            raise CommandFault(f"{checked.source.name} declares no model")
+        return checked.model
+    if name not in programs:
+        raise CommandFault(f"{checked.source.name} has no model or objective {name}; it has {', '.join(programs)}", 2)
+    return programs[name]
+
+
 def checked(path: str, size: str | None, settings: dict[str, str]) -> Checked:
     """A spec that a command needs whole. Its mistakes, if any, are printed, and the command ends."""
-    result = check(read(path), size, settings)
+    return checked_source(read(path), size, settings)
+
+
+def checked_source(source: Source, size: str | None, settings: dict[str, str]) -> Checked:
+    result = check(source, size, settings)
     if result.checked is None:
         print_errors(result.problems.errors, file=sys.stderr)
         raise SystemExit(1)

@@ -1,0 +1,26 @@
+"""`weft export`: a checkpoint of ours to a Hugging Face folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """\b
+Examples:
+  weft export runs/web --to models/mine
+"""
+
+
+def run(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint, or the folder of a run.")],
+    to: Annotated[str, typer.Option("--to", metavar="HF_DIR", help="Folder to write.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the coverage table as JSON.")] = False,
+) -> None:
+    """The spec's `weights huggingface:` block read backwards: config.json and safetensors that transformers loads."""
+    from pathlib import Path
+
+    from weft.runtime.transfer import export_checkpoint
+    from weft.views.coverage import show
+
+    show(export_checkpoint(Path(checkpoint), Path(to)), as_json, f"wrote {to}")

@@ -1,0 +1,114 @@
+"""`weft train`: a spec's objective on files."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """\b
+Examples:
+  weft train specs/olmo2.weft --size tiny --data docs/*.md --steps 200 --out runs/docs
+  weft train specs/olmo2.weft --size tiny --data text.jsonl --field body --steps 5000 --lr 1e-3 --out runs/web
+  weft train specs/olmo2.weft --config run.toml --steps 20000 --out runs/web --resume
+
+\b
+Ctrl-C saves a checkpoint and stops; --resume goes on from the last one, bit for bit as if nothing had happened.
+"""
+
+# Options that take every word up to the next option: `--data a.txt b.txt`, and what a shell makes of `docs/*.md`.
+GREEDY = ("--data",)
+
+
+def run(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The spec (or a checkpoint folder to go on from).")],
+    size: Annotated[str | None, typer.Option(help="Preset of the spec.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a size or option; repeatable.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="PATH...", help="Files, folders or globs of text, JSONL or parquet.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for checkpoints and logs.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="TOML or JSON with settings; options given here win.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="Which objective, where a spec has several.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A `tokenizers` JSON file [default: bytes].")
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="JSONL field or parquet column [default: text].")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens [default: 1024].")] = None,
+    tokens_per_step: Annotated[int | None, typer.Option(help="Tokens of one step [default: 8192].")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Micro-batches per step, to save memory [default: 1].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: the spec's].")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, linear or constant [default: cosine].")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="[default: 2% of the steps]")] = None,
+    decay: Annotated[float | None, typer.Option(help="Weight decay [default: the spec's].")] = None,
+    clip: Annotated[float | None, typer.Option(help="Gradient norm; 0 does not clip [default: the spec's].")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float64 [default: auto].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ... [default: auto].")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, data order and draws [default: 0].")] = None,
+    eval_fraction: Annotated[
+        float | None, typer.Option(help="Share of the documents held out for evaluation [default: 0.05].")
+    ] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: none [default: 250].")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints [default: 500].")] = None,
+    keep: Annotated[int | None, typer.Option(help="Checkpoints kept [default: 3].")] = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps between printed lines [default: 10].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """AdamW with the groups that the spec asks for, on packed batches of whole examples: no padding.
+
+    Documents are read as bytes unless a tokenizer is given. Logs go to OUT/metrics.jsonl and, where it is installed,
+    TensorBoard. Every setting of a --config file is listed in docs/manual.md.
+    """
+    given = {
+        "size": size, "data": tuple(data) if data else None, "steps": steps, "out": out, "resume": resume or None,
+        "objective": objective, "tokenizer": tokenizer, "field": field, "max_length": max_length,
+        "tokens_per_step": tokens_per_step, "accumulate": accumulate, "lr": lr, "schedule": schedule,
+        "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
+        "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
+        "save_every": save_every, "keep": keep, "log_every": log_every,
+    }  # fmt: skip
+    from weft import spec_files
+
+    settings = {name: value for name, value in given.items() if value is not None}
+    settings["spec"] = file
+    if set_:
+        settings["overrides"] = {name: spec_files.typed(value) for name, value in spec_files.overrides(set_).items()}
+    if file.endswith(".weft"):
+        # Mistakes in the spec are shown in colour and before torch is imported, which takes seconds.
+        spec_files.checked(file, size, spec_files.overrides(set_ or []))
+
+    from weft.runtime.progress import Reporter
+    from weft.runtime.run_config import make_config, read_config_file
+    from weft.runtime.train import train
+
+    layers = [read_config_file(config)] if config else []
+    with Reporter(sys.stderr) as reporter:
+        result = train(make_config(*layers, settings), reporter)
+    if as_json:
+        import json
+
+        print(
+            json.dumps(
+                {
+                    "step": result.step,
+                    "tokens": result.tokens,
+                    "reason": result.reason,
+                    "checkpoint": str(result.checkpoint),
+                    "losses": result.losses,
+                }
+            )
+        )
+    if result.reason in _SIGNALS:
+        raise typer.Exit(_SIGNALS[result.reason])
+
+
+# As a shell reports a process that a signal ended, so that a script does not take a stopped run for a finished one.
+_SIGNALS = {"Ctrl-C": 130, "SIGTERM": 143}
