@@ -50,7 +50,7 @@ def text(checked: Checked) -> str:
     lines = [
         table(("weight", "axes", "shape", "starts as", "count"), rows, right=(4,)),
         "",
-        f"{len(weights):,} weights, {count(total)} parameters: "
+        f"{len(weights):,} weights, {count(total)} parameters",
         f"{amount(4 * total)} in float32, {amount(2 * total)} in bfloat16",
     ]
     if frozen:

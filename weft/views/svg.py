@@ -1,8 +1,8 @@
 """`weft inspect FILE graph --svg OUT`: the blocks of a program as nested boxes, top to bottom.
 
-The drawing follows the spec's own structure, not a layout of thousands of nodes: a box per block call or loop, a line per
-operation, equal turns of a loop drawn once as a stack. One file, no scripts, no fonts to load; hovering a line shows its
-place in the spec. It reads in light and dark.
+The drawing follows the spec's own structure, not a layout of thousands of nodes: a box per block call or loop, a line
+per operation, equal turns of a loop drawn once as a stack. One file, no scripts, no fonts to load; hovering a line
+shows its place in the spec. It reads in light and dark.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ LEAST_WIDTH = 220
 
 _STYLE = """
 svg { font: 12px ui-monospace, Menlo, Consolas, monospace; background: #fff; }
-.box { fill: #f6f8fa; stroke: #8c959f; } .turn { fill: #fff8e6; stroke: #bf8700; } .library { fill: #eef6ff; stroke: #54aeff; }
-.title { font-weight: 600; fill: #1f2328; } .op { fill: #1f2328; } .type { fill: #57606a; } .wire { stroke: #8c959f; fill: none; }
+.box { fill: #f6f8fa; stroke: #8c959f; }
+.turn { fill: #fff8e6; stroke: #bf8700; }
+.library { fill: #eef6ff; stroke: #54aeff; }
+.title { font-weight: 600; fill: #1f2328; }
+.op { fill: #1f2328; }
+.type { fill: #57606a; }
+.wire { stroke: #8c959f; fill: none; }
 @media (prefers-color-scheme: dark) {
   svg { background: #0d1117; } .box { fill: #161b22; } .turn { fill: #272115; } .library { fill: #121d2f; }
   .title, .op { fill: #e6edf3; } .type { fill: #9198a1; }
@@ -115,8 +120,8 @@ def _render(item: _Item, left: float, top: float, width: float, out: list[str]) 
                 f'height="{LINE - 2}" rx="4"/>'
             )
         out.append(
-            f'<text x="{left + PAD:.0f}" y="{top + 14:.0f}" xml:space="preserve"><tspan class="op">{escape(item.text)}</tspan>'
-            f'<tspan class="type">  {escape(item.type)}</tspan>{hint}</text>'
+            f'<text x="{left + PAD:.0f}" y="{top + 14:.0f}" xml:space="preserve">'
+            f'<tspan class="op">{escape(item.text)}</tspan><tspan class="type">  {escape(item.type)}</tspan>{hint}</text>'
         )
         return
     own_width, own_height = width - 4 * item.stack, item.height - 4 * item.stack
@@ -126,7 +131,8 @@ def _render(item: _Item, left: float, top: float, width: float, out: list[str]) 
             f'width="{own_width:.0f}" height="{own_height:.0f}" rx="6"/>'
         )
     out.append(
-        f'<text class="title" x="{left + PAD:.0f}" y="{top + 17:.0f}" xml:space="preserve">{escape(item.text)}{hint}</text>'
+        f'<text class="title" x="{left + PAD:.0f}" y="{top + 17:.0f}" xml:space="preserve">'
+        f"{escape(item.text)}{hint}</text>"
     )
     y = top + HEAD
     for child in item.children:
