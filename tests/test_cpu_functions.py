@@ -242,8 +242,6 @@ CACHES = [*((d, d) for d in DTYPES), (torch.bfloat16, torch.float32)]
 
 
 @pytest.mark.parametrize(("dtype", "cache_dtype"), CACHES, ids=str)
-    ("dtype", "cache_dtype"), [(d, d) for d in DTYPES] + [(torch.bfloat16, torch.float32)], ids=str
-)
 @pytest.mark.parametrize("starts", [[0], [0, 0], [3, 0, 9]])
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
