@@ -151,8 +151,8 @@ def make_groups(
 ) -> tuple[Group, ...]:
     """Groups in the order of the lines, then the rest.
 
-    `trains` are the objective's patterns (none: everything); `left_out` the weights that are frozen or that the objective does
-    not read. `lr`, `decay` and `clip` are the run's own values and replace the spec's base settings.
+    `trains` are the objective's patterns (none: everything); `left_out` the weights that are frozen or that the
+    objective does not read. `lr`, `decay` and `clip` are the run's own values and replace the spec's base settings.
     """
     every = tuple(paths)
     _check_patterns(spec, trains, every)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import RuntimeFault
 
-# What may differ between a run and its continuation. The first line does not enter the arithmetic of a step; what
+# What may differ between a run and its continuation. The first line does not enter the arithmetic of a step. What
 # the second names is guarded by hashes of its contents in the checkpoint, so that files may lie elsewhere. `steps` moves the
 # end of a cosine or linear schedule: a longer run goes on from the same state at another rate.
 CHANGEABLE_ON_RESUME = frozenset(

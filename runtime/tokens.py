@@ -179,8 +179,8 @@ def _utf8(document: Document) -> str:
     except UnicodeDecodeError as error:
         line = document.text.count(b"\n", 0, error.start) + 1
         raise RuntimeFault(
-            f"{document.place(line)}: byte {document.text[error.start]:#04x} is not UTF-8: convert the file, or use the "
-            "tokenizer `bytes`"
+            f"{document.place(line)}: byte {document.text[error.start]:#04x} is not UTF-8: convert the file, or use "
+            "the tokenizer `bytes`"
         ) from None
 
 

@@ -61,7 +61,7 @@ class NonFinite(RuntimeFault):
 def train_step(
     model: Trainable, optimiser: WeightOptimiser, batch: Batch, options: StepOptions, step: int, factor: float = 1.0
 ) -> StepResult:
-    """Step number `step` (from 1) at `factor` times the peak learning rate. Raises NonFinite before weights are touched."""
+    """Step number `step` (from 1) at `factor` times the peak rate. Raises NonFinite before weights are touched."""
 
     def loss_of(part: Batch) -> Parts:
         return compute_losses(model, part, options, step)
