@@ -121,7 +121,8 @@ def _render(item: _Item, left: float, top: float, width: float, out: list[str]) 
             )
         out.append(
             f'<text x="{left + PAD:.0f}" y="{top + 14:.0f}" xml:space="preserve">'
-            f'<tspan class="op">{escape(item.text)}</tspan><tspan class="type">  {escape(item.type)}</tspan>{hint}</text>'
+            f'<tspan class="op">{escape(item.text)}</tspan>'
+            f'<tspan class="type">  {escape(item.type)}</tspan>{hint}</text>'
         )
         return
     own_width, own_height = width - 4 * item.stack, item.height - 4 * item.stack
