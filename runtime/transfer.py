@@ -23,7 +23,7 @@ from .foreign import (
     sizes_from_config,
     write_foreign,
 )
-from .model import checked_from_manifest
+from .loading import check_texts
 
 FORMAT = "huggingface"
 
@@ -67,7 +67,7 @@ def import_checkpoint(
 def export_checkpoint(checkpoint: Path, folder: Path) -> tuple[Coverage, ...]:
     """Writes a checkpoint of ours as a foreign folder: config.json and safetensors."""
     manifest = read_manifest(checkpoint)
-    checked = checked_from_manifest(manifest)
+    checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
     weight_map = weight_map_of(checked)
     weights = {weight.path: weight for weight in checked.model.weights}
     saved: dict[str, Tensor] = read_weights(checkpoint, manifest)
