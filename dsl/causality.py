@@ -1,0 +1,255 @@
+"""Walk a program with the causal frontier: what each value may look at, where a target leaks, whether rows can be
+generated.
+
+    objective:  logits = model(tokens)          F(logits | tokens) = t
+                cross_entropy(logits, next(tokens))      demands F(logits | tokens) <= t
+
+A claim is made by `next` in an objective and tested where what it gives meets a prediction. Of the values made from a
+target:
+
+    targets       made from it row by row without weights (`or(next(x), 0)`): they are what is to be predicted
+    codes         made from targets and weights alone (`linear(next(z))`): a leak where a target meets them
+    comparisons   made from a target and a prediction: tested once, where they met
+
+Whatever has no weight in it can learn nothing, so its look ahead (a length, a mask of rows that count) does no harm.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from .axes import Axis, Joined
+from .diagnostics import Problems
+from .errors.causality import NotGenerated, Seen, TargetLeak
+from .frontier import ALL, NONE, Frontier, Kind, leq, row, settle
+from .frontier_elements import is_part_of
+from .program import Node, Program, Value, Weight
+from .source import Span
+from .value_type import Flag
+
+
+def frontiers(program: Program, source: Value, axis: Axis | None = None) -> dict[Value, Frontier]:
+    """F(value | source) of every value. `axis` is the source's ordered axis, where its type does not say."""
+    axis = axis or source.type.rows
+    start = ALL if axis is None else row(axis)
+    known: dict[Value, Frontier] = dict.fromkeys((*program.inputs, *program.weights), NONE)
+    known[source] = start
+    for node in program.nodes:
+        found = node.op.frontier(node, tuple(known.get(value, NONE) for value in node.inputs))
+        per_output = found if isinstance(found, tuple) else (found,) * len(node.outputs)
+        for output, f in zip(node.outputs, per_output, strict=True):
+            known[output] = start if output is source else settle(f, output.type.axes, axis)
+    return known
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value on a path, the node that made it (None: an input or a weight), and its frontier."""
+
+    value: Value
+    node: Node | None
+    frontier: Frontier
+
+    @property
+    def span(self) -> Span:
+        return self.node.span if self.node is not None else self.value.span
+
+
+def leak_path(
+    program: Program, source: Value, value: Value, bound: Frontier, known: dict[Value, Frontier] | None = None
+) -> tuple[Step, ...]:
+    """The shortest chain along which more than `bound` of the source enters `value`: from where it enters, to `value`.
+
+    It starts with what is read there while it still keeps the bound, or with the source.
+    """
+    known = known if known is not None else frontiers(program, source)
+    maker = {output: node for node in program.nodes for output in node.outputs}
+    reader: dict[Value, Value | None] = {value: None}
+    queue = deque([value])
+    while queue:
+        here = queue.popleft()
+        node = maker.get(here)
+        inputs = () if node is None or here is source else node.inputs
+        beyond = [v for v in inputs if not _keeps(known.get(v, NONE), bound)]
+        if not beyond:
+            opening = [v for v in inputs if not known.get(v, NONE).is_none][:1]
+            chain = [*opening, here]
+            while (following := reader[chain[-1]]) is not None:
+                chain.append(following)
+            return tuple(Step(v, maker.get(v), known.get(v, NONE)) for v in chain)
+        for v in beyond:
+            if v not in reader:
+                reader[v] = here
+                queue.append(v)
+    return ()
+
+
+def _keeps(f: Frontier, bound: Frontier) -> bool:
+    """Whether a value on the way is within the bound. On a cut, what ends before my segment or starts it still is."""
+    return leq(f, bound) or f.kind is Kind.FIRST or (f.kind is Kind.LAST and f.shift < 0)
+
+
+class _Made(Enum):
+    """What a value is made of, with respect to targets."""
+
+    OTHER = 0  # nothing of a target, or read across rows: its frontier says what it has seen
+    TARGET = 1
+    CODE = 2
+    COMPARISON = 3
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """`next(source, shift)`, made by `node`."""
+
+    source: Value
+    shift: int
+    node: Node
+
+    @property
+    def axis(self) -> Axis | None:
+        return self.node.outputs[0].type.rows or self.source.type.rows
+
+
+def check_targets(program: Program, targets: Sequence[tuple[Value, int, Node]], problems: Problems) -> None:
+    """Every prediction that meets a target sees no row of it yet. `targets`: source, k, and the `next` node."""
+    if not targets:
+        return
+    claims = [_Claim(*target) for target in targets]
+    learned = _learned(program)
+    known: dict[tuple[Value, Axis | None], dict[Value, Frontier]] = {}
+    for claim in claims:
+        for source in _origins(program, claim.source, learned):
+            key = (source, source.type.rows or claim.axis)
+            if key not in known:
+                known[key] = frontiers(program, *key)
+            _check_claim(program, claim, source, known[key], learned, problems)
+
+
+def _learned(program: Program) -> set[Value]:
+    """Values with a weight in them."""
+    result: set[Value] = set(program.weights)
+    for node in program.nodes:
+        if any(value in result or isinstance(value, Weight) for value in node.inputs):
+            result.update(node.outputs)
+    return result
+
+
+def _origins(program: Program, source: Value, learned: set[Value]) -> list[Value]:
+    """The source, and what it rewrites: the model may read `tokens` while the target is `next(rename(tokens))`."""
+    maker = {output: node for node in program.nodes for output in node.outputs}
+    result = [source]
+    while (node := maker.get(result[-1])) is not None and node.op.is_row_wise(node) and result[-1] not in learned:
+        rows = [value for value in node.inputs if value.type.rows is not None]
+        if len(rows) != 1:
+            break
+        result.append(rows[0])
+    return result
+
+
+def _check_claim(
+    program: Program,
+    claim: _Claim,
+    source: Value,
+    known: dict[Value, Frontier],
+    learned: set[Value],
+    problems: Problems,
+) -> None:
+    axis = source.type.rows or claim.axis
+    if axis is None:
+        return
+    if claim.axis is not None and is_part_of(axis, claim.axis):
+        axis = claim.axis  # rows are counted in the whole axis
+    bound = row(axis, claim.shift - 1)
+    made: dict[Value, _Made] = dict.fromkeys(claim.node.outputs, _Made.TARGET)
+    for node in program.nodes:
+        if node is claim.node or not node.op.is_row_wise(node):
+            continue
+        kinds = {made.get(value, _Made.OTHER) for value in node.inputs}
+        if kinds <= {_Made.OTHER}:
+            continue
+        result = max(kinds, key=lambda kind: kind.value)
+        predictions = [v for v in node.inputs if v in learned and made.get(v, _Made.OTHER) is _Made.OTHER]
+        if _Made.TARGET in kinds:
+            predictions += [v for v in node.inputs if made.get(v) is _Made.CODE]
+        if _Made.COMPARISON not in kinds:
+            for prediction in predictions:
+                f = known.get(prediction, NONE)
+                if not f.is_none:
+                    result = _Made.COMPARISON
+                elif result is _Made.TARGET:
+                    result = _Made.CODE
+                if not leq(f, bound):
+                    problems.add(_leak(program, claim, source, node, prediction, bound, known))
+        for output in node.outputs:
+            # A flag says which rows count, not what is in them.
+            if not isinstance(output.type.kind, Flag):
+                made[output] = result
+
+
+def _leak(
+    program: Program,
+    claim: _Claim,
+    source: Value,
+    node: Node,
+    prediction: Value,
+    bound: Frontier,
+    known: dict[Value, Frontier],
+) -> TargetLeak:
+    path = leak_path(program, source, prediction, bound, known)
+    return TargetLeak(
+        node.span,
+        prediction.name,
+        source.name,
+        str(known[prediction]),
+        str(bound),
+        claim.node.span,
+        _seen(path),
+    )
+
+
+def _seen(path: Iterable[Step]) -> tuple[Seen, ...]:
+    return tuple(Seen(step.span, step.value.name, str(step.frontier)) for step in path)
+
+
+def check_generates(program: Program, output: Value, sources: Iterable[Value]) -> NotGenerated | None:
+    """Why rows of `output` cannot be generated one by one; None when they can.
+
+    Only sources along the generated axis ask for it: a prompt in front and inputs on other axes are known from the start.
+    """
+    generated = output.type.rows
+    for source in sources:
+        axis = source.type.rows
+        if generated is None or axis is None or not _grows_with(program, axis, generated):
+            continue
+        known = frontiers(program, source, axis)
+        bound = row(generated if is_part_of(axis, generated) else axis)
+        f = known.get(output, NONE)
+        if leq(f, bound):
+            continue
+        path = leak_path(program, source, output, bound, known)
+        culprit = next((step for step in path if not _keeps(step.frontier, bound)), path[-1])
+        return NotGenerated(
+            culprit.span, output.name, source.name, str(culprit.frontier), culprit.value.name, _seen(path)
+        )
+    return None
+
+
+def _grows_with(program: Program, axis: Axis, generated: Axis) -> bool:
+    """Whether rows of `axis` appear as rows of `generated` are appended: the same rows, or the last part of them."""
+    if axis is generated:
+        return True
+    for whole in _joined_axes(program, generated):
+        parts = [part for part in whole.parts if isinstance(part, Axis)]
+        if any(part is axis for part in parts[:-1]):
+            return False
+    return is_part_of(axis, generated) or is_part_of(generated, axis)
+
+
+def _joined_axes(program: Program, generated: Axis) -> list[Joined]:
+    values = (*program.inputs, *(output for node in program.nodes for output in node.outputs))
+    axes = dict.fromkeys((generated, *(axis for value in values for axis in value.type.axes)))
+    return [axis.kind for axis in axes if isinstance(axis.kind, Joined)]
