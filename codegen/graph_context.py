@@ -6,6 +6,7 @@ import hashlib
 import keyword
 import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -70,11 +71,13 @@ class GraphContext:
 
     def argument(self, name: str, value: Value | None = None) -> fx.Node:
         """A further argument of the graph, in the order of calls."""
-        taken = {node.target for node in self.graph.nodes if node.op == "placeholder"}
+        known = [node for node in self.graph.nodes if node.op == "placeholder"]
+        taken = {node.target for node in known}
         target = argument_name(name)
         while target in taken:
             target += "_"
-        node = self.graph.placeholder(target)
+        with self.graph.inserting_after(known[-1]) if known else nullcontext():
+            node = self.graph.placeholder(target)
         origin = Origin(None, None) if value is None else Origin(value.span, value.type, value=value)
         return mark(node, origin)
 
@@ -171,7 +174,8 @@ class GraphContext:
         if present is not None:
             self._present[value] = present
         if isinstance(node, fx.Node):
-            defines(node, value)
+            if defines(node, value) and node.op == "call_function" and value.name != node.name:
+                node._rename(value.name)  # readable graphs: `q`, not `linear_4`
         rows = value.type.rows
         if rows is not None and isinstance(node, fx.Node):
             self._rows_of.setdefault(rows, node)
@@ -220,6 +224,7 @@ class GraphContext:
     def _weight(self, weight: Weight) -> fx.Node:
         def make() -> fx.Node:
             node = self.graph.get_attr("weights." + attribute_path(weight.path))
+            node._rename(weight.path.replace(".", "_"))
             return mark(node, Origin(weight.span, weight.type, value=weight))
 
         # By path: a weight that two calls share is one parameter, seen through the axes of each call.

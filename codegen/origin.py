@@ -52,9 +52,10 @@ def inherit(new: fx.Node, old: fx.Node) -> fx.Node:
     return mark(new, origin(old))
 
 
-def defines(fx_node: fx.Node, value: Value) -> fx.Node:
-    """Notes that a node computes `value`. The first value wins: an op that passes its operand on keeps the operand's name."""
+def defines(fx_node: fx.Node, value: Value) -> bool:
+    """Notes that a node computes `value`. False when it already computes another: an op may pass its operand on."""
     known = origin(fx_node)
     if known.value is not None:
-        return fx_node
-    return mark(fx_node, replace(known, value=value, type=value.type, span=known.span or value.span))
+        return False
+    mark(fx_node, replace(known, value=value, type=value.type, span=known.span or value.span))
+    return True

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -21,11 +21,13 @@ from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.pipeline import REFERENCE_PASSES, Pass, optimise
 from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
-from ..dsl.check import Checked
 from ..dsl.program import Program, Weight
 from .errors import InputFault, LoadFault
 from .initialise import initialise
 from .packed import Batch, pack, unpack
+
+if TYPE_CHECKING:
+    from ..dsl.check import Checked
 
 
 @dataclass(frozen=True)

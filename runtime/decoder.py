@@ -1,0 +1,153 @@
+"""Running the derived decoder: state of a run, prompts, further rows.
+
+    decoder = Decoder(model)
+    logits, state = decoder.prefill([[1, 2, 3], [4]], capacity=64)     results of each prompt's last row
+    logits, state = decoder.step(state, tokens)                        one row per sequence
+
+Caches are made once for `capacity` rows per sequence and written in place, so a state that has been continued is used up: go on from
+the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..codegen.decode import DecodeGraphs, derive
+from ..dsl.program import Program
+from .errors import GenerateFault, InputFault
+from .model import Model
+from .packed import pack
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """Sequences under way. `lengths` [B] on the device and `known_lengths` on the host are the rows each has so far.
+
+    `carried` are the values made once at the beginning, with `carried_offsets` of their axes.
+    """
+
+    caches: tuple[Tensor, ...]
+    lengths: Tensor
+    known_lengths: tuple[int, ...]
+    capacity: int
+    carried: tuple[Tensor, ...]
+    carried_offsets: tuple[Tensor, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.known_lengths)
+
+    @property
+    def is_even(self) -> bool:
+        return len(set(self.known_lengths)) <= 1
+
+    def select(self, kept: Sequence[int]) -> DecodeState:
+        """The state of some of the sequences. Caches are copied."""
+        if self.carried:
+            raise GenerateFault("sequences of a model with inputs beside its rows cannot leave the batch")
+        index = torch.tensor(list(kept), dtype=torch.int64, device=self.lengths.device)
+        return replace(
+            self,
+            caches=tuple(cache.index_select(0, index) for cache in self.caches),
+            lengths=self.lengths.index_select(0, index),
+            known_lengths=tuple(self.known_lengths[i] for i in kept),
+        )
+
+
+class Decoder:
+    """The decoding graphs of one model of a spec, for the type its weights have now."""
+
+    def __init__(self, model: Model, program: Program | None = None, graphs: DecodeGraphs | None = None) -> None:
+        self.model = model
+        self.program = program or model.program
+        self.dtype = model.dtype
+        self.graphs = graphs or derive(self.program, model, model.dtype)
+
+    @property
+    def row_inputs(self) -> tuple[str, ...]:
+        return tuple(slot.name for slot in self.graphs.row_signature.inputs)
+
+    # -- beginning -------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def begin(self, size: int, capacity: int, inputs: Mapping[str, Any] | None = None) -> DecodeState:
+        """A state without rows for `size` sequences. `inputs` are the model's inputs that do not grow."""
+        if size < 1:
+            raise GenerateFault("there are no sequences to decode")
+        if capacity < 1:
+            raise GenerateFault(f"a capacity of {capacity} rows holds nothing")
+        device, shape = self.model.device, self.graphs.once_signature
+        batch = pack(shape, (), inputs or {}, self.dtype, device)
+        if batch.size not in (None, size):
+            raise InputFault(f"there are {size} sequences, but inputs for {batch.size}")
+        carried = self.graphs.begin(*batch.arguments(shape))
+        caches = tuple(torch.zeros(spec.shape(size, capacity), dtype=spec.dtype, device=device) for spec in self.graphs.caches)
+        lengths = torch.zeros(size, dtype=torch.int64, device=device)
+        offsets = tuple(batch.offsets[axis] for axis in shape.axes)
+        return DecodeState(caches, lengths, (0,) * size, capacity, tuple(carried), offsets)
+
+    def prefill(self, prompts: Any, capacity: int, inputs: Mapping[str, Any] | None = None) -> tuple[Any, DecodeState]:
+        """Begins with the rows of each prompt: the results of every prompt's last row, `[batch, ...]`, and the state.
+
+        `prompts` is one ragged input, or a mapping when the model has several along the decoded axis.
+        """
+        shape = self.graphs.row_signature
+        given = prompts if isinstance(prompts, Mapping) else {self.row_inputs[0]: prompts}
+        size = pack(shape, (), given, self.dtype).size or 0
+        return self.extend(self.begin(size, capacity, inputs), given, last_only=True)
+
+    # -- going on --------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def extend(self, state: DecodeState, rows: Any, last_only: bool = False) -> tuple[Any, DecodeState]:
+        """Any number of new rows per sequence. Results are packed `[new rows, ...]`; with `last_only`, of each sequence's last new row,
+        `[batch, ...]`."""
+        shape = self.graphs.row_signature
+        given = rows if isinstance(rows, Mapping) else {self.row_inputs[0]: rows}
+        batch = pack(shape, (), given, self.dtype, self.model.device)
+        counts = batch.lengths[shape.axes[0]]
+        if len(counts) != state.size:
+            raise InputFault(f"there are {state.size} sequences, but rows for {len(counts)}")
+        if last_only and 0 in counts:
+            raise GenerateFault(f"sequence {counts.index(0)} has no rows, so it has no last row: give it at least one")
+        graph = self.graphs.last if last_only else self.graphs.extend
+        return self._go_on(graph, state, batch.values, batch.offsets[shape.axes[0]], counts)
+
+    @torch.no_grad()
+    def step(self, state: DecodeState, rows: Any, active: Sequence[bool] | None = None) -> tuple[Any, DecodeState]:
+        """One new row per sequence, `[batch, ...]` of each input; results `[batch, ...]`. Rows are taken as they are: this is the inner
+        loop. Sequences that are not `active` are computed but do not grow."""
+        given = tuple(rows[name] for name in self.row_inputs) if isinstance(rows, Mapping) else (rows,)
+        counts = tuple(int(flag) for flag in active) if active is not None else (1,) * state.size
+        offsets = torch.arange(state.size + 1, dtype=torch.int32, device=state.lengths.device)
+        return self._go_on(self.graphs.step, state, given, offsets, counts, grows_by=1)
+
+    def _go_on(
+        self,
+        graph: fx.GraphModule,
+        state: DecodeState,
+        values: tuple[Tensor, ...],
+        offsets: Tensor,
+        counts: tuple[int, ...],
+        grows_by: int | None = None,
+    ) -> tuple[Any, DecodeState]:
+        known = tuple(length + count for length, count in zip(state.known_lengths, counts, strict=True))
+        columns = max(known) if grows_by is None else max(state.known_lengths) + grows_by
+        if max(known) > state.capacity:
+            raise GenerateFault(f"sequence {known.index(max(known))} has {max(known)} rows, more than the capacity of {state.capacity}")
+        # A sequence that ended when it was full writes its ignored row nowhere new.
+        lengths = state.lengths if columns <= state.capacity else state.lengths.clamp(max=state.capacity - 1)
+        results = graph(
+            *values, offsets, *state.carried, *state.carried_offsets, lengths, min(columns, state.capacity), state.is_even, *state.caches
+        )
+        grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
+        outputs = {slot.name: value for slot, value in zip(self.graphs.row_signature.outputs, results, strict=True)}
+        result = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return result, replace(state, lengths=state.lengths + grown, known_lengths=known)
+
+
