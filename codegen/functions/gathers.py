@@ -9,7 +9,7 @@ from torch.nn import functional
 
 def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
     """`table [entries, *rest]` at `index [...]`: `[..., *rest]`."""
-    flat = functional.embedding(index, table.reshape(table.shape[0], -1))
+    flat = functional.embedding(index, table.reshape(table.shape[0], table.shape[1:].numel()))
     return flat.reshape(index.shape + table.shape[1:])
 
 
@@ -18,29 +18,35 @@ def entries(x: Tensor, index: Tensor, shared: int) -> Tensor:
     (each may be 1 in one of the two): `[*shared, *own, *rest]`."""
     own, rest = index.shape[shared:], x.shape[shared + 1 :]
     lead = torch.broadcast_shapes(x.shape[:shared], index.shape[:shared])
-    x = x.reshape(x.shape[: shared + 1] + (-1,)).expand(lead + (x.shape[shared], rest.numel()))
+    x = x.reshape(x.shape[: shared + 1] + (rest.numel(),)).expand(lead + (x.shape[shared], rest.numel()))
     index = index.reshape(index.shape[:shared] + (own.numel(), 1)).expand(lead + (own.numel(), rest.numel()))
     return torch.gather(x, shared, index).reshape(lead + own + rest)
 
 
-def starts(offsets: Tensor, row_example: Tensor | None) -> Tensor:
-    """Where the rows of each reading row's example begin: int64 `[reading rows]`, or `[batch]` when examples read."""
+def starts(offsets: Tensor, row_example: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where the rows of each reading row's example begin, and how many there are: int64 `[reading rows]`; `[batch]` when examples
+    read."""
     begins = offsets[:-1].to(torch.int64)
-    return begins if row_example is None else begins[row_example]
+    lengths = (offsets[1:] - offsets[:-1]).to(torch.int64)
+    return (begins, lengths) if row_example is None else (begins[row_example], lengths[row_example])
 
 
-def rows_of_example(x: Tensor, index: Tensor, starts: Tensor) -> Tensor:
-    """`x [rows, *rest]` at `index [reading rows, *own]`, numbers of rows counted in an example whose rows begin at `starts`
-    [reading rows]: `[reading rows, *own, *rest]`."""
-    starts = starts.reshape(starts.shape + (1,) * (index.dim() - 1))
-    return rows_of_table(x, index + starts)
+def rows_of_example(x: Tensor, index: Tensor, begins: Tensor, lengths: Tensor) -> Tensor:
+    """`x [rows, *rest]` at `index [reading rows, *own]`, numbers of rows counted in the example of the reading row:
+    `[reading rows, *own, *rest]`. 0 where the example has no such row."""
+    own = (1,) * (index.dim() - 1)
+    inside = index < lengths.reshape(lengths.shape + own)
+    if x.shape[0] == 0:
+        return x.new_zeros(index.shape + x.shape[1:]) + x.sum().to(x.dtype)
+    found = rows_of_table(x, torch.where(inside, index + begins.reshape(begins.shape + own), 0))
+    return torch.where(inside.reshape(inside.shape + (1,) * (x.dim() - 1)), found, 0)
 
 
 def bag(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     """The sum of `table [entries, *rest]` over the last dimension of `index [..., n]`, each entry times `weight [..., n]`:
     `[..., *rest]`."""
-    flat = table.reshape(table.shape[0], -1)
-    lines = index.reshape(-1, index.shape[-1])
+    flat = table.reshape(table.shape[0], table.shape[1:].numel())
+    lines = index.reshape(index.shape[:-1].numel(), index.shape[-1])
     factors = None if weight is None else weight.reshape(lines.shape)
     result = functional.embedding_bag(lines, flat, mode="sum", per_sample_weights=factors)
     return result.reshape(index.shape[:-1] + table.shape[1:])

@@ -166,8 +166,9 @@ def _lower_gather(ctx: LowerContext, node: Node) -> None:
     own_index = index.type.static_axes
     if attrs.axis.is_ordered:
         reading = None if place.rows is None else ctx.row_example(place.rows)
-        starts = ctx.call(gathers.starts, ctx.offsets(attrs.axis), reading)
-        result = ctx.call(gathers.rows_of_example, own(ctx, x), own(ctx, index), starts)
+        found = ctx.call(gathers.starts, ctx.offsets(attrs.axis), reading)
+        begins, lengths = (ctx.call(operator.getitem, found, place) for place in (0, 1))
+        result = ctx.call(gathers.rows_of_example, own(ctx, x), own(ctx, index), begins, lengths)
         ctx.define(node.outputs[0], result, presence(ctx, node))
         return
     shared = tuple(a for a in own_index if a in x.type.axes)
@@ -353,8 +354,8 @@ BAG = OpDef(
     "is replaced by the other axes of i.",
     cost=_cost_bag,
     samples=(
-        "x: real[seq, heads, vocab], t: real[vocab, dim] => bag(t, topk(x, over=vocab, k=three).index, "
-        "weight=topk(x, over=vocab, k=three).score, over=(heads, three))",
+        "x: real[seq, heads, vocab]; param t: real[vocab, dim]; best = topk(x, over=vocab, k=three) => bag(t, best.index, "
+        "weight=best.score, over=(heads, three))",
     ),
 )
 NEAREST = OpDef(
@@ -371,7 +372,7 @@ NEAREST = OpDef(
     doc="`nearest(x, table, over=D, along=K)`: the first entry of the table along K at the least squared distance, measured over D: "
     "`.index in K`, `.score` (the distance) and `.value` (the entry). The scores are never stored on devices.",
     cost=_cost_nearest,
-    samples=("x: real[seq, dim], t: real[vocab, dim] => nearest(x, t, over=dim, along=vocab).value",),
+    samples=("x: real[seq, dim]; param t: real[vocab, dim] => nearest(x, t, over=dim, along=vocab).value",),
 )
 
 GATHERS = (EMBED, GATHER, PICK, BAG, NEAREST)

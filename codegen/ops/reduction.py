@@ -269,7 +269,7 @@ ARGMAX = OpDef(
     name="argmax", params=(X, OVER), infer=_infer_argmax, frontier=_frontier_reduced, lower=_lower_argmax,
     doc="`argmax(x, over=A)`: the first entry of A that holds the largest value, as an `id in A`; the axis goes. No gradient.",
     cost=cost_per_entry(1), row_wise=False, row_wise_when=is_static_only,
-    samples=("x: real[seq, heads, dim] => argmax(x, over=heads)", "x: real[seq, dim] => argmax(x, over=seq)"),
+    samples=("x: real[seq, heads, dim] => argmax(x, over=heads)", "x: real[seq, dim] => int(argmax(x, over=seq))"),
 )  # fmt: skip
 BEST = OpDef(
     name="best", params=(X, OVER), infer=_infer_best, frontier=_frontier_reduced, lower=_lower_best,

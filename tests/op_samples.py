@@ -1,0 +1,162 @@
+"""The samples of an op as specs, and inputs for them.
+
+    x: real[seq, two, dim]; a, b = split(x, over=two) => a - 2 * b
+
+is a model with these parameters, these statements and this result, in a file that declares the axes below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from weft.codegen.lower import lower
+from weft.codegen.ops import OPS
+from weft.codegen.signature import Signature
+from weft.dsl.check import check
+from weft.dsl.opdef import OpDef
+from weft.dsl.program import Program, Value
+from weft.dsl.source import Source
+from weft.dsl.value_type import Flag, Id, Real, Tag, ValueType
+
+DECLARATIONS = """
+size tiny: dim = 5, heads = 4, kv_heads = 2, head_dim = 3, ffn = 7, vocab = 11
+axis two = 2
+axis three = 3
+axis four = 4
+axis dim_again = dim
+axis dim_pair = dim * dim
+axis width = heads * head_dim
+axis dim_and_heads = dim + heads
+enum modality: text, image
+axis seq
+axis other
+"""
+
+# Rows of each example along each ordered axis: odd sizes, an empty example first, in the middle and last.
+LENGTHS = {"seq": (0, 5, 1, 0, 3, 0), "other": (2, 3, 0, 0, 1, 2)}
+
+
+@dataclass(frozen=True)
+class Sample:
+    op: OpDef
+    text: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.op.name}: {self.text}"
+
+
+SAMPLES = tuple(Sample(op, text) for op in OPS.ops.values() for text in op.samples)
+
+
+def spec(text: str) -> str:
+    """The file that a sample stands for."""
+    head, result = text.split(" => ")
+    parameters, *statements = head.split("; ")
+    body = "\n".join(f"    {line}" for line in (*statements, f"return {result}"))
+    return f"{DECLARATIONS}\nmodel m({parameters}):\n{body}\n"
+
+
+def reversed_axes(text: str) -> str:
+    """The sample with the static axes of its parameters written in the opposite order."""
+    head, rest = text.split(" => ")
+    parameters, *statements = head.split("; ")
+    parts = parameters.split("[")
+    for i in range(1, len(parts)):
+        inside, after = parts[i].split("]", 1)
+        axes = inside.split(", ")
+        ordered = [axis for axis in axes if axis in LENGTHS]
+        parts[i] = ", ".join((*ordered, *reversed([axis for axis in axes if axis not in LENGTHS]))) + "]" + after
+    return "; ".join(("[".join(parts), *statements)) + " => " + rest
+
+
+def elaborate(text: str) -> Program:
+    """The program of a sample."""
+    return check(Source("sample.weft", spec(text)), OPS, "tiny").value().models["m"]
+
+
+def module(program: Program, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.fx.GraphModule:
+    """The lowered program, its weights filled with numbers of ordinary size."""
+    graph = lower(program, working=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in graph.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return graph
+
+
+def lead(type: ValueType, lengths: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The dimension in front of the static axes."""
+    if type.rows is not None:
+        return (sum(lengths[type.rows.name]),)
+    return (len(next(iter(lengths.values()))),) if type.per_example else ()
+
+
+def shape(type: ValueType, lengths: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    return (*lead(type, lengths), *(axis.size or 0 for axis in type.static_axes))
+
+
+def draw(value: Value, lengths: dict[str, tuple[int, ...]], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """An input of the value's type."""
+    size = shape(value.type, lengths)
+    match value.type.kind:
+        case Real():
+            return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        case Flag():
+            return torch.rand(size, generator=generator) < 0.5
+        case Id() as kind:
+            return torch.randint(kind.count, size, generator=generator)
+        case Tag(enum):
+            return torch.randint(len(enum.members), size, generator=generator)
+        case _:
+            return torch.randint(100, size, generator=generator)
+
+
+def inputs(
+    program: Program, lengths: dict[str, tuple[int, ...]] = LENGTHS, dtype: torch.dtype = torch.float64, seed: int = 1
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [draw(value, lengths, dtype, generator) for value in program.inputs]
+
+
+def arguments(
+    graph: torch.fx.GraphModule, values: list[Tensor], lengths: dict[str, tuple[int, ...]] = LENGTHS, examples: list[int] | None = None
+) -> list[Tensor]:
+    """What the graph is called with: inputs, offsets, and a seed, a step and ids of examples if it draws."""
+    signature: Signature = graph.meta["weft_signature"]
+    result = [*values, *(offsets(lengths[axis]) for axis in signature.axes)]
+    if signature.draws:
+        count = len(next(iter(lengths.values())))
+        result += [torch.tensor(7), torch.tensor(3), torch.tensor(list(range(count)) if examples is None else examples)]
+    return result
+
+
+def offsets(lengths: tuple[int, ...]) -> Tensor:
+    return torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
+
+
+def example(values: list[Tensor], program: Program, number: int, lengths: dict[str, tuple[int, ...]] = LENGTHS) -> list[Tensor]:
+    """One example's part of the inputs."""
+    return [part(tensor, value.type, number, lengths) for tensor, value in zip(values, program.inputs, strict=True)]
+
+
+def part(tensor: Tensor, type: ValueType, number: int, lengths: dict[str, tuple[int, ...]] = LENGTHS) -> Tensor:
+    if type.rows is not None:
+        counts = lengths[type.rows.name]
+        start = sum(counts[:number])
+        return tensor[start : start + counts[number]]
+    return tensor[number : number + 1] if type.per_example else tensor
+
+
+def by_name(tensor: Tensor, type: ValueType, order: tuple[str, ...]) -> Tensor:
+    """The tensor with its static dimensions in the order of these axis names."""
+    names = [axis.name for axis in type.static_axes]
+    leading = tensor.dim() - len(names)
+    return tensor.permute(*range(leading), *(names.index(name) + leading for name in order))
+
+
+def elements(type: ValueType) -> int:
+    return math.prod(axis.size or 0 for axis in type.static_axes)
