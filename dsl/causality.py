@@ -218,7 +218,7 @@ def _seen(path: Iterable[Step]) -> tuple[Seen, ...]:
 def check_generates(program: Program, output: Value, sources: Iterable[Value]) -> NotGenerated | None:
     """Why rows of `output` cannot be generated one by one; None when they can.
 
-    Only sources along the generated axis ask for it: a prompt in front and inputs on other axes are known from the start.
+    Only sources along the generated axis ask for it: a prompt in front and inputs on other axes are there at once.
     """
     generated = output.type.rows
     for source in sources:

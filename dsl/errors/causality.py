@@ -83,8 +83,8 @@ class TargetLeak(SpecError, code="E401"):
 class NotGenerated(SpecError, code="E402"):
     """A model cannot be run row by row, because its result at a row depends on rows that are not there yet.
 
-    Generating appends one row at a time, so the result at row t may depend on rows of the input up to t, and on all rows
-    of a prompt. The path printed is the shortest along which later rows enter.
+    Generating appends one row at a time, so the result at row t may depend on rows of the input up to t, and on all
+    rows of a prompt. The path printed is the shortest along which later rows enter.
 
     Wrong:
         size dim = 8, vocab = 10
@@ -113,5 +113,5 @@ class NotGenerated(SpecError, code="E402"):
             f"{self.output} cannot be generated row by row: {self.culprit} sees {self.sees} of {self.source}, not t",
             f"{self.culprit} sees {self.sees} here",
             *_labels(self.path, self.at),
-            help="mask=causal where rows attend; a prompt that is seen as a whole is an axis of its own, joined in front",
+            help="mask=causal where rows attend; a prompt that is seen whole is an axis of its own, joined in front",
         )
