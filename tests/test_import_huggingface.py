@@ -70,48 +70,64 @@ def test_export_is_bit_equal_and_loads_again(name, shape, tmp_path):
     torch.testing.assert_close(huggingface.logits(again, IDS[0]), huggingface.logits(theirs, IDS[0]), rtol=0, atol=0)
 
 
-WRONG = {
-    "norm on inputs": ("rms_norm(attention(x)) as attention_norm", "attention(rms_norm(x) as attention_norm)"),
-    "per-head query norm": ("rms_norm(over=(heads, head_dim)", "rms_norm(over=head_dim"),
-    "MLP reads the block's input": None,
-}
+PER_HEAD = """
+block per_head(x: real[..], over: axis, both: axes, eps: number) -> real[..]:
+    param gain: real[both] = ones
+    return precise(x * rsqrt(mean(x^2, over=over) + eps)) * gain
+
+model olmo2("""
 
 
-def test_wrong_variants_differ(tmp_path):
-    """The mistakes olmo2.md lists load the same weights and give other logits: the comparison above would catch them."""
+def wrong_variants() -> dict[str, dict[str, str]]:
+    """The mistakes that olmo2.md lists, as edits of the spec. All of them load the same weights."""
+    attention = "x = x + rms_norm(attention(x), eps=eps) as attention_norm"
+    mlp = "x = x + rms_norm(swiglu(x, ffn), eps=eps) as swiglu_norm"
+    return {
+        "norms on inputs": {
+            attention: "x = x + attention(rms_norm(x, eps=eps) as attention_norm)",
+            mlp: "x = x + swiglu(rms_norm(x, eps=eps) as swiglu_norm, ffn)",
+        },
+        "the MLP reads the block's input": {
+            attention: "start = x\n        " + attention,
+            mlp: mlp.replace("swiglu(x, ffn)", "swiglu(start, ffn)"),
+        },
+        "QK-norm for each head": {
+            "rms_norm(over=(heads, head_dim), eps=eps)": "per_head(over=head_dim, both=(heads, head_dim), eps=eps)",
+            "rms_norm(over=(kv_heads, head_dim), eps=eps)": "per_head(over=head_dim, both=(kv_heads, head_dim), eps=eps)",
+            "q.rms_norm.gain": "q.per_head.gain",
+            "k.rms_norm.gain": "k.per_head.gain",
+            "\nmodel olmo2(": PER_HEAD,
+        },
+        "QK-norm after the rotation": {
+            " |> rms_norm(over=(heads, head_dim), eps=eps)": "",
+            "q = rope(q, along=seq, theta=theta)":
+                "q = rope(q, along=seq, theta=theta)\n    q = rms_norm(q, over=(heads, head_dim), eps=eps) as q_norm",
+            "q.rms_norm.gain": "q_norm.gain",
+        },
+        "theta of 10,000": {"theta=theta": "theta=1e4"},
+        "gate and up exchanged": {
+            "swiglu.gate.linear.weight\n": "swiglu.here.linear.weight\n",
+            "swiglu.up.linear.weight\n": "swiglu.gate.linear.weight\n",
+            "swiglu.here.linear.weight\n": "swiglu.up.linear.weight\n",
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", wrong_variants())
+def test_wrong_variants_differ(mistake, tmp_path):
+    """Each common mistake gives other logits from the same weights: the comparison above would catch it."""
     theirs = huggingface.olmo2(kv_heads=4)
     huggingface.saved(theirs, tmp_path / "theirs")
     text = (SPECS / "olmo2.weft").read_text()
-    want = huggingface.logits(theirs, IDS[2])
-    for number, (right, wrong) in enumerate(wrong_variants(text)):
-        assert text.count(right) == 1, right
-        spec = tmp_path / f"wrong{number}" / "olmo2.weft"
-        spec.parent.mkdir()
-        spec.write_text(text.replace(right, wrong))
-        import_checkpoint(spec, tmp_path / "theirs", tmp_path / f"ours{number}")
-        with torch.no_grad():
-            got = weft.load(tmp_path / f"ours{number}")([torch.tensor(IDS[2])])[0]
-        assert (got - want).abs().max() > 0.05, wrong
-
-
-def wrong_variants(text: str) -> list[tuple[str, str]]:
-    """Norms on inputs; the MLP from the block's input; the norm after the rotation; another theta."""
-    attention = "        x = x + rms_norm(attention(x), eps=eps) as attention_norm\n"
-    mlp = "        x = x + rms_norm(swiglu(x, ffn), eps=eps) as ffn_norm\n"
-    both = attention + mlp
-    assert both in text
-    return [
-        (
-            both,
-            "        x = x + attention(rms_norm(x, eps=eps) as attention_norm)\n"
-            "        x = x + swiglu(rms_norm(x, eps=eps) as ffn_norm, ffn)\n",
-        ),
-        (
-            both,
-            "        y = x\n" + attention + mlp.replace("swiglu(x, ffn)", "swiglu(y, ffn)"),
-        ),
-        ("option theta: real = 5e5", "option theta: real = 5e5\noption other: real = 1e4"),
-    ][:2]
+    for right, wrong in wrong_variants()[mistake].items():
+        assert right in text, right
+        text = text.replace(right, wrong)
+    spec = tmp_path / "olmo2.weft"
+    spec.write_text(text)
+    import_checkpoint(spec, tmp_path / "theirs", tmp_path / "ours")
+    with torch.no_grad():
+        got = weft.load(tmp_path / "ours")([torch.tensor(IDS[2])])[0]
+    assert (got - huggingface.logits(theirs, IDS[2])).abs().max() > 0.05
 
 
 TOTALS = {"1b": 1_484_916_736, "7b": 7_298_617_344, "13b": 13_716_198_400, "32b": 32_234_279_936}

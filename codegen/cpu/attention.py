@@ -42,9 +42,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """Pieces over rows; `query_order` and `key_order` are set when rows are first brought into another order."""
+    """Pieces over rows; whether two pieces read the same key; the order rows are first brought into, if another."""
 
     pieces: tuple[Piece, ...]
+    shares_keys: bool
     query_order: Tensor | None = None
     key_order: Tensor | None = None
 
@@ -75,6 +76,7 @@ def _plan(q: tuple[int, ...], k: tuple[int, ...], causal: bool, window: int | No
     for _, queries, _, keys in documents:
         if causal and keys < queries:
             raise ValueError(f"a document has {queries} queries but only {keys} keys")
+    shares_keys = window is not None and any(d[3] > window for d in documents)
     shapes = [(d[1], d[3]) for d in documents]
     runs = 1 + sum(a != b for a, b in pairwise(shapes))
     # Each piece costs a call in both directions. Many short documents in mixed order are worth sorting by length.
@@ -87,8 +89,8 @@ def _plan(q: tuple[int, ...], k: tuple[int, ...], causal: bool, window: int | No
             for _, queries, _, keys in ordered:
                 moved.append((at_query, queries, at_key, keys))
                 at_query, at_key = at_query + queries, at_key + keys
-            return Plan(tuple(_pieces(moved, causal, window)), query_order, key_order)
-    return Plan(tuple(_pieces(documents, causal, window)))
+            return Plan(tuple(_pieces(moved, causal, window)), shares_keys, query_order, key_order)
+    return Plan(tuple(_pieces(documents, causal, window)), shares_keys)
 
 
 def _pieces(documents: list[tuple[int, int, int, int]], causal: bool, window: int | None):
@@ -146,15 +148,18 @@ def _mask_arguments(piece: Piece, dtype: torch.dtype) -> tuple[bool, Tensor | No
     return piece.mask == "causal", None
 
 
+def _rows_like(x: Tensor, written: int) -> Tensor:
+    """A buffer of x's shape; zeros unless `written` rows, which are all of them, will be overwritten."""
+    return (torch.empty if written == x.shape[0] else torch.zeros)(x.shape, dtype=x.dtype)
+
+
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, plan, scale):
         order, key_order = plan.query_order, plan.key_order
         if order is not None:
             q, k, v = q[order], k[key_order], v[key_order]
-        # Rows no document owns stay zero.
-        covered = sum(p.queries * p.documents for p in plan.pieces) == q.shape[0]
-        out = (torch.empty if covered else torch.zeros)(q.shape, dtype=q.dtype)
+        out = _rows_like(q, sum(p.queries * p.documents for p in plan.pieces))
         sums = []
         for piece in plan.pieces:
             q_p, k_p, v_p = _views(piece, q, k, v)
@@ -176,7 +181,10 @@ class _PackedAttention(torch.autograd.Function):
         order, key_order = plan.query_order, plan.key_order
         if order is not None:
             dout = dout[order]
-        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+        # Blocks of a window share keys: their gradients are added. Otherwise each row is written once, if it is at all.
+        dq = _rows_like(q, sum(p.queries * p.documents for p in plan.pieces))
+        key_rows = sum(p.keys * p.documents for p in plan.pieces)
+        dk, dv = _rows_like(k, 0 if plan.shares_keys else key_rows), _rows_like(v, 0 if plan.shares_keys else key_rows)
         for piece, sums_p in zip(plan.pieces, sums, strict=True):
             q_p, k_p, v_p = _views(piece, q, k, v)
             out_p = _rectangle(out, piece.query, piece.queries, piece.documents)
@@ -190,9 +198,9 @@ class _PackedAttention(torch.autograd.Function):
             if h != g:
                 dk_p, dv_p = (x.unflatten(1, (g, h // g)).sum(2) for x in (dk_p, dv_p))
             _rectangle(dq, piece.query, piece.queries, piece.documents).copy_(dq_p)
-            # Keys are shared by neighbouring blocks of a window.
-            _rectangle(dk, piece.key, piece.keys, piece.documents).add_(dk_p)
-            _rectangle(dv, piece.key, piece.keys, piece.documents).add_(dv_p)
+            for grad, part in ((dk, dk_p), (dv, dv_p)):
+                rows = _rectangle(grad, piece.key, piece.keys, piece.documents)
+                _ = rows.add_(part) if plan.shares_keys else rows.copy_(part)
         if order is not None:
             dq = torch.empty_like(dq).index_copy_(0, order, dq)
             dk, dv = (torch.empty_like(x).index_copy_(0, key_order, x) for x in (dk, dv))
