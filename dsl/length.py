@@ -48,8 +48,9 @@ class Symbol:
             return self.name
         return f"{self.name} {self.key!r}" if isinstance(self.key, str | int) else f"{self.name} {hash(self.key):x}"
 
-    def __str__(self) -> str:
-        return self.name
+    @property
+    def symbols(self) -> frozenset[Symbol]:
+        return frozenset((self,))
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Floor:
     def order(self) -> str:
         return f"~{self.numerator.order}//{self.denominator.order}"
 
+    @property
+    def symbols(self) -> frozenset[Symbol]:
+        return self.numerator.symbols | self.denominator.symbols
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -73,6 +78,10 @@ class Sum:
     @cached_property
     def order(self) -> str:
         return f"~~{self.polynomial.order}"
+
+    @property
+    def symbols(self) -> frozenset[Symbol]:
+        return self.polynomial.symbols
 
 
 Atom = Symbol | Floor | Sum
@@ -89,11 +98,8 @@ class Length:
 
     def __init__(self, terms: Mapping[Monomial, Rational]) -> None:
         """For this module: use `number`, `symbol` and the operators."""
-        if len(terms) > 1:
-            items = sorted(((m, c) for m, c in terms.items() if c), key=lambda item: _rank(item[0]))
-        else:
-            items = [(m, c) for m, c in terms.items() if c]
-        self.terms = tuple((m, _whole(c)) for m, c in items)
+        items = terms.items() if len(terms) < 2 else sorted(terms.items(), key=lambda item: _rank(item[0]))
+        self.terms = tuple((m, _whole(c)) for m, c in items if c)
 
     @staticmethod
     def number(n: int) -> Length:
@@ -129,16 +135,10 @@ class Length:
     def __pow__(self, exponent: int) -> Length:
         if exponent < 0:
             return ONE.divided_exactly(self**-exponent)
-        result = ONE
-        for _ in range(exponent):
-            result = result * self
-        return result
+        return self * self ** (exponent - 1) if exponent else ONE
 
-    def __radd__(self, other: int) -> Length:
-        return self + other
-
-    def __rmul__(self, other: int) -> Length:
-        return self * other
+    __radd__ = __add__
+    __rmul__ = __mul__
 
     def __rsub__(self, other: int) -> Length:
         return _length(other) - self
@@ -190,17 +190,7 @@ class Length:
 
     @cached_property
     def symbols(self) -> frozenset[Symbol]:
-        found: set[Symbol] = set()
-        for monomial, _ in self.terms:
-            for atom, _ in monomial:
-                match atom:
-                    case Symbol():
-                        found.add(atom)
-                    case Floor(numerator, denominator):
-                        found |= numerator.symbols | denominator.symbols
-                    case Sum(polynomial):
-                        found |= polynomial.symbols
-        return frozenset(found)
+        return frozenset(symbol for monomial, _ in self.terms for atom, _ in monomial for symbol in atom.symbols)
 
     def value(self, env: Mapping[Any, int]) -> int:
         """The number for these symbols (looked up by key, then by name), or LengthError."""
@@ -228,10 +218,9 @@ class Length:
         if isinstance(whole, int):
             return whole
         # Name the smallest part that is not whole by itself: `dim / heads`, not all that was built on it.
-        if len(self.terms) > 1:
-            for part in _by_denominator(self):
-                if len(part.terms) < len(self.terms):
-                    part._evaluate(env)
+        for part in _by_denominator(self):
+            if len(part.terms) < len(self.terms):
+                part._evaluate(env)
         raise LengthError(str(self), f"does not divide: it is {whole}")
 
     @cached_property
@@ -239,10 +228,6 @@ class Length:
         return "+".join(f"{c}" + "".join(f"*{a.order}^{p}" for a, p in m) for m, c in self.terms)
 
     def __str__(self) -> str:
-        return self._text
-
-    @cached_property
-    def _text(self) -> str:
         return _print(self)
 
     def __repr__(self) -> str:
@@ -255,8 +240,8 @@ class Length:
 
     def _content(self) -> tuple[Rational, Monomial]:
         """What all terms have in common: a coefficient with the sign of the first term, and a monomial."""
-        numerators = gcd(*(_numerator(c) for _, c in self.terms))
-        denominators = lcm(*(_denominator(c) for _, c in self.terms))
+        numerators = gcd(*(c.numerator for _, c in self.terms))
+        denominators = lcm(*(c.denominator for _, c in self.terms))
         sign = -1 if self.terms[0][1] < 0 else 1
         return _whole(Fraction(sign * numerators, denominators)), _common(m for m, _ in self.terms)
 
@@ -314,14 +299,6 @@ def _common(monomials: Iterable[Monomial]) -> Monomial:
 def _whole(number: Rational) -> Rational:
     """An int where it is one, so that equal numbers print and hash alike and arithmetic stays fast."""
     return number.numerator if isinstance(number, Fraction) and number.denominator == 1 else number
-
-
-def _numerator(number: Rational) -> int:
-    return number.numerator
-
-
-def _denominator(number: Rational) -> int:
-    return number.denominator
 
 
 def _length(value: Length | int) -> Length:
@@ -390,7 +367,7 @@ def _floor(numerator: Length, denominator: Length) -> Length:
         return quotient
     if varying:
         both = [*varying, *bottom.terms]
-        factor = gcd(*(_numerator(c) for _, c in both))
+        factor = gcd(*(c.numerator for _, c in both))
         common = _common(m for m, _ in both) if constant in (0, -1) else UNIT
         if factor > 1 or common:
             down = _power(common, -1)
@@ -409,7 +386,7 @@ def _cleared(numerator: Length, denominator: Length) -> tuple[Length, Length]:
     both = (*numerator.terms, *denominator.terms)
     if all(isinstance(c, int) and all(p > 0 for _, p in m) for m, c in both):
         return numerator, denominator
-    factor = lcm(*(_denominator(c) for _, c in both))
+    factor = lcm(*(c.denominator for _, c in both))
     lift = UNIT
     for atom, power in _common((*(m for m, _ in both), UNIT)):
         if isinstance(atom, Sum):
@@ -428,7 +405,7 @@ def _by_denominator(length: Length) -> list[Length]:
     parts: dict[tuple[Monomial, int], dict[Monomial, Rational]] = {}
     for m, c in length.terms:
         under = tuple((a, -p) for a, p in m if p < 0)
-        parts.setdefault((under, _denominator(c)), {})[m] = c
+        parts.setdefault((under, c.denominator), {})[m] = c
     return [Length(part) for part in parts.values()]
 
 
@@ -466,7 +443,7 @@ def _signed(length: Length) -> list[tuple[str, bool]]:
     for part in _by_denominator(Length(shown)):
         m, c = part.terms[0]
         under = tuple((a, -p) for a, p in m if p < 0)
-        by = _denominator(c)
+        by = c.denominator
         above = part._scaled(under, by)
         if under == UNIT and by == 1:
             result += [(_term(m, abs(c)), c > 0) for m, c in above.terms]
@@ -474,8 +451,7 @@ def _signed(length: Length) -> list[tuple[str, bool]]:
         plus = above.terms[0][1] > 0
         above = above if plus else -above
         top = _term(*above.terms[0]) if len(above.terms) == 1 else f"({above})"
-        factors = _factors(under, by)
-        bottom = " * ".join(factors)
+        bottom = " * ".join(factors := _factors(under, by))
         result.append((f"{top} / {bottom if len(factors) == 1 else f'({bottom})'}", plus))
     return result
 
@@ -484,9 +460,7 @@ def _factors(monomial: Monomial, coefficient: Rational) -> list[str]:
     factors = [] if coefficient == 1 and monomial else [str(coefficient)]
     for atom, power in monomial:
         text = _atom_text(atom, ceiling=len(monomial) == 1 and power == 1)
-        if power != 1:
-            text = f"{text}^{power}"
-        factors.append(text)
+        factors.append(text if power == 1 else f"{text}^{power}")
     return factors
 
 

@@ -124,6 +124,9 @@ def _keys_of_segment(f: Frontier, reach: Reach, cut: Segments) -> Frontier:
 def _keys_by_index(f: Frontier, reach: Reach, cut: Segments, which: str, most: int) -> Frontier:
     on_segments = reach.queries is not None and on_level(reach.queries, cut.axis)
     moved = following if most > 0 else previous
+    if cut.gaps and most >= 0 and which == "own" and not on_segments:
+        # A row in a gap has the index of the segment to come, which is known nowhere before it.
+        return NONE if f.is_none and cut.ends.is_none else ALL
     if on_level(reach.keys, cut.axis):
         if on_segments:
             return moved(f, abs(most), cut.axis)
@@ -134,8 +137,6 @@ def _keys_by_index(f: Frontier, reach: Reach, cut: Segments, which: str, most: i
     pooled = moved(pool(f, cut, "last"), abs(most), cut.axis)
     if on_segments:
         return pooled
-    if cut.gaps and most >= 0 and which == "own":
-        return ALL if not f.is_none or not cut.ends.is_none else NONE  # a row in a gap counts with the next segment
     return spread(pooled, cut, which)
 
 
