@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .outline import Call, Step, as_data, operand, outline, readers, walk
+from .names import Names
+from .outline import Call, Step, as_data, outline, readers, walk
 from .table import columns
 
 if TYPE_CHECKING:
-    from weft.dsl.program import Program, Value
+    from weft.dsl.program import Node, Program, Value
 
 
 def data(program: Program) -> dict[str, Any]:
@@ -25,17 +26,24 @@ def data(program: Program) -> dict[str, Any]:
 def text(program: Program, full: bool) -> str:
     """One line per operation or call: what it makes, of what, and the line of the spec on the right."""
     root = outline(program)
+    names = Names(program, full)
     read = readers(program)
     rows = [(_signature(program), f"line {program.span.line}")]
+    scope: list[str] = []
     for depth, entry, closed in walk(root, full):
-        rows.append(("  " * (depth + 1) + _line(entry, closed, read), _place(entry, program)))
+        del scope[2 * depth :]
+        rows.append(("  " * (depth + 1) + _line(entry, closed, names, tuple(scope), read), _place(entry, program)))
+        if isinstance(entry, Call):
+            index = entry.frame.index
+            # Two places per level, so that a level can be taken off whether or not it has a number.
+            scope += [entry.frame.name, "" if index is None else str(index)]
     for name, value in program.outputs:
-        rows.append((f"  return {'' if name == 'output' else name + ' = '}{value.name}: {value.type}", ""))
+        rows.append((f"  return {'' if name == 'output' else name + ' = '}{names[value]}: {value.type}", ""))
     for term in program.losses:
-        only = f" only {term.only.name}" if term.only is not None else ""
-        rows.append((f"  loss {term.name} = {term.value.name}: {term.value.type}{only}", f"line {term.span.line}"))
+        only = f" only {names[term.only]}" if term.only is not None else ""
+        rows.append((f"  loss {term.name} = {names[term.value]}: {term.value.type}{only}", f"line {term.span.line}"))
     total = f"{root.operations:,} operations, {len(program.weights):,} weights"
-    return "\n".join([*columns(rows), f"  ({total})"])
+    return "\n".join([*columns(rows, limit=100), f"  ({total})"])
 
 
 def _signature(program: Program) -> str:
@@ -43,21 +51,16 @@ def _signature(program: Program) -> str:
     return f"{program.kind} {program.name}({inputs})"
 
 
-def _line(entry: Step | Call, closed: bool, read: dict[Value, set]) -> str:
+def _line(entry: Step | Call, closed: bool, names: Names, scope: tuple[str, ...], read: dict[Value, set[Node]]) -> str:
     if isinstance(entry, Step):
         node = entry.node
-        made = ", ".join(_made(value) for value in node.outputs)
-        return f"{made} = {node.op.name}({', '.join(operand(value) for value in node.inputs)})"
+        made = ", ".join(f"{names[value]}: {value.type}" for value in node.outputs)
+        return f"{made} = {node.op.name}({', '.join(names.operand(value, scope) for value in node.inputs)})"
     if not closed:
         return f"{entry.title}:"
-    results = ", ".join(_made(value) for value in entry.results(read)) or "nothing"
-    weights = [operand(value) for node in entry.nodes() for value in node.inputs if hasattr(value, "path")]
-    with_ = f" with {', '.join(dict.fromkeys(weights))}" if weights else ""
-    return f"{results} = {entry.title}{with_}  [{entry.operations} operations]"
-
-
-def _made(value: Value) -> str:
-    return f"{value.name}: {value.type}"
+    results = ", ".join(f"{names[value]}: {value.type}" for value in entry.results(read)) or "nothing"
+    operands = ", ".join(names.operand(value, scope) for value in entry.operands())
+    return f"{results} = {entry.title}({operands})  [{entry.operations} operations]"
 
 
 def _place(entry: Step | Call, program: Program) -> str:

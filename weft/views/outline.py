@@ -81,10 +81,18 @@ class Call:
         for child in self.children:
             yield from child.nodes()
 
+    def operands(self) -> list[Value]:
+        """What is read inside and made outside, weights included, numbers left out."""
+        nodes = list(self.nodes())
+        made = {value for node in nodes for value in node.outputs}
+        read = dict.fromkeys(value for node in nodes for value in node.inputs)
+        return [value for value in read if value not in made and not hasattr(value, "number")]
+
     def results(self, read: dict[Value, set[Node]]) -> list[Value]:
         """Values made inside that something outside reads."""
-        inside = set(self.nodes())
-        made = [value for node in inside for value in node.outputs]
+        nodes = list(self.nodes())
+        inside = set(nodes)
+        made = [value for node in nodes for value in node.outputs]
         return [value for value in made if value in read and (not read[value] or read[value] - inside)]
 
 

@@ -1,0 +1,142 @@
+"""Text in, text out: a checkpoint with its tokenizer, and ids turned into text as they come.
+
+The runtime generates ids; what they spell, and when enough of them are there to print, is settled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from weft.faults import CommandFault
+from weft.runtime.checkpoint import read_manifest
+from weft.runtime.generate import generate
+from weft.runtime.loading import from_checkpoint
+from weft.runtime.run_folder import latest_checkpoint
+from weft.runtime.tokens import Tokens, load_tokens
+
+if TYPE_CHECKING:
+    from weft.runtime.model import Model
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model and the vocabulary it speaks."""
+
+    model: Model
+    tokens: Tokens
+    begin: int | None  # what the run put in front of every document
+
+
+@dataclass(frozen=True)
+class TextContinuation:
+    """`ended` says that the model itself ended the document."""
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
+
+
+class TextStream:
+    """Ids to text, piece by piece. A character may take several ids, and a piece may depend on the one before."""
+
+    def __init__(self, tokens: Tokens, before: Sequence[int], write: Callable[[str], object]) -> None:
+        self._tokens = tokens
+        self._write = write
+        # A few ids in front, because a tokenizer may drop the space of a first word.
+        self._ids = list(before[-8:])
+        self._start, self._shown = 0, len(self._ids)
+
+    def add(self, token: int) -> None:
+        self._ids.append(token)
+        self._emit(last=False)
+
+    def close(self) -> None:
+        """What was held back: a character that never became whole."""
+        self._emit(last=True)
+
+    def _emit(self, last: bool) -> None:
+        known = self._tokens.decode(self._ids[self._start : self._shown])
+        text = self._tokens.decode(self._ids[self._start :])
+        if len(text) <= len(known) or (text.endswith(BROKEN) and not last):
+            return
+        self._write(text[len(known) :])
+        self._start, self._shown = self._shown, len(self._ids)
+
+
+def open_text_model(
+    path: str, tokenizer: str | None, precision: str | None, device: str | None, threads: int | None
+) -> TextModel:
+    """The newest checkpoint of a run, or the one named, with the tokenizer it was trained with."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if precision is not None and precision not in PRECISIONS:
+        raise CommandFault(f"--precision is one of {', '.join(PRECISIONS)}, not {precision}", 2)
+    if not Path(path).is_dir():
+        raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
+    folder = latest_checkpoint(Path(path))
+    manifest = read_manifest(folder)
+    where = torch.device(_device(device))
+    model = from_checkpoint(folder, PRECISIONS.get(precision or ""), where, ())
+    run = manifest.run or {}
+    vocabulary = load_tokens(tokenizer or run.get("tokenizer", "bytes"), _vocab(model), run.get("end_token"))
+    return TextModel(model, vocabulary, vocabulary.begin if run.get("begin_mark") else None)
+
+
+def continue_text(
+    opened: TextModel,
+    prompts: Sequence[str],
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    stop_at_end: bool,
+    write: Callable[[str], object] | None,
+) -> list[TextContinuation]:
+    """Continues all prompts together. `write` receives the first prompt's text as it is made."""
+    tokens = opened.tokens
+    encoded = [tokens.encode(prompt) for prompt in prompts]
+    begin = opened.begin
+    if begin is None and not all(encoded):
+        # An empty prompt begins a document: after the mark that ends one, if there is nothing better.
+        begin = tokens.begin if tokens.begin is not None else tokens.end
+    stream = TextStream(tokens, encoded[0], write) if write is not None else None
+    found = generate(
+        opened.model,
+        encoded,
+        count,
+        eos=tokens.end if stop_at_end else None,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        begin=begin,
+        stream=(lambda which, token: stream.add(token) if which == 0 else None) if stream is not None else None,
+    )
+    if stream is not None:
+        stream.close()
+    return [TextContinuation(tokens.decode(one.tokens), one.tokens, one.stopped is not None) for one in found]
+
+
+def _vocab(model: Model) -> int:
+    """How many ids the model's first input has."""
+    kinds = [value.type.kind for value in model.program.inputs]
+    for kind in kinds:
+        axis = getattr(kind, "axis", None)
+        if axis is not None and axis.size is not None:
+            return axis.size
+    raise CommandFault(f"{model.program.name} takes no ids, so it cannot continue a text")
+
+
+def _device(name: str | None) -> str:
+    if name in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name or "cpu"
