@@ -133,10 +133,10 @@ WHERE = OpDef(
     ),
 )  # fmt: skip
 OR_MISSING = OpDef(
-    name="or_missing", params=(X, Param("value", Accepts.VALUE)), infer=_infer_or_missing, frontier=frontier.row_wise,
+    name="or", params=(X, Param("value", Accepts.VALUE)), infer=_infer_or_missing, frontier=frontier.row_wise,
     lower=_lower_or_missing,
     doc="`or(x, value)`: x, and `value` where its row is missing. One operand's static axes contain the other's.",
-    cost=cost_per_entry(1), samples=("x: real[seq, dim] => or_missing(next(x), 0)",),
+    cost=cost_per_entry(1), samples=("x: real[seq, dim] => or(next(x), 0)",),
 )  # fmt: skip
 STOP_GRADIENT = OpDef(
     name="stop_gradient", params=(X,), infer=_infer_stop, frontier=frontier.row_wise, lower=row_by_row(lambda: torch.detach),

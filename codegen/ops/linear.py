@@ -94,12 +94,13 @@ def _lower_linear(ctx: LowerContext, node: Node) -> None:
         # Several contracted axes are one long one to the matrix; with none every entry is a column of one.
         lead = len(kept) + has_leading(x.type)
         read = ctx.call(torch.flatten, read, lead) if attrs.contracted else ctx.call(torch.unsqueeze, read, -1)
-    bias = None
+    operands_read = [read, matrix(ctx, weight, attrs.added, attrs.contracted)]
     if attrs.has_bias:
         bias = own(ctx, node.inputs[2], attrs.added)
         if len(attrs.added) != 1:
             bias = ctx.call(torch.reshape, bias, (math.prod(sizes(attrs.added)),))
-    result = ctx.call(functional.linear, read, matrix(ctx, weight, attrs.added, attrs.contracted), bias)
+        operands_read.append(bias)
+    result = ctx.call(functional.linear, *operands_read)
     if len(attrs.added) > 1:
         result = ctx.call(torch.unflatten, result, -1, sizes(attrs.added))
     elif not attrs.added:

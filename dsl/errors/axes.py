@@ -57,12 +57,14 @@ class NotContained(SpecError, code="E202"):
     away, or write `outer(a, b)` (a product) where all pairs are meant.
 
     Wrong:
-        size a = 2, b = 3
+        size a = 2
+        size b = 3
         axis seq
         model m(x: real[seq, a], y: real[seq, b]) -> real[seq, a, b]:
             return x * y
     Right:
-        size a = 2, b = 3
+        size a = 2
+        size b = 3
         axis seq
         model m(x: real[seq, a], y: real[seq, b]) -> real[seq, a, b]:
             return outer(x, y)
@@ -125,12 +127,14 @@ class AxisMissing(SpecError, code="E204"):
     """An operator names an axis that its operand does not have.
 
     Wrong:
-        size dim = 4, ffn = 8
+        size dim = 4
+        size ffn = 8
         axis seq
         model m(x: real[seq, dim]) -> real[seq, dim]:
             return linear(x, ffn -> dim)
     Right:
-        size dim = 4, ffn = 8
+        size dim = 4
+        size ffn = 8
         axis seq
         model m(x: real[seq, dim]) -> real[seq, ffn]:
             return linear(x, dim -> ffn)
@@ -160,12 +164,14 @@ class AxisTwice(SpecError, code="E205"):
     Axes are told apart by name, so no value has a name twice. Declare a second name of the same length: `axis out = dim`.
 
     Wrong:
-        size dim = 4, heads = 2
+        size dim = 4
+        size heads = 2
         axis seq
         model m(x: real[seq, heads, dim]) -> real[seq, heads, dim]:
             return linear(x, dim -> heads)
     Right:
-        size dim = 4, heads = 2
+        size dim = 4
+        size heads = 2
         axis seq
         axis mixed = heads
         model m(x: real[seq, heads, dim]) -> real[seq, heads, mixed]:
@@ -190,12 +196,14 @@ class OverNeeded(SpecError, code="E206"):
     """The axis to reduce must be named, because there is not exactly one static axis.
 
     Wrong:
-        size a = 2, b = 3
+        size a = 2
+        size b = 3
         axis seq
         model m(x: real[seq, a, b]) -> real[seq, a]:
             return sum(x)
     Right:
-        size a = 2, b = 3
+        size a = 2
+        size b = 3
         axis seq
         model m(x: real[seq, a, b]) -> real[seq, a]:
             return sum(x, over=b)
@@ -250,7 +258,8 @@ class LengthMismatch(SpecError, code="E208"):
     in use, write `rename(x, a -> b, checked)`.
 
     Wrong:
-        size dim = 6, half = 2
+        size dim = 6
+        size half = 2
         axis pair = 2
         axis seq
         model m(x: real[seq, dim]) -> real[seq, pair, half]:
@@ -286,12 +295,16 @@ class GroupMismatch(SpecError, code="E209"):
     `group=heads -> kv_heads` lets heads / kv_heads query heads read one key head; the division must come out whole.
 
     Wrong:
-        size dim = 4, heads = 3, kv_heads = 2
+        size dim = 4
+        size heads = 3
+        size kv_heads = 2
         axis seq
         model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
             return attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads)
     Right:
-        size dim = 4, heads = 4, kv_heads = 2
+        size dim = 4
+        size heads = 4
+        size kv_heads = 2
         axis seq
         model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
             return attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads)
@@ -317,12 +330,16 @@ class IdMismatch(SpecError, code="E210"):
     `wrap(x, axis)`, the remainder by the axis's length.
 
     Wrong:
-        size vocab = 8, dim = 4, classes = 20
+        size vocab = 8
+        size dim = 4
+        size classes = 20
         axis seq
         model m(i: id[seq] in classes) -> real[seq, dim]:
             return embed(i, vocab -> dim)
     Right:
-        size vocab = 8, dim = 4, classes = 20
+        size vocab = 8
+        size dim = 4
+        size classes = 20
         axis seq
         model m(i: id[seq] in classes) -> real[seq, dim]:
             return embed(i, classes -> dim)
@@ -348,13 +365,16 @@ class WeightAxes(SpecError, code="E211"):
     They are matched by name, in any order, so one table {vocab, dim} serves `embed(i, vocab -> dim)` and `linear(x, dim -> vocab)`.
 
     Wrong:
-        size vocab = 8, dim = 4, ffn = 6
+        size vocab = 8
+        size dim = 4
+        size ffn = 6
         axis seq
         shared table: real[vocab, ffn]
         model m(i: id[seq] in vocab) -> real[seq, dim]:
             return embed(i, vocab -> dim, weight=table)
     Right:
-        size vocab = 8, dim = 4
+        size vocab = 8
+        size dim = 4
         axis seq
         shared table: real[vocab, dim]
         model m(i: id[seq] in vocab) -> real[seq, dim]:
@@ -437,12 +457,16 @@ class AxisUnshared(SpecError, code="E214"):
     attended along (`along=`), the key heads (`group=`), or axes that the queries have too.
 
     Wrong:
-        size dim = 4, heads = 4, kv_heads = 2
+        size dim = 4
+        size heads = 4
+        size kv_heads = 2
         axis seq
         model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
             return attend(q, k, k, over=dim, along=seq)
     Right:
-        size dim = 4, heads = 4, kv_heads = 2
+        size dim = 4
+        size heads = 4
+        size kv_heads = 2
         axis seq
         model m(q: real[seq, heads, dim], k: real[seq, kv_heads, dim]) -> real[seq, heads, dim]:
             return attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads)
