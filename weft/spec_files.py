@@ -159,7 +159,8 @@ def write(path: str, text: str) -> None:
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.chmod(target.stat().st_mode & 0o777)
+        if target.exists():
+            beside.chmod(target.stat().st_mode & 0o777)
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """`weft inspect FILE causality`: how far ahead each value looks, and what objectives demand.
 
-For a source x (an input along an ordered axis, or what an objective predicts), a value's frontier is the latest row of x that its
-row t may depend on: `t` for a causal model, `t+1` where the next row is read, `all` where everything is.
+For a source x (an input along an ordered axis, or what an objective predicts), a value's frontier is the latest row of
+x that its row t may depend on: `t` for a causal model, `t+1` where the next row is read, `all` where everything is.
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ def _program_text(program: Program) -> list[str]:
 
 
 def _title(entry: Step | Call, closed: bool, names: Names, read: dict) -> str:
-    if isinstance(entry, Step):
-        return f"{', '.join(names[value] for value in entry.node.outputs)} = {entry.node.op.name}"
-    if not closed:
+    if isinstance(entry, Call) and not closed:
         return f"{entry.title}:"
-    return f"{', '.join(names[value] for value in entry.results(read)) or 'nothing'} = {entry.title}"
+    values = entry.results(read) if isinstance(entry, Call) else entry.node.outputs
+    made = ", ".join(names[value] for value in values) or "nothing"
+    by = entry.title if isinstance(entry, Call) else entry.node.op.name
+    return made if made.partition(".")[0] == by else f"{made} = {by}"
 
 
 def _frontier(entry: Step | Call, closed: bool, known: dict[Value, Frontier], read: dict) -> str:

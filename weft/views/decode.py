@@ -1,10 +1,11 @@
-"""`weft inspect FILE decode`: the decoder that is derived from a spec. What is computed once, what per row, what is cached.
+"""`weft inspect FILE decode`: the derived decoder: what is computed once, what per row, what is cached.
 
 This view needs torch: it shows the graphs that generation runs, not a prediction of them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,10 @@ def text(checked: Checked) -> str:
     inputs = ", ".join(f"{value.name}: {value.type}" for value in plan.row_inputs)
     lines = [f"model {plan.program.name} goes on row by row along {plan.axis.name}, fed with {inputs}", ""]
     if plan.once:
-        given = ", ".join(value.name for value in plan.once_inputs) or "nothing"
-        carried = ", ".join(f"{value.name}: {value.type}" for value in plan.carried)
-        lines += [f"once per sequence: {len(plan.once)} operations on {given}, giving {carried}"]
+        given = ", ".join(value.name for value in plan.once_inputs)
+        carried = Counter(f"{value.name}: {value.type}" for value in plan.carried)
+        made = ", ".join(name if count == 1 else f"{count} x {name}" for name, count in carried.items())
+        lines += [f"once per sequence: {len(plan.once)} operations{f' on {given}' if given else ''}, giving {made}"]
     else:
         lines += ["once per sequence: nothing"]
     lines += [

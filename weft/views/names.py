@@ -1,7 +1,8 @@
 """Names for people: in a flat program many values are called `add` or `mul`, and a reader must tell them apart.
 
-A value keeps the name of its binding. One without a binding is called after the operation, or the library block, that made it. The
-second value of a name that is shown gets a number: `add`, `add.2`.
+A value keeps the name of its binding. One without a binding is called after the operation, or the library block, that
+made it. The second value of a name that is shown gets a number: `add`, `add.2`. Turns of a loop that are shown as one
+share their names, so that what follows the loop reads a name that stands in it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Names:
     def __init__(self, program: Program, full: bool = False) -> None:
         self._names: dict[Value, str] = {value: value.name for value in program.inputs}
         self._taken = {value.name: 1 for value in program.inputs}
+        self._joined: list[Call] = []
         read = readers(program)
         for _, entry, closed in walk(outline(program), full):
             if isinstance(entry, Step):
@@ -27,6 +29,15 @@ class Names:
                     self._add(value, value.name)
             elif closed:
                 self._add_results(entry, read)
+
+            if isinstance(entry, Call) and entry.turns:
+                self._joined.append(entry)
+        for call in self._joined:
+            shown = list(call.nodes())
+            for turn in call.turns:
+                for node, like in zip(turn.nodes(), shown, strict=True):
+                    for value, name in zip(node.outputs, like.outputs, strict=True):
+                        self._names.setdefault(value, self[name])
 
     def _add_results(self, call: Call, read: dict[Value, set[Node]]) -> None:
         ops = {value: node.op.name for node in call.nodes() for value in node.outputs}

@@ -42,12 +42,15 @@ class Step:
 
 @dataclass(eq=False)
 class Call:
-    """A block call or a loop turn. `last` is the last turn's number when equal turns are shown as one."""
+    """A block call or a loop turn. Turns of a loop that do the same are kept in the first of them."""
 
     frame: Frame
     children: list[Step | Call] = field(default_factory=list)
-    last: int | None = None
-    repeat: int = 1
+    turns: list[Call] = field(default_factory=list)  # further turns of a loop that do the same, shown as this one
+
+    @property
+    def repeat(self) -> int:
+        return 1 + len(self.turns)
 
     @property
     def line(self) -> int:
@@ -69,7 +72,7 @@ class Call:
             return self.frame.name
         if self.repeat == 1:
             return f"{self.frame.name} {self.frame.index}"
-        return f"{self.frame.name} {self.frame.index} .. {self.last}  ({self.repeat} times)"
+        return f"{self.frame.name} {self.frame.index} .. {self.turns[-1].frame.index}  ({self.repeat} times)"
 
     @property
     def is_library(self) -> bool:
@@ -134,8 +137,7 @@ def _join_turns(call: Call) -> None:
     for child in call.children:
         before = joined[-1] if joined else None
         if isinstance(child, Call) and isinstance(before, Call) and _follows(before, child):
-            before.last = child.frame.index
-            before.repeat += 1
+            before.turns.append(child)
         else:
             joined.append(child)
     call.children = joined
