@@ -86,19 +86,35 @@ def report(error: BaseException) -> int:
         case MemoryError():
             _line("not enough memory")
             return 1
-    if _is_worded(error):
-        _line(str(error))
-        return 1
-    return _bug(error)
+    match _family(error):
+        case "SpecErrors":
+            print(error, file=sys.stderr)
+            return 1
+        case "NotLowered":
+            _line(f"not built yet: {error}")
+            return 1
+        case None:
+            return _bug(error)
+        case _:
+            _line(str(error))
+            return 1
 
 
-def _is_worded(error: BaseException) -> bool:
-    """Faults of the runtime and errors of a spec carry their own text. Their modules are not imported to ask."""
-    for module, name in (("weft.runtime.errors", "RuntimeFault"), ("weft.dsl.diagnostics", "SpecErrors")):
+# Exceptions that carry a text for the user. Their modules are not imported to ask: an exception's own must have been.
+_WORDED = {
+    "RuntimeFault": "weft.runtime.errors",
+    "SpecErrors": "weft.dsl.diagnostics",
+    "NotLowered": "weft.codegen.graph_context",
+    "ArtifactError": "weft.codegen.artifact",
+}
+
+
+def _family(error: BaseException) -> str | None:
+    for name, module in _WORDED.items():
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and isinstance(error, kind):
-            return True
-    return False
+            return name
+    return None
 
 
 def _usage(error: UsageFault) -> int:
