@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from weft.codegen.lower import lower
 from weft.codegen.ops import OPS
 from weft.codegen.signature import Signature
@@ -123,7 +124,10 @@ def inputs(
 
 
 def arguments(
-    graph: torch.fx.GraphModule, values: list[Tensor], lengths: dict[str, tuple[int, ...]] = LENGTHS, examples: list[int] | None = None
+    graph: torch.fx.GraphModule,
+    values: list[Tensor],
+    lengths: dict[str, tuple[int, ...]] = LENGTHS,
+    examples: list[int] | None = None,
 ) -> list[Tensor]:
     """What the graph is called with: inputs, offsets, and a seed, a step and ids of examples if it draws."""
     signature: Signature = graph.meta["weft_signature"]
@@ -138,7 +142,9 @@ def offsets(lengths: tuple[int, ...]) -> Tensor:
     return torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
 
 
-def example(values: list[Tensor], program: Program, number: int, lengths: dict[str, tuple[int, ...]] = LENGTHS) -> list[Tensor]:
+def example(
+    values: list[Tensor], program: Program, number: int, lengths: dict[str, tuple[int, ...]] = LENGTHS
+) -> list[Tensor]:
     """One example's part of the inputs."""
     return [part(tensor, value.type, number, lengths) for tensor, value in zip(values, program.inputs, strict=True)]
 

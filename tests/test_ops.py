@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
+
 from tests import op_samples
 from tests.op_samples import LENGTHS, SAMPLES, Sample
 from weft.codegen.ops import OPS
 from weft.codegen.origin import origin
+from weft.dsl.check import check
+from weft.dsl.diagnostics import SpecError
+from weft.dsl.errors import axes as axis_errors
 from weft.dsl.opdef import OpDef
+from weft.dsl.source import Source
 from weft.dsl.value_type import Flag, Real
 
 EACH = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)
@@ -103,7 +109,7 @@ def test_no_examples(sample: Sample) -> None:
     """A batch of empty examples works and has gradients."""
     program = op_samples.elaborate(sample.text)
     graph = op_samples.module(program)
-    lengths = {axis: (0, 0) for axis in LENGTHS}
+    lengths = dict.fromkeys(LENGTHS, (0, 0))
     result = graph(*op_samples.arguments(graph, op_samples.inputs(program, lengths), lengths))[0]
     assert tuple(result.shape) == op_samples.shape(program.outputs[0][1].type, lengths)
     if result.is_floating_point():
@@ -133,7 +139,9 @@ def test_order_of_axes_means_nothing(sample: Sample) -> None:
     expected = graph(*op_samples.arguments(graph, values))[0]
     found = other(*op_samples.arguments(other, turned_values))[0]
     order = tuple(axis.name for axis in type.static_axes)
-    torch.testing.assert_close(op_samples.by_name(found, turned.outputs[0][1].type, order), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        op_samples.by_name(found, turned.outputs[0][1].type, order), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 @EACH
@@ -182,3 +190,17 @@ def test_lower_precision_is_close(sample: Sample) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5)
 
 
+MISTAKES = sorted((code, cls) for code, cls in SpecError.by_code.items() if cls.__module__ == axis_errors.__name__)
+
+
+@pytest.mark.parametrize(("code", "mistake"), MISTAKES, ids=[code for code, _ in MISTAKES])
+def test_mistakes_are_what_their_pages_show(code: str, mistake: type[SpecError]) -> None:
+    """The wrong spec of every page has this mistake and no other; the right one has none."""
+    wrong, right = mistake.page().split("Wrong:\n")[1].split("\nRight:\n")
+    problems = check(Source("wrong.weft", textwrap.dedent(wrong)), OPS).problems
+    assert [error.code for error in problems.errors] == [code]
+    assert not check(Source("right.weft", textwrap.dedent(right)), OPS).problems
+    for error in problems.errors:
+        diagnostic = error.describe()
+        assert diagnostic.title[0] == "`" or diagnostic.title[0].islower()
+        assert not diagnostic.title.endswith(".")
