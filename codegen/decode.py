@@ -4,12 +4,15 @@
     extend   any number of new rows per sequence, with caches of what later rows read
     step     the same for one new row per sequence: nothing depends on how many rows came before but the size of a slice
 
-A value along the decoded axis is computed for the new rows only. Two functions of the reference graph read other rows: attention and
-`previous`. Their stateful forms stand in `_STATEFUL` below, keyed by the function itself, so an op that lowers to one of them decodes
-without being named here; an op that reads other rows in another way is refused by name.
+A value along the decoded axis is computed for the new rows only. Two functions of the reference graph read other
+rows: attention and
+`previous`. Their stateful forms stand in `_STATEFUL` below, keyed by the function itself, so an op that lowers to one
+of them decodes without being named here; an op that reads other rows in another way is refused by name.
 
-What a graph takes: the inputs along the decoded axis and its offsets, what `begin` carries over and the offsets of its axes, then
-`lengths` (rows so far), `columns` (slots in use afterwards), `is_even` (all lengths equal), then the caches, which it writes in place.
+What a graph takes: the inputs along the decoded axis and its offsets, what `begin` carries over and the offsets of
+its axes, then
+`lengths` (rows so far), `columns` (slots in use afterwards), `is_even` (all lengths equal), then the caches, which it
+writes in place.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from torch import fx
 
 from ..dsl import masks
 from ..dsl.axes import Axis
+from ..dsl.causality import check_generates
+from ..dsl.diagnostics import Mistake
 from ..dsl.program import Constant, Node, Program, Value, Weight
 from ..dsl.value_type import Flag, Real
 from .functions import attention, caches, shifts
@@ -32,7 +37,7 @@ from .lower import graph_module, live_nodes, whole_result
 from .ops.attend import AttendAttrs
 from .ops.operands import sizes
 from .origin import Origin
-from .signature import Signature, Slot, signature_of, slot
+from .signature import Signature, signature_of, slot
 from .weight_tree import WeightTree
 
 DECODE_ARGUMENTS = ("lengths", "columns", "is_even")
@@ -81,7 +86,8 @@ class DecodePlan:
 
 @dataclass(frozen=True)
 class DecodeGraphs:
-    """`begin` is None when nothing is computed once. `begin_signature` describes the inputs it and the carried values come from."""
+    """`begin` is None when nothing is computed once. `begin_signature` describes the inputs it and the carried values
+    come from."""
 
     plan: DecodePlan
     begin: fx.GraphModule
@@ -133,15 +139,22 @@ def _tail(rows: list[Node]) -> frozenset[Node]:
     return frozenset(tail)
 
 
-def derive(program: Program, weights: WeightTree, working: torch.dtype, stored: torch.dtype | None = None) -> DecodeGraphs:
-    """The decoding graphs of a model. They read the same weights as its reference graph."""
+def derive(
+    program: Program, weights: WeightTree, working: torch.dtype, stored: torch.dtype | None = None
+) -> DecodeGraphs:
+    """The decoding graphs of a model. They read the same weights as its reference graph.
+
+    A model that looks ahead raises Mistake, which says which value does; what has no stateful form yet, NotLowered.
+    """
+    for _, output in program.outputs:
+        error = check_generates(program, output, program.inputs)
+        if error is not None:
+            raise Mistake(error)
     plan = plan_decoding(program)
     stored = stored or working
     whole = signature_of(program)
     row_names = {value.name for value in plan.row_inputs}
-    row_signature = replace(
-        whole, inputs=tuple(s for s in whole.inputs if s.name in row_names), axes=(plan.axis.name,)
-    )
+    row_signature = replace(whole, inputs=tuple(s for s in whole.inputs if s.name in row_names), axes=(plan.axis.name,))
     once_signature = replace(
         whole,
         inputs=tuple(s for s in whole.inputs if s.name not in row_names),
@@ -155,7 +168,9 @@ def derive(program: Program, weights: WeightTree, working: torch.dtype, stored: 
     return DecodeGraphs(plan, begin, extend, last, step, specs, row_signature, once_signature)
 
 
-def _begin(plan: DecodePlan, weights: WeightTree, working: torch.dtype, stored: torch.dtype, shape: Signature) -> fx.GraphModule:
+def _begin(
+    plan: DecodePlan, weights: WeightTree, working: torch.dtype, stored: torch.dtype, shape: Signature
+) -> fx.GraphModule:
     context = GraphContext(plan.once_inputs, plan.other_axes, working, stored)
     for node in plan.once:
         context.lower(node, node.op.lower)
@@ -179,7 +194,8 @@ def _rows(
 
 
 class DecodeContext(GraphContext):
-    """Lowers the per-row part of a program for new rows only. `form` is "extend", "last" (results of each last row) or "step"."""
+    """Lowers the per-row part of a program for new rows only. `form` is "extend", "last" (results of each last row)
+    or "step"."""
 
     def __init__(self, plan: DecodePlan, working: torch.dtype, stored: torch.dtype, form: str) -> None:
         super().__init__(plan.row_inputs, (plan.axis,), working, stored)
@@ -203,7 +219,7 @@ class DecodeContext(GraphContext):
         """Every sequence has exactly one row here, so rows and examples are the same thing."""
         return self.form == "step" or self._in_tail
 
-    # -- lowering --------------------------------------------------------------------------------------------------------------
+    # -- lowering ----------------------------------------------------------------------------------
 
     def lower(self, node: Node, rule: Callable[[Any, Node], Any]) -> None:
         self._in_tail = self.form == "last" and node in self.plan.tail
@@ -235,12 +251,14 @@ class DecodeContext(GraphContext):
         finally:
             self._in_tail = False
 
-    # -- rows ------------------------------------------------------------------------------------------------------------------
+    # -- rows --------------------------------------------------------------------------------------
 
     def row_example(self, axis: Axis) -> fx.Node:
         if axis is not self.plan.axis or not self.is_single:
             return super().row_example(axis)
-        return self._once(("every_example",), lambda: self._plan(lambda _: self.plain(caches.every_example, self.lengths), axis))
+        return self._once(
+            ("every_example",), lambda: self._plan(lambda _: self.plain(caches.every_example, self.lengths), axis)
+        )
 
     def position(self, axis: Axis) -> fx.Node:
         if axis is not self.plan.axis:
@@ -278,14 +296,16 @@ class DecodeContext(GraphContext):
             return node
         return super()._descend(value, node, rows, per_example)
 
-    # -- caches ----------------------------------------------------------------------------------------------------------------
+    # -- caches ------------------------------------------------------------------------------------
 
     @property
     def node(self) -> Node:
         assert self._node is not None
         return self._node
 
-    def cache(self, what: str, before: tuple[int, ...], slots: int | None, after: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
+    def cache(
+        self, what: str, before: tuple[int, ...], slots: int | None, after: tuple[int, ...], dtype: torch.dtype
+    ) -> fx.Node:
         """A further cache of the run, as an argument of the graph."""
         name = f"cache_{len(self.specs)}_{what}"
         self.specs.append(CacheSpec(name, before, slots, after, dtype, str(self.node.span)))
@@ -296,7 +316,7 @@ class DecodeContext(GraphContext):
         return self._wanted_type()
 
 
-# -- stateful forms ------------------------------------------------------------------------------------------------------------
+# -- stateful forms --------------------------------------------------------------------------------
 
 
 def _attend(
@@ -341,19 +361,32 @@ def _attend(
         captured.append(ctx.cache("captured", (), None, (), _cache_type(ctx, attrs.mask.captures[index])))
     position = ctx.position(axis)
     return ctx.plain(
-        caches.attend_general, q, k, v, keys, values, position, offsets, ctx.lengths, scale, low, high, predicate, bias, tuple(captured)
+        caches.attend_general,
+        q,
+        k,
+        v,
+        keys,
+        values,
+        position,
+        offsets,
+        ctx.lengths,
+        scale,
+        low,
+        high,
+        predicate,
+        bias,
+        tuple(captured),
     )
 
 
-def _attend_once(ctx: DecodeContext, q: Any, k: Any, v: Any, q_offsets: Any, k_offsets: Any, scale: float, low: int | None,
-                 high: int | None, predicate: Any, bias: Any) -> fx.Node:  # fmt: skip
+def _attend_once(ctx: DecodeContext, *operands: Any) -> fx.Node:
     """Keys of another axis, complete since the beginning: only the queries' positions must be told."""
-    return ctx.plain(
-        attention.attend_packed, q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, ctx.position(ctx.plan.axis)
-    )
+    return ctx.plain(attention.attend_packed, *operands, ctx.position(ctx.plan.axis))
 
 
-def _band_mask(ctx: DecodeContext, low: int | None, high: int, keys: fx.Node, slots: int | None, dtype: torch.dtype) -> fx.Node:
+def _band_mask(
+    ctx: DecodeContext, low: int | None, high: int, keys: fx.Node, slots: int | None, dtype: torch.dtype
+) -> fx.Node:
     """One mask for all layers whose caches have as many slots."""
 
     def make() -> fx.Node:
@@ -372,7 +405,12 @@ def _key_reads(formula: masks.Formula | masks.Term | None) -> list[int]:
     match formula:
         case masks.Side("key", masks.Captured(index)):
             return [index]
-        case masks.Both(left, right) | masks.Either(left, right) | masks.Compare(_, left, right) | masks.Arithmetic(_, left, right):
+        case (
+            masks.Both(left, right)
+            | masks.Either(left, right)
+            | masks.Compare(_, left, right)
+            | masks.Arithmetic(_, left, right)
+        ):
             return _key_reads(left) + _key_reads(right)
         case masks.Not(inner):
             return _key_reads(inner)

@@ -1,10 +1,10 @@
 """An fx graph as readable Python: one line per node, and above each group of lines the spec line it serves.
 
     # olmo2.weft:14  q = linear(x, dim -> (heads, head_dim))
-    linear = torch.nn.functional.linear(x, self.layer...weight)
+    q = torch.nn.functional.linear(x, self["layer.0.attention.q.weight"])
 
-Only names that were validated, numbers, and functions found again under the name they are printed with reach the text. Spec lines
-appear in comments, with everything unprintable replaced.
+Only names that were validated, numbers, and functions found again under the name they are printed with reach the
+text. Spec lines appear in comments, with everything unprintable replaced.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
+from ..dsl.program import Weight
 from ..dsl.source import Span
 from .graph_context import CompilerBug
 from .origin import origin
+from .weight_tree import attribute_path
 
 _INFIX: dict[Callable[..., Any], str] = {
-    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//", operator.mod: "%",
-    operator.pow: "**", operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=", operator.gt: ">", operator.ge: ">=",
-    operator.and_: "&", operator.or_: "|",
+    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/",
+    operator.floordiv: "//", operator.mod: "%", operator.pow: "**", operator.eq: "==", operator.ne: "!=",
+    operator.lt: "<", operator.le: "<=", operator.gt: ">", operator.ge: ">=", operator.and_: "&", operator.or_: "|",
 }  # fmt: skip
 _PREFIX: dict[Callable[..., Any], str] = {operator.neg: "-", operator.invert: "~"}
 _LIBRARIES = (("torch.nn.functional", torch.nn.functional), ("torch", torch), ("operator", operator), ("math", math))
@@ -43,8 +45,14 @@ class Imports:
 
     @property
     def lines(self) -> list[str]:
-        ours = [f"from .{package} import {module} as {_alias(package, module)}" for package, module in sorted(self.modules)]
-        return [*(f"import {name}" for name in sorted({name.partition(".")[0] for name in self.libraries} | {"torch"})), "", *ours]
+        ours = [
+            f"from .{package} import {module} as {_alias(package, module)}" for package, module in sorted(self.modules)
+        ]
+        return [
+            *(f"import {name}" for name in sorted({name.partition(".")[0] for name in self.libraries} | {"torch"})),
+            "",
+            *ours,
+        ]
 
 
 def _alias(package: str, module: str) -> str:
@@ -93,8 +101,7 @@ def _names(graph: fx.Graph) -> dict[fx.Node, str]:
     taken = {"self", "torch", "operator", "math"}
     for node in graph.nodes:
         if node.op == "get_attr":
-            path = str(node.target).removeprefix("weights.").split(".")
-            names[node] = "self" + "".join(f".{part}" if part.isidentifier() else f"[{part!r}]" for part in _checked(path))
+            names[node] = f'self["{_checked_path(node)}"]'
             continue
         name = str(node.target) if node.op == "placeholder" else node.name
         if not (name.isascii() and name.isidentifier()):
@@ -106,11 +113,14 @@ def _names(graph: fx.Graph) -> dict[fx.Node, str]:
     return names
 
 
-def _checked(path: list[str]) -> Iterable[str]:
-    for part in path:
+def _checked_path(node: fx.Node) -> str:
+    value = origin(node).value
+    if not isinstance(value, Weight) or str(node.target) != "weights." + attribute_path(value.path):
+        raise CompilerBug(f"{node.target} is not the weight it says it is")
+    for part in value.path.split("."):
         if not (part.isascii() and (part.isidentifier() or part.isdigit())):
             raise CompilerBug(f"{part!r} is not part of a weight's path")
-        yield part
+    return value.path
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -138,7 +148,9 @@ def _call(node: fx.Node, names: dict[fx.Node, str], imports: Imports) -> str:
     arguments = [_text(a, names) for a in node.args]
     if not node.kwargs:
         if target in _INFIX and len(arguments) == 2:
-            return f"{arguments[0]} {_INFIX[target]} {arguments[1]}"
+            # -2 ** x would mean -(2 ** x).
+            left = f"({arguments[0]})" if arguments[0].startswith("-") else arguments[0]
+            return f"{left} {_INFIX[target]} {arguments[1]}"
         if target in _PREFIX and len(arguments) == 1:
             return f"{_PREFIX[target]}{arguments[0]}"
         if target is operator.getitem:
@@ -186,6 +198,8 @@ def _text(argument: Any, names: dict[fx.Node, str]) -> str:
         case torch.dtype():
             return str(argument)
         case slice():
-            return f"slice({_text(argument.start, names)}, {_text(argument.stop, names)}, {_text(argument.step, names)})"
+            return (
+                f"slice({_text(argument.start, names)}, {_text(argument.stop, names)}, {_text(argument.step, names)})"
+            )
         case _:
             raise CompilerBug(f"{argument!r} cannot be written into a generated module")

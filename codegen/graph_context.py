@@ -40,11 +40,14 @@ class NotLowered(Exception):
 class GraphContext:
     """One graph under construction; see `lowering.LowerContext` for what each method promises.
 
-    `working` is the type in which reals are computed, `stored` the type of the weights. Where they differ a weight is rounded when
-    it is read, except by precise nodes. Values of precise nodes are kept wide and rounded when another node reads them.
+    `working` is the type in which reals are computed, `stored` the type of the weights. Where they differ a weight is
+    rounded when it is read, except by precise nodes. Values of precise nodes are kept wide and rounded when another
+    node reads them.
     """
 
-    def __init__(self, inputs: tuple[Value, ...], axes: tuple[Axis, ...], working: torch.dtype, stored: torch.dtype) -> None:
+    def __init__(
+        self, inputs: tuple[Value, ...], axes: tuple[Axis, ...], working: torch.dtype, stored: torch.dtype
+    ) -> None:
         self.graph = fx.Graph()
         self.working, self.stored = working, stored
         self._values: dict[Value, Any] = {}
@@ -67,7 +70,7 @@ class GraphContext:
             self._offsets[axis] = self.argument(f"{axis.name}_offsets")
         self._draws = {name: self.argument(name) for name in DRAW_ARGUMENTS}
 
-    # -- the graph -------------------------------------------------------------------------------------------------------------
+    # -- the graph ---------------------------------------------------------------------------------
 
     def argument(self, name: str, value: Value | None = None) -> fx.Node:
         """A further argument of the graph, in the order of calls."""
@@ -110,12 +113,15 @@ class GraphContext:
         self._origin = origin
         self._node = None
 
-    # -- LowerContext ----------------------------------------------------------------------------------------------------------
+    # -- LowerContext ------------------------------------------------------------------------------
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         if not callable(function):
             raise CompilerBug(f"{function!r} is not a function")
-        return mark(self.graph.call_function(function, args, kwargs), replace(self._origin, value=None))
+        node = mark(self.graph.call_function(function, args, kwargs), replace(self._origin, value=None))
+        like = self._any_tensor() if function is torch.arange else None
+        # Made from nothing, so nothing says on which device.
+        return node if like is None else self.call(packing.beside, node, like)
 
     def read(self, value: Value) -> Any:
         if isinstance(value, Constant):
@@ -142,7 +148,7 @@ class GraphContext:
             raise CompilerBug(f"{value!r} does not fit [{', '.join(a.name for a in axes)}] at {self._origin.span}")
         order = sorted(range(len(static)), key=lambda i: axes.index(static[i]))
         if order != list(range(len(static))):
-            permutation = ((0, *(i + 1 for i in order)) if leading else tuple(order))
+            permutation = (0, *(i + 1 for i in order)) if leading else tuple(order)
             node = self.call(torch.permute, node, permutation)
         present = [axis in static for axis in axes]
         # Leading sizes of one may stay away when no row dimension stands before them.
@@ -173,9 +179,9 @@ class GraphContext:
         self._values[value] = node
         if present is not None:
             self._present[value] = present
-        if isinstance(node, fx.Node):
-            if defines(node, value) and node.op == "call_function" and value.name != node.name:
-                node._rename(value.name)  # readable graphs: `q`, not `linear_4`
+        is_new = isinstance(node, fx.Node) and defines(node, value)
+        if is_new and node.op == "call_function" and value.name != node.name:
+            node._rename(value.name)  # readable graphs: `q`, not `linear_4`
         rows = value.type.rows
         if rows is not None and isinstance(node, fx.Node):
             self._rows_of.setdefault(rows, node)
@@ -213,7 +219,7 @@ class GraphContext:
         offsets = next(iter(self._offsets.values()))
         return self._once(("batch",), lambda: self._plan(lambda _: self.call(packing.batch_of, offsets), None))
 
-    # -- parts -----------------------------------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------
 
     def _value(self, value: Value) -> Any:
         try:
@@ -279,7 +285,11 @@ class GraphContext:
     def _make_row_example(self, axis: Axis) -> fx.Node:
         offsets = self.offsets(axis)
         rows = self._rows_of.get(axis)
-        return self.call(packing.row_example_of, offsets) if rows is None else self.call(packing.row_example, offsets, rows)
+        return (
+            self.call(packing.row_example_of, offsets)
+            if rows is None
+            else self.call(packing.row_example, offsets, rows)
+        )
 
     def _make_position(self, axis: Axis) -> fx.Node:
         return self.call(packing.position, self.offsets(axis), self.row_example(axis))
@@ -301,4 +311,3 @@ def argument_name(name: str) -> str:
     if not (name.isascii() and name.isidentifier()):
         raise CompilerBug(f"{name!r} is not an identifier")
     return name + "_" if keyword.iskeyword(name) or name in ("self", "torch", "device", "operator") else name
-

@@ -3,8 +3,8 @@
     model m(tokens: id[seq] in vocab) -> real[seq, vocab]      gm(tokens, seq_offsets) -> (output,)
     objective o(tokens: id[seq] in vocab): loss a = ...        gm(tokens, seq_offsets) -> (a_sum, a_count)
 
-Arguments and results are described by `Signature`. Nothing is fused and nothing is shared beyond what the spec says, except plans
-(which example a row is in, its position) and weights, which are read once.
+Arguments and results are described by `Signature`. Nothing is fused and nothing is shared beyond what the spec says,
+except plans (which example a row is in, its position) and weights, which are read once.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def lower(
 ) -> fx.GraphModule:
     """The reference graph of a program.
 
-    `weights` is the tree the graph reads its parameters from (shared with other graphs of the same model); without it a tree of
-    uninitialised parameters is made. `working` is the type reals are computed in, `stored` that of the weights if it differs.
+    `weights` is the tree the graph reads its parameters from (shared with other graphs of the same model); without it
+    a tree of uninitialised parameters is made. `working` is the type reals are computed in, `stored` that of the
+    weights if it differs.
     """
     stored = stored or working
     context = GraphContext(program.inputs, program.ordered_axes, working, stored)
@@ -51,7 +52,8 @@ def lower(
 
 
 def graph_module(graph: fx.Graph, weights: WeightTree, signature: Signature, name: str) -> fx.GraphModule:
-    """A module that runs the graph on a tree of weights. The tree is referred to, never copied: graphs of one model share it."""
+    """A module that runs the graph on a tree of weights. The tree is referred to, never copied: graphs of one model
+    share it."""
     graph.lint()
     module = fx.GraphModule(torch.nn.Module(), fx.Graph(), class_name=f"{name}_graph")
     module.weights = weights
@@ -65,7 +67,9 @@ def signature(module: fx.GraphModule) -> Signature:
     return module.meta[SIGNATURE]
 
 
-def empty_weights(weights: Iterable[Weight], dtype: torch.dtype, device: torch.device | str | None = None) -> WeightTree:
+def empty_weights(
+    weights: Iterable[Weight], dtype: torch.dtype, device: torch.device | str | None = None
+) -> WeightTree:
     """Parameters of the right shapes, not initialised."""
     tree = WeightTree()
     for weight in weights:
@@ -95,7 +99,8 @@ def node_reads(node: Node) -> tuple[Value, ...]:
 
 
 def whole_result(context: GraphContext, value: Value) -> Any:
-    """A value as a result of the graph: in its own layout, also when it is a constant or a weight, rounded to the working type."""
+    """A value as a result of the graph: in its own layout, also when it is a constant or a weight, rounded to the
+    working type."""
     context.under(Origin(value.span, value.type))
     if isinstance(value, Constant):
         return context.full(value, (), None)
@@ -105,11 +110,14 @@ def whole_result(context: GraphContext, value: Value) -> Any:
 
 
 def _loss(context: GraphContext, term: LossTerm) -> list[fx.Node]:
-    """The sum over the rows that count and their number, so that micro-batches and ranks are added before the division."""
+    """The sum over the rows that count and their number, so that micro-batches and ranks are added before the
+    division."""
     # Precise: a loss is never rounded to the working type before it is added up.
     context.under(Origin(term.span, term.value.type, precise=True))
     rows = term.value.type.rows
-    value: Any = context.read(term.value) if not isinstance(term.value, Constant) else context.full(term.value, (), None)
+    value: Any = (
+        context.read(term.value) if not isinstance(term.value, Constant) else context.full(term.value, (), None)
+    )
     keep = context.present(term.value)
     if term.only is not None:
         if isinstance(term.only, Constant):

@@ -1,6 +1,7 @@
 """Where an fx node comes from: the spec expression, the program value it computes and how exactly it is computed.
 
-Written here and read here only, so that no pass depends on the spelling of `node.meta`. A pass that replaces a node calls `inherit`.
+Written here and read here only, so that no pass depends on the spelling of `node.meta`. A pass that replaces a node
+calls `inherit`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ _KEY = "weft_origin"
 
 @dataclass(frozen=True)
 class Origin:
-    """`value` is set on the fx node that computes a program value, and `type` is then that value's; on the steps in between
-    `type` is the type the whole expression is heading for. `node` is the program node; None for inputs, weights and plans."""
+    """`value` is set on the fx node that computes a program value, and `type` is then that value's; on the steps in
+    between
+    `type` is the type the whole expression is heading for. `node` is the program node; None for inputs, weights and
+    plans."""
 
     span: Span | None
     type: ValueType | None

@@ -1,7 +1,7 @@
 """The visible list of passes over an fx graph.
 
-A pass takes a graph module and changes it; origins are kept (`origin.inherit`). `optimise` works on a copy of the graph that reads the
-same weights, so that the reference graph stays what `weft verify` compares with.
+A pass takes a graph module and changes it; origins are kept (`origin.inherit`). `optimise` works on a copy of the
+graph that reads the same weights, so that the reference graph stays what `weft verify` compares with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .passes.joined_linears import join_linears
 
 @dataclass(frozen=True)
 class Pass:
-    """`function(module)` changes the module's graph in place. `why` says what it is for and why it stands where it stands."""
+    """`function(module)` changes the module's graph in place. `why` says what it is for and why it stands where it
+    stands."""
 
     name: str
     function: Callable[[fx.GraphModule], None]
@@ -31,12 +32,20 @@ REFERENCE_PASSES: tuple[Pass, ...] = ()
 
 BASIC_PASSES: tuple[Pass, ...] = (
     Pass("dead-code", drop_dead_code, "nodes nobody reads; first, so that later passes see only what counts"),
-    Pass("common-subexpressions", join_common_subexpressions, "equal calls once; makes the shared input of joined linears one node"),
+    Pass(
+        "common-subexpressions",
+        join_common_subexpressions,
+        "equal calls once; makes the shared input of joined linears one node",
+    ),
 )
 
 INFERENCE_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
-    Pass("joined-linears", join_linears, "linears that read one input become one matrix product; weights must not change after"),
+    Pass(
+        "joined-linears",
+        join_linears,
+        "linears that read one input become one matrix product; weights must not change after",
+    ),
 )
 
 Watch = Callable[[Pass, fx.GraphModule], None]

@@ -1,7 +1,9 @@
-"""What a lowered graph takes and gives, without the program: plain data that the runtime packs calls by and an artifact stores.
+"""What a lowered graph takes and gives, without the program: plain data that the runtime packs calls by and an
+artifact stores.
 
-Order of a graph's arguments: the model's inputs, the offsets of each ordered axis, the draw arguments (when the graph draws), the
-decoding state (in a decoding graph). Order of results: the outputs, or for an objective a sum and a count for each loss.
+Order of a graph's arguments: the model's inputs, the offsets of each ordered axis, the draw arguments (when the graph
+draws), the decoding state (in a decoding graph). Order of results: the outputs, or for an objective a sum and a count
+for each loss.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ DRAW_ARGUMENTS = ("draw_seed", "draw_step", "draw_examples")
 class Slot:
     """One input or output.
 
-    `kind` is real, int, flag, tag or id; `limit` the number of legal values of ids and tags (0: any). `rows` names the ordered
-    axis whose rows it is stored along; `per_example` says one entry per example; neither: one value for the whole call.
+    `kind` is real, int, flag, tag or id; `limit` the number of legal values of ids and tags (0: any). `rows` names
+    the ordered axis whose rows it is stored along; `per_example` says one entry per example; neither: one value for
+    the whole call.
     `axes` and `shape` are its static axes.
     """
 
@@ -37,7 +40,7 @@ class Slot:
 
     def describe(self) -> str:
         """As the spec writes it: `id[seq] in vocab`."""
-        names = ", ".join((self.rows,) * bool(self.rows) + self.axes)
+        names = ", ".join(((self.rows,) if self.rows else ()) + self.axes)
         brackets = f"[{names}]" if names else ""
         match self.kind:
             case "id":

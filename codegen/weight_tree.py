@@ -1,7 +1,8 @@
 """The parameters of a program as nested modules, so that `state_dict()` names them by path.
 
-A path part may be any name of the spec, and some are also methods of `torch.nn.Module` (`half`, `type`, `train`). Such a part is
-registered under its own name, where `state_dict` and `named_parameters` find it, and read by attribute with a prefix.
+A path part may be any name of the spec, and some are also methods of `torch.nn.Module` (`half`, `type`, `train`).
+Such a part is registered under its own name, where `state_dict` and `named_parameters` find it, and read by attribute
+with a prefix.
 """
 
 from __future__ import annotations
@@ -40,13 +41,22 @@ class WeightTree(torch.nn.Module):
             level = below
         level._parameters[last] = parameter
 
+    def __getitem__(self, path: str) -> torch.nn.Parameter:
+        *parents, last = path.split(".")
+        level: Any = self
+        for part in parents:
+            level = level._modules[part]
+        return level._parameters[last]
+
     def by_path(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return self.named_parameters(remove_duplicate=False)
 
 
 def attribute_path(path: str) -> str:
     """The dotted attribute path that reads a weight from a tree."""
-    return ".".join(PREFIX + part if hasattr(torch.nn.Module, part) or part in _INSTANCE else part for part in path.split("."))
+    return ".".join(
+        PREFIX + part if hasattr(torch.nn.Module, part) or part in _INSTANCE else part for part in path.split(".")
+    )
 
 
 _INSTANCE = frozenset(vars(torch.nn.Module())) | {"add", "by_path"}

@@ -4,8 +4,8 @@
     logits, state = decoder.prefill([[1, 2, 3], [4]], capacity=64)     results of each prompt's last row
     logits, state = decoder.step(state, tokens)                        one row per sequence
 
-Caches are made once for `capacity` rows per sequence and written in place, so a state that has been continued is used up: go on from
-the new one.
+Caches are made once for `capacity` rows per sequence and written in place, so a state that has been continued is used
+up: go on from the new one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from ..codegen.decode import DecodeGraphs, derive
+from ..codegen.graph_context import NotLowered
+from ..dsl.diagnostics import Mistake, SpecErrors
 from ..dsl.program import Program
+from ..dsl.render import render
 from .errors import GenerateFault, InputFault
 from .model import Model
 from .packed import pack
@@ -66,13 +69,13 @@ class Decoder:
         self.model = model
         self.program = program or model.program
         self.dtype = model.dtype
-        self.graphs = graphs or derive(self.program, model, model.dtype)
+        self.graphs = graphs or _derived(self.program, model)
 
     @property
     def row_inputs(self) -> tuple[str, ...]:
         return tuple(slot.name for slot in self.graphs.row_signature.inputs)
 
-    # -- beginning -------------------------------------------------------------------------------------------------------------
+    # -- beginning ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def begin(self, size: int, capacity: int, inputs: Mapping[str, Any] | None = None) -> DecodeState:
@@ -86,7 +89,9 @@ class Decoder:
         if batch.size not in (None, size):
             raise InputFault(f"there are {size} sequences, but inputs for {batch.size}")
         carried = self.graphs.begin(*batch.arguments(shape))
-        caches = tuple(torch.zeros(spec.shape(size, capacity), dtype=spec.dtype, device=device) for spec in self.graphs.caches)
+        caches = tuple(
+            torch.zeros(spec.shape(size, capacity), dtype=spec.dtype, device=device) for spec in self.graphs.caches
+        )
         lengths = torch.zeros(size, dtype=torch.int64, device=device)
         offsets = tuple(batch.offsets[axis] for axis in shape.axes)
         return DecodeState(caches, lengths, (0,) * size, capacity, tuple(carried), offsets)
@@ -101,11 +106,12 @@ class Decoder:
         size = pack(shape, (), given, self.dtype).size or 0
         return self.extend(self.begin(size, capacity, inputs), given, last_only=True)
 
-    # -- going on --------------------------------------------------------------------------------------------------------------
+    # -- going on ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def extend(self, state: DecodeState, rows: Any, last_only: bool = False) -> tuple[Any, DecodeState]:
-        """Any number of new rows per sequence. Results are packed `[new rows, ...]`; with `last_only`, of each sequence's last new row,
+        """Any number of new rows per sequence. Results are packed `[new rows, ...]`; with `last_only`, of each
+        sequence's last new row,
         `[batch, ...]`."""
         shape = self.graphs.row_signature
         given = rows if isinstance(rows, Mapping) else {self.row_inputs[0]: rows}
@@ -120,8 +126,8 @@ class Decoder:
 
     @torch.no_grad()
     def step(self, state: DecodeState, rows: Any, active: Sequence[bool] | None = None) -> tuple[Any, DecodeState]:
-        """One new row per sequence, `[batch, ...]` of each input; results `[batch, ...]`. Rows are taken as they are: this is the inner
-        loop. Sequences that are not `active` are computed but do not grow."""
+        """One new row per sequence, `[batch, ...]` of each input; results `[batch, ...]`. Rows are taken as they are:
+        this is the inner loop. Sequences that are not `active` are computed but do not grow."""
         given = tuple(rows[name] for name in self.row_inputs) if isinstance(rows, Mapping) else (rows,)
         counts = tuple(int(flag) for flag in active) if active is not None else (1,) * state.size
         offsets = torch.arange(state.size + 1, dtype=torch.int32, device=state.lengths.device)
@@ -139,11 +145,20 @@ class Decoder:
         known = tuple(length + count for length, count in zip(state.known_lengths, counts, strict=True))
         columns = max(known) if grows_by is None else max(state.known_lengths) + grows_by
         if max(known) > state.capacity:
-            raise GenerateFault(f"sequence {known.index(max(known))} has {max(known)} rows, more than the capacity of {state.capacity}")
+            raise GenerateFault(
+                f"sequence {known.index(max(known))} has {max(known)} rows, more than the capacity of {state.capacity}"
+            )
         # A sequence that ended when it was full writes its ignored row nowhere new.
         lengths = state.lengths if columns <= state.capacity else state.lengths.clamp(max=state.capacity - 1)
         results = graph(
-            *values, offsets, *state.carried, *state.carried_offsets, lengths, min(columns, state.capacity), state.is_even, *state.caches
+            *values,
+            offsets,
+            *state.carried,
+            *state.carried_offsets,
+            lengths,
+            min(columns, state.capacity),
+            state.is_even,
+            *state.caches,
         )
         grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
         outputs = {slot.name: value for slot, value in zip(self.graphs.row_signature.outputs, results, strict=True)}
@@ -151,3 +166,11 @@ class Decoder:
         return result, replace(state, lengths=state.lengths + grown, known_lengths=known)
 
 
+def _derived(program: Program, model: Model) -> DecodeGraphs:
+    try:
+        return derive(program, model, model.dtype)
+    except Mistake as mistake:
+        text = render(mistake.error.describe(), color=False)
+        raise SpecErrors((mistake.error,), text) from None
+    except NotLowered as missing:
+        raise GenerateFault(str(missing)) from None

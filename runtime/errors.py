@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class RuntimeFault(Exception):
-    """Base of every user error of the runtime. The text is one line: what is, then what was wanted. No traceback is needed."""
+    """Base of every user error of the runtime. The text is one line: what is, then what was wanted. No traceback is
+    needed."""
 
 
 class InputFault(RuntimeFault):

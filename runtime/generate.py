@@ -20,7 +20,8 @@ Stream = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Continuation:
-    """What followed one prompt. `stopped` is the token that ended it (not among `tokens`), None when it reached the length."""
+    """What followed one prompt. `stopped` is the token that ended it (not among `tokens`), None when it reached the
+    length."""
 
     tokens: tuple[int, ...]
     stopped: int | None
@@ -43,10 +44,11 @@ def generate(
 ) -> list[Continuation]:
     """Continues each prompt until `eos` or `max_new_tokens`.
 
-    A sequence's draws depend on its own seed and positions only: `seed` is one number (sequence i uses seed + i) or one per sequence.
-    `stream(sequence, token)` is called as tokens are chosen. `begin` is put in front of every prompt, and makes empty prompts
-    possible. `capacity` bounds prompt and continuation together; without it what is asked for fits. `inputs` are the model's other
-    inputs.
+    A sequence's draws depend on its own seed and positions only: `seed` is one number (sequence i uses seed + i) or
+    one per sequence.
+    `stream(sequence, token)` is called as tokens are chosen. `begin` is put in front of every prompt, and makes empty
+    prompts possible. `capacity` bounds prompt and continuation together; without it what is asked for fits. `inputs`
+    are the model's other inputs.
     """
     decoder = decoder or Decoder(model)
     limit = _vocabulary(decoder)
@@ -62,9 +64,8 @@ def generate(
             raise GenerateFault(f"prompt {i} is empty, and there is nothing to continue: give a token to begin with")
         needed = len(prompt) + max_new_tokens
         if capacity is not None and needed > capacity:
-            raise GenerateFault(
-                f"prompt {i} has {len(prompt)} tokens, and {max_new_tokens} more make {needed}: over the capacity of {capacity}"
-            )
+            more = f"{max_new_tokens} more make {needed}"
+            raise GenerateFault(f"prompt {i} has {len(prompt)} tokens, and {more}: over the capacity of {capacity}")
     if max_new_tokens == 0:
         return [Continuation((), None) for _ in given]
     seeds = _seeds(seed, len(given))
@@ -131,7 +132,7 @@ def _vocabulary(decoder: Decoder) -> int:
 
 
 def _with_begin(prompt: Sequence[int] | Tensor, begin: int | None) -> Any:
-    listed = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
+    listed = list(prompt) if not isinstance(prompt, Tensor) else prompt.tolist()
     return listed if begin is None else [begin, *listed]
 
 

@@ -4,46 +4,43 @@
     logits = model([tokens_a, tokens_b])                              one list entry per example
     sums = model.loss(tokens=[tokens_a, tokens_b])                    {"next_token": (sum, count)}
 
-Graphs are lowered when they are first needed and again when the type of the weights changes, so `model.double()` computes in float64.
+Graphs are lowered when they are first needed and again when the type of the weights changes, so `model.double()`
+computes in float64.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..codegen.graph_context import NotLowered
 from ..codegen.lower import empty_weights, lower, signature
+from ..codegen.ops import OPS
 from ..codegen.pipeline import REFERENCE_PASSES, Pass, optimise
 from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
+from ..dsl.check import Checked, check, read_source
 from ..dsl.program import Program, Weight
-from .errors import InputFault, LoadFault
+from ..dsl.source import Source
+from .checkpoint import MANIFEST, SpecText, apply_weights, read_manifest, read_weights
+from .compiled import ARTIFACT, open_artifact
+from .errors import InputFault, LoadFault, RuntimeFault
 from .initialise import initialise
+from .draws import Draws, draw_arguments
 from .packed import Batch, pack, unpack
-
-if TYPE_CHECKING:
-    from ..dsl.check import Checked
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What random draws depend on besides the place in the spec: run seed, step, and the id of each example (0, 1, .. if None)."""
-
-    seed: int = 0
-    step: int = 0
-    example_ids: Sequence[int] | Tensor | None = None
 
 
 class Model(WeightTree):
     """One spec for one choice of sizes. Calling it runs its main model; parameters are named by weight path.
 
-    `checked` is the checked spec, `program` its main model, `weights` what is known of each parameter by path. `passes` are run on
-    every graph (codegen/pipeline.py); the reference graphs stay available through `reference`.
+    `checked` is the checked spec, `program` its main model, `weights` what is known of each parameter by path.
+    `passes` are run on every graph (codegen/pipeline.py); the reference graphs stay available through `reference`.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class Model(WeightTree):
         if seed is not None:
             self.reset(seed)
 
-    # -- what it is ------------------------------------------------------------------------------------------------------------
+    # -- what it is --------------------------------------------------------------------------------
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,7 +104,10 @@ class Model(WeightTree):
         program = program or self.program
         key = (program, self.dtype, working or self.dtype, "reference")
         if key not in self._graphs:
-            self._graphs[key] = lower(program, self, working or self.dtype, self.dtype)
+            try:
+                self._graphs[key] = lower(program, self, working or self.dtype, self.dtype)
+            except NotLowered as missing:
+                raise RuntimeFault(str(missing)) from None
         return self._graphs[key]
 
     def objective(self, name: str | None = None) -> Program:
@@ -119,10 +119,12 @@ class Model(WeightTree):
             known = ", ".join(objectives) or "none"
             raise InputFault(f"{self.checked.source.name} has {len(objectives)} objectives ({known}): name one")
         if name not in objectives:
-            raise InputFault(f"{self.checked.source.name} has no objective {name}; it has {', '.join(objectives) or 'none'}")
+            raise InputFault(
+                f"{self.checked.source.name} has no objective {name}; it has {', '.join(objectives) or 'none'}"
+            )
         return objectives[name]
 
-    # -- running ---------------------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
 
     def forward(self, *args: Any, draws: Draws | None = None, **inputs: Any) -> Any:
         """The main model's outputs, in the form of the inputs: a value, or a dict when there are several."""
@@ -146,7 +148,8 @@ class Model(WeightTree):
         working: torch.dtype | None = None,
         **inputs: Any,
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sum over counted rows and their number, per loss of an objective. Micro-batches and ranks add both before they divide.
+        """Sum over counted rows and their number, per loss of an objective. Micro-batches and ranks add both before
+        they divide.
 
         `working` is the type of the computation when it is not that of the weights: bfloat16 on float32 weights.
         """
@@ -171,18 +174,6 @@ class Model(WeightTree):
         return graph(*arguments), batch
 
 
-def draw_arguments(draws: Draws, size: int | None, device: torch.device) -> list[Tensor]:
-    """The last arguments of a graph that draws: seed, step, example ids, all int64."""
-    ids = draws.example_ids
-    if ids is None:
-        ids = range(size or 0)
-    elif size is not None and len(ids) != size:
-        raise InputFault(f"{len(ids)} example ids were given for {size} examples")
-    listed = ids if isinstance(ids, Tensor) else torch.tensor(list(ids), dtype=torch.int64)
-    scalars = [torch.tensor(number, dtype=torch.int64, device=device) for number in (draws.seed, draws.step)]
-    return [*scalars, listed.to(device=device, dtype=torch.int64)]
-
-
 def load(
     path: str | Path,
     size: str | None = None,
@@ -194,9 +185,71 @@ def load(
 ) -> torch.nn.Module:
     """A model from a spec file, a checkpoint folder or a compiled artifact.
 
-    A spec's weights start as it says, drawn from `seed`. `dtype` defaults to float32 for a spec, to the stored type else. On the
-    "meta" device nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
+    A spec's weights start as it says, drawn from `seed`. `dtype` defaults to float32 for a spec, to the stored type
+    else. On the "meta" device nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
     """
-    from .loading import open_path  # loading imports Model
+    path = Path(path)
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            _no_choices(path, size, overrides, "checkpoint")
+            return from_checkpoint(path, dtype, device, passes)
+        if (path / ARTIFACT).is_file():
+            _no_choices(path, size, overrides, "compiled artifact")
+            model = open_artifact(path, device)
+            return model if dtype is None else model.to(dtype)
+        raise LoadFault(f"{path} is neither a checkpoint (no {MANIFEST}) nor a compiled artifact (no {ARTIFACT})")
+    checked = check_file(path, size, overrides)
+    return Model(checked, dtype or torch.float32, device, seed, passes)
 
-    return open_path(Path(path), size, overrides, dtype, device, seed, passes)
+
+def check_file(path: Path, size: str | None = None, overrides: Mapping[str, object] | None = None) -> Checked:
+    """A checked spec file; its mistakes are raised as SpecErrors."""
+    try:
+        source = read_source(path)
+    except FileNotFoundError:
+        raise LoadFault(f"there is no file {path}") from None
+    except OSError as error:
+        raise LoadFault(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise LoadFault(str(error)) from None
+    return check(source, OPS, size, overrides).value()
+
+
+def from_checkpoint(
+    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, passes: tuple[Pass, ...]
+) -> Model:
+    """The model of a checkpoint folder: its own spec text, its sizes, its weights."""
+    manifest = read_manifest(path)
+    checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
+    saved = read_weights(path, manifest)
+    stored = next((tensor.dtype for tensor in saved.values()), torch.float32)
+    model = Model(checked, dtype or stored, device, seed=None, passes=passes)
+    if model.device.type != "meta":
+        apply_weights(dict(model.by_path()), saved, path)
+    return model
+
+
+def check_texts(texts: tuple[SpecText, ...], size: str | None, overrides: Mapping[str, object] | None) -> Checked:
+    """Checks spec texts that a checkpoint carries: the first is the spec, the others are files it uses beside
+    itself."""
+    if not texts:
+        raise LoadFault("the checkpoint carries no spec text")
+    main, *used = texts
+    home = os.path.dirname(main.name)
+    beside = {os.path.relpath(text.name, home): text.text for text in used if not text.name.startswith("std/")}
+    beside = {name: text for name, text in beside.items() if not name.startswith("..")}
+    if not beside:
+        return check(Source(main.name, main.text), OPS, size, overrides).value()
+    # `use` finds files by name beside the spec, so they are put there.
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in beside.items():
+            file = Path(folder) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        source = Source(os.path.join(folder, os.path.basename(main.name)), main.text)
+        return check(source, OPS, size, overrides).value()
+
+
+def _no_choices(path: Path, size: str | None, overrides: Mapping[str, object] | None, what: str) -> None:
+    if size is not None or overrides:
+        raise LoadFault(f"{path} is a {what}, whose sizes are fixed: size and overrides are for spec files")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -95,12 +96,14 @@ def offsets_of(lengths: Sequence[int]) -> Tensor:
     return offsets.to(torch.int32)
 
 
-# -- binding -------------------------------------------------------------------------------------------------------------------
+# -- binding ---------------------------------------------------------------------------------------
 
 
 def _bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     names = [slot.name for slot in signature.inputs]
-    wanted = f"{signature.name} takes " + (", ".join(f"{s.name}: {s.describe()}" for s in signature.inputs) or "no inputs")
+    wanted = f"{signature.name} takes " + (
+        ", ".join(f"{s.name}: {s.describe()}" for s in signature.inputs) or "no inputs"
+    )
     if len(args) > len(names):
         raise InputFault(f"{wanted}, but {len(args)} inputs were given")
     given = dict(zip(names, args, strict=False))
@@ -134,7 +137,7 @@ def _batch_size(signature: Signature, values: Sequence[Tensor], lengths: Mapping
     return size
 
 
-# -- forms ---------------------------------------------------------------------------------------------------------------------
+# -- forms -----------------------------------------------------------------------------------------
 
 
 def _rows(slot: Slot, given: Any, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...], str]:
@@ -143,18 +146,23 @@ def _rows(slot: Slot, given: Any, dtype: torch.dtype) -> tuple[Tensor, tuple[int
         if given.is_nested:
             return *_nested(slot, given, dtype), "nested"
         raise InputFault(
-            f"{slot.name} is one tensor of shape {_shape(given)}: give a list with one tensor per example, a jagged nested tensor, "
-            "or (values, offsets)"
+            f"{slot.name} is one tensor of shape {_shape(given)}: give a list with one tensor per example, "
+            "a jagged nested tensor, or (values, offsets)"
         )
     if isinstance(given, tuple):
         if len(given) != 2 or not all(isinstance(part, Tensor) for part in given):
-            raise InputFault(f"{slot.name} is a tuple, which means (values, offsets), two tensors; give examples as a list")
+            raise InputFault(
+                f"{slot.name} is a tuple, which means (values, offsets), two tensors; give examples as a list"
+            )
         return *_packed(slot, given[0], given[1], dtype), "packed"
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise InputFault(f"{slot.name} is {type(given).__name__}: give a list with one tensor per example")
     if not given:
         raise InputFault(f"{slot.name} has no examples: a batch needs at least one (an example may be empty)")
-    rows = [_entries(slot, example, dtype, f"example {i} of {slot.name}", (None, *slot.shape)) for i, example in enumerate(given)]
+    rows = [
+        _entries(slot, example, dtype, f"example {i} of {slot.name}", (None, *slot.shape))
+        for i, example in enumerate(given)
+    ]
     return (rows[0] if len(rows) == 1 else torch.cat(rows)), tuple(len(part) for part in rows), "list"
 
 
@@ -162,7 +170,9 @@ def _nested(slot: Slot, given: Tensor, dtype: torch.dtype) -> tuple[Tensor, tupl
     if given.layout != torch.jagged:
         raise InputFault(f"{slot.name} is a nested tensor of layout {given.layout}: make it with layout=torch.jagged")
     if getattr(given, "_ragged_idx", 1) != 1:
-        raise InputFault(f"{slot.name} is ragged in dimension {getattr(given, '_ragged_idx', 1)}: the ragged dimension comes first")
+        raise InputFault(
+            f"{slot.name} is ragged in dimension {getattr(given, '_ragged_idx', 1)}: the ragged dimension comes first"
+        )
     if given.lengths() is not None:
         # A nested tensor with holes between its examples: copied without them.
         given = torch.nested.nested_tensor(list(given.unbind()), layout=torch.jagged)
@@ -179,12 +189,12 @@ def _packed(slot: Slot, values: Tensor, offsets: Tensor, dtype: torch.dtype) -> 
     listed = offsets.tolist()
     if listed[0] != 0:
         raise InputFault(f"{what} start at {listed[0]}, not at 0")
-    for i, (begin, end) in enumerate(zip(listed, listed[1:], strict=False)):
+    for i, (begin, end) in enumerate(pairwise(listed)):
         if end < begin:
             raise InputFault(f"{what} fall from {begin} to {end} at example {i}")
     if listed[-1] != len(rows):
         raise InputFault(f"{what} end at {listed[-1]}, but there are {len(rows)} rows")
-    return rows, tuple(end - begin for begin, end in zip(listed, listed[1:], strict=False))
+    return rows, tuple(end - begin for begin, end in pairwise(listed))
 
 
 def _unpacked(slot: Slot, given: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -206,7 +216,7 @@ def _member(slot: Slot, name: str) -> int:
     return slot.members.index(name)
 
 
-# -- checks --------------------------------------------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------
 
 
 def _entries(slot: Slot, given: Any, dtype: torch.dtype, what: str, shape: tuple[int | None, ...]) -> Tensor:
@@ -222,7 +232,9 @@ def _entries(slot: Slot, given: Any, dtype: torch.dtype, what: str, shape: tuple
     if given.is_nested:
         raise InputFault(f"{what} is nested, but {slot.describe()} is not ragged")
     _right_kind(slot, given, what)
-    fits = given.dim() == len(shape) and all(want in (None, have) for want, have in zip(shape, given.shape, strict=True))
+    fits = given.dim() == len(shape) and all(
+        want in (None, have) for want, have in zip(shape, given.shape, strict=True)
+    )
     if not fits:
         wanted = ", ".join("rows" if want is None else str(want) for want in shape)
         raise InputFault(f"{what} has shape {_shape(given)}, not [{wanted}] ({slot.describe()})")

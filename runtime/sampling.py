@@ -1,5 +1,5 @@
-"""Choosing the next token from logits. One uniform number per sequence and position, from a counter: what a sequence draws depends on
-its seed and its position only, never on its neighbours or on how many rows were computed together.
+"""Choosing the next token from logits. One uniform number per sequence and position, from a counter: what a sequence
+draws depends on its seed and its position only, never on its neighbours or on how many rows were computed together.
 
 Letters: B sequences, V vocabulary.
 """
@@ -17,7 +17,8 @@ from .errors import GenerateFault
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 takes the likeliest token. `top_k` keeps that many, `top_p` the fewest that hold that much probability."""
+    """Temperature 0 takes the likeliest token. `top_k` keeps that many, `top_p` the fewest that hold that much
+    probability."""
 
     temperature: float = 0.0
     top_k: int | None = None

@@ -1,11 +1,11 @@
 """Caches of a decoding run: rows seen so far, per sequence, in tensors that are made once and written in place.
 
-A cache is `[B, S, *rest]`: row p of a sequence lies in slot p % S, so that a cache shorter than the sequence keeps the last S rows.
-Attention keeps keys and values as `[B, G, S, K]`, the order in which they are read.
+A cache is `[B, S, *rest]`: row p of a sequence lies in slot p % S, so that a cache shorter than the sequence keeps
+the last S rows. Attention keeps keys and values as `[B, G, S, K]`, the order in which they are read.
 
-Letters: B sequences, N new rows of all sequences, S slots, H query heads, G key heads, K head width, M keys of all sequences.
-lengths [B]: rows a sequence had before this call. offsets [B + 1]: where its new rows begin. columns: slots in use after this call, an
-upper bound that the host knows without asking the device.
+Letters: B sequences, N new rows of all sequences, S slots, H query heads, G key heads, K head width, M keys of all
+sequences. lengths [B]: rows a sequence had before this call. offsets [B + 1]: where its new rows begin. columns:
+slots in use after this call, an upper bound that the host knows without asking the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def writes(function: Any) -> Any:
     return function
 
 
-# -- plans ---------------------------------------------------------------------------------------------------------------------
+# -- plans -----------------------------------------------------------------------------------------
 
 
 def positions(offsets: Tensor, row_example: Tensor, lengths: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def band_mask(
 ) -> Tensor | None:
     """`[B, 1, 1, columns]` to add to the scores of one new row per sequence; None when it may read every slot in use.
 
-    is_even: all sequences have the same length, so that no slot below `columns` is empty. A slot holds the newest row of its
-    number; slots that have not been written hold none.
+    is_even: all sequences have the same length, so that no slot below `columns` is empty. A slot holds the newest row
+    of its number; slots that have not been written hold none.
     """
     columns = min(columns, slots)
     if is_even and high == 0 and (low is None or columns <= 1 - low):
@@ -63,7 +63,7 @@ def band_mask(
     return torch.where(seen, 0.0, float("-inf")).to(dtype)[:, None, None]
 
 
-# -- attention -----------------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 @writes
@@ -113,8 +113,8 @@ def attend_extend(
     low: int | None,
     high: int,
 ) -> Tensor:
-    """Any number of new rows per sequence: `q [N, H, K]`, `k [N, G, K]`, `v [N, G, V]` to `[N, H, V]`. Read, then written: a short
-    cache would lose rows that the first new rows still see."""
+    """Any number of new rows per sequence: `q [N, H, K]`, `k [N, G, K]`, `v [N, G, V]` to `[N, H, V]`. Read, then
+    written: a short cache would lose rows that the first new rows still see."""
     bounds, before = offsets.tolist(), lengths.tolist()
     heads, groups, slots = q.shape[1], k.shape[1], keys.shape[2]
     pieces = []
@@ -130,10 +130,10 @@ def attend_extend(
         query = q[new].transpose(0, 1).to(keys.dtype)
         mask = _band(count, kept, low, high, q.device)
         is_causal = mask is not None and not kept and high == 0 and (low is None or count <= 1 - low)
+        given = None if is_causal else mask
         result = functional.scaled_dot_product_attention(
-            query[None], all_k[None], all_v[None], attn_mask=None if is_causal else mask, is_causal=is_causal, scale=scale,
-            enable_gqa=heads != groups,
-        )[0]  # fmt: skip
+            query[None], all_k[None], all_v[None], given, 0.0, is_causal, scale=scale, enable_gqa=heads != groups
+        )[0]
         if high < 0 and mask is not None:
             result = torch.where(mask.any(-1, keepdim=True), result, 0)
         pieces.append(result.transpose(0, 1).to(q.dtype))
@@ -169,13 +169,13 @@ def attend_general(
     bias: Tensor | None,
     captured: tuple[Tensor, ...],
 ) -> Tensor:
-    """Any mask and bias, through the reference: caches `[B, S, G, K]` of keys and values and `captured`, a cache for every tensor that
-    the keys' side of the mask or the bias reads, in the order met."""
+    """Any mask and bias, through the reference: caches `[B, S, G, K]` of keys and values and `captured`, a cache for
+    every tensor that the keys' side of the mask or the bias reads, in the order met."""
     left = list(captured)
     all_offsets = history_offsets(offsets, lengths)
     bias_cache = left.pop(0) if bias is not None else None
     predicate = None if predicate is None else _with_history(predicate, left, offsets, lengths)
-    result = attend_packed(
+    return attend_packed(
         q,
         history(k, keys, offsets, lengths),
         history(v, values, offsets, lengths),
@@ -188,7 +188,6 @@ def attend_general(
         None if bias is None or bias_cache is None else history(bias, bias_cache, offsets, lengths),
         q_position=position,
     )
-    return result
 
 
 def _with_history(e: Any, caches: list[Tensor], offsets: Tensor, lengths: Tensor) -> Any:
@@ -202,7 +201,7 @@ def _with_history(e: Any, caches: list[Tensor], offsets: Tensor, lengths: Tensor
             return e
 
 
-# -- rows ----------------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def history_offsets(offsets: Tensor, lengths: Tensor) -> Tensor:
@@ -212,7 +211,8 @@ def history_offsets(offsets: Tensor, lengths: Tensor) -> Tensor:
 
 @writes
 def history(new: Tensor, cache: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
-    """Writes new rows `[N, *rest]` to a cache that holds every row, and returns all rows so far, packed `[M, *rest]`."""
+    """Writes new rows `[N, *rest]` to a cache that holds every row, and returns all rows so far, packed `[M,
+    *rest]`."""
     bounds, before = offsets.tolist(), lengths.tolist()
     parts = []
     for example, length in enumerate(before):
@@ -224,9 +224,17 @@ def history(new: Tensor, cache: Tensor, offsets: Tensor, lengths: Tensor) -> Ten
 
 @writes
 def previous_extend(
-    x: Tensor, position: Tensor, k: int, first: Any, cache: Tensor, row_example: Tensor, lengths: Tensor, offsets: Tensor | None
+    x: Tensor,
+    position: Tensor,
+    k: int,
+    first: Any,
+    cache: Tensor,
+    row_example: Tensor,
+    lengths: Tensor,
+    offsets: Tensor | None,
 ) -> Tensor:
-    """`x [N, ...]` k rows earlier, from the new rows or, before those, from `cache [B, k + 1, ...]`. offsets None: one row each."""
+    """`x [N, ...]` k rows earlier, from the new rows or, before those, from `cache [B, k + 1, ...]`. offsets None:
+    one row each."""
     slots = cache.shape[1]
     old = cache[row_example, (position - k) % slots].to(x.dtype)
     new = position - lengths[row_example]

@@ -1,4 +1,5 @@
-"""Rows of packed batches: which example a row belongs to, where it stands in it, sums of losses, counters for random draws.
+"""Rows of packed batches: which example a row belongs to, where it stands in it, sums of losses, counters for random
+draws.
 
 Letters: N rows of all examples, B examples. offsets [B + 1] say where the rows of each example begin.
 """
@@ -10,7 +11,8 @@ from torch import Tensor
 
 
 def row_example(offsets: Tensor, rows: Tensor) -> Tensor:
-    """int64 [N]: the example of each row. `rows` [N, ...] is any packed value; its length avoids a read of the offsets."""
+    """int64 [N]: the example of each row. `rows` [N, ...] is any packed value; its length avoids a read of the
+    offsets."""
     row = torch.arange(rows.shape[0], device=offsets.device, dtype=offsets.dtype)
     return torch.searchsorted(offsets[1:], row, right=True)
 
@@ -33,11 +35,18 @@ def expand(x: Tensor, like: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
     return x.expand(*lead, *sizes)
 
 
-def filled(number: float, like: Tensor | None, sizes: tuple[int, ...], dtype: torch.dtype, device_of: Tensor | None) -> Tensor:
+def filled(
+    number: float, like: Tensor | None, sizes: tuple[int, ...], dtype: torch.dtype, device_of: Tensor | None
+) -> Tensor:
     """A number everywhere: [N, *sizes]."""
     lead = () if like is None else (like.shape[0],)
     device = None if device_of is None else device_of.device
     return torch.full((*lead, *sizes), number, dtype=dtype, device=device)
+
+
+def beside(x: Tensor, like: Tensor) -> Tensor:
+    """A tensor made from nothing, on the device of the others."""
+    return x.to(like.device)
 
 
 def batch_of(offsets: Tensor) -> Tensor:
@@ -46,7 +55,8 @@ def batch_of(offsets: Tensor) -> Tensor:
 
 
 def loss_sum(value: Tensor, keep: Tensor | None) -> Tensor:
-    """The sum of a loss over the rows that count, in at least float32. Rows that do not count may hold anything, NaN included."""
+    """The sum of a loss over the rows that count, in at least float32. Rows that do not count may hold anything, NaN
+    included."""
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
     if keep is not None:
         wide = torch.where(keep.reshape(keep.shape + (1,) * (wide.dim() - keep.dim())), wide, 0)
@@ -61,7 +71,7 @@ def loss_count(value: Tensor, keep: Tensor | None) -> Tensor:
     return keep.sum() * per_row
 
 
-# -- counters for random draws -------------------------------------------------------------------------------------------------
+# -- counters for random draws ---------------------------------------------------------------------
 # Multipliers and shifts of the splitmix64 finaliser (Steele, Lea, Flood 2014), as int64: torch wraps on overflow.
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)

@@ -1,4 +1,5 @@
-"""How a weight starts: draws in float32 on the CPU from a stream of its own, so that every device and type gets the same numbers."""
+"""How a weight starts: draws in float32 on the CPU from a stream of its own, so that every device and type gets the
+same numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ Numbers = Mapping[str, float]
 
 
 def start(path: str, shape: tuple[int, ...], kind: str, numbers: Numbers, seed: int) -> Tensor:
-    """The first value of the weight at `path`. Its stream is seeded by the run's seed and the path and by nothing else, so that a
-    weight added to a spec changes no other."""
+    """The first value of the weight at `path`. Its stream is seeded by the run's seed and the path and by nothing
+    else, so that a weight added to a spec changes no other."""
     generator = torch.Generator().manual_seed(stream(seed, path))
     tensor = torch.empty(shape, dtype=torch.float32)
     DISTRIBUTIONS[kind](tensor, numbers, generator)
@@ -49,7 +50,8 @@ def _normal(tensor: Tensor, numbers: Numbers, generator: torch.Generator) -> Non
 
 
 def _trunc_normal(tensor: Tensor, numbers: Numbers, generator: torch.Generator) -> None:
-    """Normal, cut at `cut` standard deviations: uniform between the two tail probabilities, through the inverse distribution."""
+    """Normal, cut at `cut` standard deviations: uniform between the two tail probabilities, through the inverse
+    distribution."""
     cut = numbers.get("cut", 2.0)
     inside = math.erf(cut / math.sqrt(2))
     tensor.uniform_(-inside, inside, generator=generator).erfinv_().mul_(math.sqrt(2)).clamp_(-cut, cut)

@@ -2,8 +2,8 @@
 
     a = linear(x, w); b = linear(x, w)      ->      a = linear(x, w)
 
-Every function of a reference graph is pure: random draws get their counters as arguments. A function that writes to its arguments
-(a decoding cache) is marked with `writes_to_arguments` and left alone.
+Every function of a reference graph is pure: random draws get their counters as arguments. A function that writes to
+its arguments (a decoding cache) is marked with `writes_to_arguments` and left alone.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     q = linear(x, wq); k = linear(x, wk)      ->      both = linear(x, joined(wq, wk)); q, k = split(both)
 
-Accepts linears without bias over weights of equal type. The joined weight is made when the module is called with `prepare`; until then,
-and in training, it is a concatenation in the graph. Runs after common subexpressions, which make the shared input one node.
+Accepts linears without bias over weights of equal type. The joined weight is made when the module is called with
+`prepare`; until then, and in training, it is a concatenation in the graph. Runs after common subexpressions, which
+make the shared input one node.
 """
 
 from __future__ import annotations
