@@ -8,8 +8,7 @@ A length is a polynomial over atoms, with rational coefficients and negative pow
 lives: `dim / heads` is `dim * heads^-1` and claims to be whole; `value` checks the claim. Atoms are symbols, floors
 of quotients, and sums divided by. A ceiling is a floor (`ceil(p / q) = (p + q - 1) // q`), a remainder a difference,
 so both need no atom; only printing knows them.
-
-Symbols stand for positive integers. The identities hold for those; a symbol that is 0 may hide a division by zero.
+Symbols stand for positive integers, for which the identities hold.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ class LengthError(Exception):
 
     def __init__(self, expression: str, reason: str) -> None:
         super().__init__(f"{expression} {reason}")
-        self.expression = expression
-        self.reason = reason
+        self.expression, self.reason = expression, reason
 
 
 @dataclass(frozen=True)
