@@ -65,6 +65,35 @@ class _Commands(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+class _Command(TyperCommand):
+    """A command; options named in `greedy` take every word up to the next option, as a shell's `docs/*.md` needs."""
+
+    greedy: tuple[str, ...] = ()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _spread(args, self.greedy))
+
+
+def _spread(words: list[str], greedy: tuple[str, ...]) -> list[str]:
+    """`FILE --data a b --steps 3` as `FILE --data a --data b --steps 3`.
+
+    Only behind the FILE: in `--data a FILE` the FILE would be taken for data.
+    """
+    spread: list[str] = []
+    option: str | None = None
+    if not words or words[0].startswith("-"):
+        return words
+    for index, word in enumerate(words):
+        if word == "--":
+            return [*spread, *words[index:]]
+        if word.startswith("-") and word != "-":
+            option = word if word in greedy else None
+        elif option is not None and spread[-1] != option:
+            spread.append(option)
+        spread.append(word)
+    return spread
+
+
 def load(name: str) -> TyperCommand:
     """The command of that name, from its module."""
     module = import_module(f"weft.commands.{name}_" if name == "import" else f"weft.commands.{name}")
@@ -75,9 +104,11 @@ def load(name: str) -> TyperCommand:
         epilog=module.EXAMPLES,
         context_settings=_CONTEXT,
         no_args_is_help=True,
+        cls=_Command,
     )(module.run)
     command = typer.main.get_command(app)
-    assert isinstance(command, TyperCommand)
+    assert isinstance(command, _Command)
+    command.greedy = getattr(module, "GREEDY", ())
     return command
 
 

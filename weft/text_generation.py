@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from weft.faults import CommandFault
 from weft.runtime.checkpoint import read_manifest
 from weft.runtime.generate import generate
-from weft.runtime.loading import from_checkpoint
+from weft.runtime.model import Model, load
 from weft.runtime.run_folder import latest_checkpoint
 from weft.runtime.tokens import Tokens, load_tokens
-
-if TYPE_CHECKING:
-    from weft.runtime.model import Model
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -84,7 +80,9 @@ def open_text_model(
     folder = latest_checkpoint(Path(path))
     manifest = read_manifest(folder)
     where = torch.device(_device(device))
-    model = from_checkpoint(folder, PRECISIONS.get(precision or ""), where, ())
+    model = load(folder, dtype=PRECISIONS.get(precision or ""), device=where)
+    if not isinstance(model, Model):
+        raise CommandFault(f"{folder} is a compiled artifact, which has no decoder; name a checkpoint")
     run = manifest.run or {}
     vocabulary = load_tokens(tokenizer or run.get("tokenizer", "bytes"), _vocab(model), run.get("end_token"))
     return TextModel(model, vocabulary, vocabulary.begin if run.get("begin_mark") else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -15,8 +14,6 @@ Examples:
   weft generate runs/first --prompt "one" --prompt "two" --json
   git diff | weft generate runs/first --prompt -
 """
-
-Write = Callable[[str], object]
 
 
 def run(
@@ -52,9 +49,7 @@ def run(
     from weft.text_generation import continue_text, open_text_model
 
     model = open_text_model(checkpoint, tokenizer, precision, device, threads)
-    streams = len(prompts) == 1 and not as_json
-    if streams:
-        _write(prompts[0])
+    printer = _Printer(prompts[0]) if len(prompts) == 1 and not as_json else None
     results = continue_text(
         model,
         prompts,
@@ -64,7 +59,7 @@ def run(
         top_p=top_p,
         seed=seed,
         stop_at_end=not ignore_end,
-        write=_write if streams else None,
+        write=printer.write if printer else None,
     )
     if as_json:
         import json
@@ -74,14 +69,24 @@ def run(
             for text, result in zip(prompts, results, strict=True)
         ]
         print(json.dumps({"version": 1, "continuations": rows}, indent=2))
-    elif streams:
-        _write("\n")
+    elif printer:
+        printer.close()
     else:
         for index, (text, result) in enumerate(zip(prompts, results, strict=True)):
             print(f"--- {index + 1}")
             print(text + result.text)
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+class _Printer:
+    """Text as it comes, behind its prompt. The prompt waits for it: a model that cannot start leaves no half line."""
+
+    def __init__(self, prompt: str) -> None:
+        self._waiting = prompt
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(self._waiting + text)
+        sys.stdout.flush()
+        self._waiting = ""
+
+    def close(self) -> None:
+        self.write("\n")
