@@ -147,6 +147,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = typer.main.get_command(app)(args=arguments, prog_name="weft", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:
+            # typer has turned Ctrl-C into this code; a command that handles it itself raises SystemExit.
+            code = report(KeyboardInterrupt())
     except BaseException as error:  # noqa: BLE001  the one place where all of them are worded
         code = report(error)
     sys.exit(code if isinstance(code, int) else 0)

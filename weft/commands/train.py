@@ -107,7 +107,7 @@ def run(
             )
         )
     if result.reason in _SIGNALS:
-        raise typer.Exit(_SIGNALS[result.reason])
+        raise SystemExit(_SIGNALS[result.reason])
 
 
 # As a shell reports a process that a signal ended, so that a script does not take a stopped run for a finished one.
