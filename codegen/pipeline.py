@@ -13,9 +13,15 @@ from torch import fx
 
 from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
+from .passes.activations import recognise_activations
+from .passes.bands import recognise_bands
 from .passes.common_subexpressions import join_common_subexpressions
+from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
-from .passes.joined_linears import join_linears
+from .passes.reshapes import cancel_reshapes
+from .passes.rotary import recognise_rotary
+from .passes.row_norms import join_residuals, recognise_rms_norms
+from .passes.streamed_logits import stream_logits
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,21 @@ BASIC_PASSES: tuple[Pass, ...] = (
     ),
 )
 
-INFERENCE_PASSES: tuple[Pass, ...] = (
+CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
-    Pass(
-        "joined-linears",
-        join_linears,
-        "linears that read one input become one matrix product; weights must not change after",
-    ),
+    Pass("activations", recognise_activations, "silu and gelu as one function; gates look for them"),
+    Pass("rotary", recognise_rotary, "a turn of halves over tables that all layers share"),
+    Pass("rms-norms", recognise_rms_norms, "one function, one number kept per row"),
+    Pass("residuals", join_residuals, "the addition after a norm in its last pass; needs the norms"),
+    Pass("bands", recognise_bands, "attention under causal, window and full masks to torch's fused kernel"),
+    Pass("streamed-logits", stream_logits, "logits that only losses read are never whole"),
+    Pass("dead-code", drop_dead_code, "replaced formulas still count as readers; gates ask who reads"),
+    Pass("joined-linears", join_linears, "linears of one input as one product; their input is one node by now"),
+    Pass("gates", recognise_gates, "both halves of a gated unit in one tensor; needs activations and joined linears"),
+    Pass("reshapes", cancel_reshapes, "what norms over several axes left behind"),
+    Pass("dead-code", drop_dead_code, "the formulas that were replaced"),
+    Pass("common-subexpressions", join_common_subexpressions, "plans and tables once per graph"),
+    Pass("linears", choose_linears, "the faster matrix library; last, so that no pass has to know two kinds of linear"),
 )
 
 Watch = Callable[[Pass, fx.GraphModule], None]

@@ -112,6 +112,17 @@ def rope_tables(positions: Tensor, inverse_frequencies: Tensor, dtype: torch.dty
     return (torch.cat((cos, cos), -1).to(dtype).unsqueeze(1), torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1))
 
 
+def tables_of_angles(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """(cos, signed sin) for `rope`, each [N, 1, K], of angles [N, K/2], in their type."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1)
+
+
+def turns_of_angles(angles: Tensor) -> Tensor:
+    """cos + i sin for `rope_pairs`: [N, 1, K/2] complex, of angles [N, K/2]."""
+    return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+
+
 class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin, inverse):
@@ -128,6 +139,9 @@ class _Rope(torch.autograd.Function):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     width = cos.shape[-1]
+    if x.dtype != cos.dtype:
+        # Tables in float32 beside bfloat16 rows: the rotation is computed in float32 and rounded once.
+        return _rotate(x.to(cos.dtype), cos, sin, inverse).to(x.dtype)
     if width == x.shape[-1]:
         swapped = torch.roll(x, width // 2, -1)
         return torch.mul(x, cos).addcmul_(swapped, sin, value=-1.0 if inverse else 1.0)
@@ -139,8 +153,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + R/2) of the first R entries of each head.
 
-    x [N, H, K]; cos and signed sin [N, 1, R] from `rope_tables`, R <= K, in the type of x. The tables get no
-    gradient.
+    x [N, H, K]; cos and signed sin [N, 1, R] from `rope_tables` or `tables_of_angles`, R <= K. The tables get no
+    gradient; the result has the type of x.
     """
     return _Rope.apply(x, cos, sin, False)
 
