@@ -3,9 +3,9 @@
     python bench/kill_resume.py                     20 kills; exit code 1 if a single bit differs
     python bench/kill_resume.py --kills 4 --steps 20 --seed 7
 
-Kills are SIGKILL and of three kinds, in turn: at a random time; inside the writing of a checkpoint (before a random one of its
-writes); with half a line of the log written. Each run is a fork of this process, which has imported everything and computed
-nothing: a start costs milliseconds, so most kills hit the loop and not the import.
+Kills are SIGKILL and of three kinds, in turn: at a random time; inside the writing of a checkpoint (before a random one
+of its writes); with half a line of the log written. Each run is a fork of this process, which has imported everything
+and computed nothing: a start costs milliseconds, so most kills hit the loop and not the import.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def compare(folder: Path, arguments: argparse.Namespace) -> int:
         if tries > 20 * arguments.kills:
             print("the run ends before it can be killed: give more --steps")
             return 1
-        ended = run({**base, "out": str(out), "resume": can_resume(out)}, a_kill(kills, moments, 2 * duration / (arguments.kills + 1)))
+        kill = a_kill(kills, moments, 2 * duration / (arguments.kills + 1))
+        ended = run({**base, "out": str(out), "resume": can_resume(out)}, kill)
         if ended == -signal.SIGKILL:
             kills += 1
             print(f"kill {kills}: {where(out)}")
@@ -101,7 +103,8 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The spec, the text and the config that both runs share."""
     text = folder / "text.txt"
     words = random.Random(1)
-    text.write_text(" ".join(words.choice(("weft", "warp", "loom", "thread", "woven")) for _ in range(4000)))
+    vocabulary = ("weft", "warp", "loom", "thread", "woven")
+    text.write_text(" ".join(words.choice(vocabulary) for _ in range(4000)))
     spec = folder / "toy.weft"
     spec.write_text(SPEC)
     return {
@@ -197,6 +200,9 @@ def in_child(config: dict[str, Any], kill: Kill | None, told: int) -> int:
     except RuntimeFault as fault:
         print(fault, file=sys.stderr, flush=True)
         return 1
+    except BaseException:  # noqa: BLE001  a child must never go on as if it were its parent
+        traceback.print_exc()
+        return 2
     return 0
 
 

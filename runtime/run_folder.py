@@ -74,7 +74,7 @@ def find_resume_point(out: Path, resume: bool | str) -> ResumePoint | None:
     remove_leftovers(folder)
     if not resume:
         if find_checkpoints(folder):
-            raise RuntimeFault(f"{out} already holds a run: give resume to go on with it, or another out folder")
+            raise RuntimeFault(f"{out} already holds a run: go on with it (--resume), or choose another folder (--out)")
         return None
     if isinstance(resume, str):
         path = latest_checkpoint(Path(resume))
@@ -85,7 +85,7 @@ def find_resume_point(out: Path, resume: bool | str) -> ResumePoint | None:
     if written:
         return _read(written[-1], folder)
     if not (out / RUN).is_file():
-        raise RuntimeFault(f"there is nothing to resume in {out}: start without resume")
+        raise RuntimeFault(f"there is nothing to resume in {out}: start without --resume")
     # The run was killed before its first checkpoint.
     return None
 
@@ -101,7 +101,7 @@ def _read(path: Path, folder: Path) -> ResumePoint:
 def _offer(damaged: Path, folder: Path) -> str:
     for entry in reversed(find_checkpoints(folder)):
         if entry.path != damaged and _is_good(entry.path):
-            return f"the last good one is {entry.path}: resume from that"
+            return f"the last good one is {entry.path} (move the damaged one away to resume from it)"
     return "there is no good one beside it"
 
 

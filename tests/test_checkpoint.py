@@ -211,7 +211,7 @@ def test_damage_is_named_and_the_last_good_one_offered(tmp_path, file, damage, m
     text = fault(find_resume_point, tmp_path, True)
     assert message in text
     assert str(bad) in text
-    assert text.endswith(f"the last good one is {good}: resume from that")
+    assert text.endswith(f"the last good one is {good} (move the damaged one away to resume from it)")
     point = find_resume_point(tmp_path, str(good))
     assert point is not None
     assert point.manifest.step == 10
@@ -225,7 +225,9 @@ def test_two_damaged_ones(tmp_path):
     good, first, second = (save(folder, step) for step in (10, 20, 30))
     flip_a_bit(first / "model.safetensors")
     truncate(second / "model.safetensors")
-    assert fault(find_resume_point, tmp_path, True).endswith(f"the last good one is {good}: resume from that")
+    assert fault(find_resume_point, tmp_path, True).endswith(
+        f"the last good one is {good} (move the damaged one away to resume from it)"
+    )
     truncate(good / "weft.json")
     assert fault(find_resume_point, tmp_path, True).endswith("there is no good one beside it")
 
@@ -266,7 +268,7 @@ def test_nothing_there(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     save(tmp_path / "checkpoints", 5)
-    assert "already holds a run: give resume" in fault(find_resume_point, tmp_path, False)
+    assert "already holds a run: go on with it (--resume)" in fault(find_resume_point, tmp_path, False)
 
 
 def test_two_runs_in_one_folder(tmp_path):

@@ -115,7 +115,10 @@ def test_parquet(tmp_path):
     file = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"body": ["one", "two"], "n": [1, 2]}), file)
     documents = list(read_documents([str(file)], field="body"))
-    assert [(document.name, document.text) for document in documents] == [("a.parquet:1", b"one"), ("a.parquet:2", b"two")]
+    assert [(document.name, document.text) for document in documents] == [
+        ("a.parquet:1", b"one"),
+        ("a.parquet:2", b"two"),
+    ]
     assert fault(lambda: list(read_documents([str(file)]))) == f"{file}: no column 'text' (there is 'body', 'n')"
     parquet.write_table(pyarrow.table({"text": ["one", None]}), file)
     assert fault(lambda: list(read_documents([str(file)]))) == f"{file}:2: the field 'text' must be text, not null"

@@ -1,0 +1,21 @@
+"""A run that is killed, stopped or left alone ends with the same bits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "bench" / "kill_resume.py"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_and_resumed(seed):
+    """Kills at a random time, inside a checkpoint, and inside a line of the log. The longer run is the script's default."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    command = [sys.executable, str(SCRIPT), "--kills", "6", "--steps", "40", "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("kill ") == 6
+    assert done.stdout.endswith("6 kills, and not a bit differs\n")
