@@ -83,7 +83,8 @@ def open_artifact(path: Path, device: torch.device | str | None = None) -> Compi
     spec = importlib.util.spec_from_file_location(
         package, path / "__init__.py", submodule_search_locations=[str(path.resolve())]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[package] = module
     spec.loader.exec_module(module)

@@ -30,9 +30,9 @@ from ..dsl.program import Program, Weight
 from ..dsl.source import Source
 from .checkpoint import MANIFEST, SpecText, apply_weights, read_manifest, read_weights
 from .compiled import ARTIFACT, open_artifact
+from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault, RuntimeFault
 from .initialise import initialise
-from .draws import Draws, draw_arguments
 from .packed import Batch, pack, unpack
 
 

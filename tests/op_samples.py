@@ -8,6 +8,7 @@ is a model with these parameters, these statements and this result, in a file th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,9 @@ axis other
 
 # Rows of each example along each ordered axis: odd sizes, an empty example first, in the middle and last.
 LENGTHS = {"seq": (0, 5, 1, 0, 3, 0), "other": (2, 3, 0, 0, 1, 2)}
+
+
+Lengths = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,18 @@ def module(program: Program, dtype: torch.dtype = torch.float64, seed: int = 0) 
     return graph
 
 
-def lead(type: ValueType, lengths: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+def lead(type: ValueType, lengths: Lengths) -> tuple[int, ...]:
     """The dimension in front of the static axes."""
     if type.rows is not None:
         return (sum(lengths[type.rows.name]),)
     return (len(next(iter(lengths.values()))),) if type.per_example else ()
 
 
-def shape(type: ValueType, lengths: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+def shape(type: ValueType, lengths: Lengths) -> tuple[int, ...]:
     return (*lead(type, lengths), *(axis.size or 0 for axis in type.static_axes))
 
 
-def draw(value: Value, lengths: dict[str, tuple[int, ...]], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def draw(value: Value, lengths: Lengths, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """An input of the value's type."""
     size = shape(value.type, lengths)
     match value.type.kind:
@@ -117,7 +121,7 @@ def draw(value: Value, lengths: dict[str, tuple[int, ...]], dtype: torch.dtype, 
 
 
 def inputs(
-    program: Program, lengths: dict[str, tuple[int, ...]] = LENGTHS, dtype: torch.dtype = torch.float64, seed: int = 1
+    program: Program, lengths: Lengths = LENGTHS, dtype: torch.dtype = torch.float64, seed: int = 1
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [draw(value, lengths, dtype, generator) for value in program.inputs]
@@ -126,7 +130,7 @@ def inputs(
 def arguments(
     graph: torch.fx.GraphModule,
     values: list[Tensor],
-    lengths: dict[str, tuple[int, ...]] = LENGTHS,
+    lengths: Lengths = LENGTHS,
     examples: list[int] | None = None,
 ) -> list[Tensor]:
     """What the graph is called with: inputs, offsets, and a seed, a step and ids of examples if it draws."""
@@ -142,14 +146,12 @@ def offsets(lengths: tuple[int, ...]) -> Tensor:
     return torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
 
 
-def example(
-    values: list[Tensor], program: Program, number: int, lengths: dict[str, tuple[int, ...]] = LENGTHS
-) -> list[Tensor]:
+def example(values: list[Tensor], program: Program, number: int, lengths: Lengths = LENGTHS) -> list[Tensor]:
     """One example's part of the inputs."""
     return [part(tensor, value.type, number, lengths) for tensor, value in zip(values, program.inputs, strict=True)]
 
 
-def part(tensor: Tensor, type: ValueType, number: int, lengths: dict[str, tuple[int, ...]] = LENGTHS) -> Tensor:
+def part(tensor: Tensor, type: ValueType, number: int, lengths: Lengths = LENGTHS) -> Tensor:
     if type.rows is not None:
         counts = lengths[type.rows.name]
         start = sum(counts[:number])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from weft.codegen.functions.attention import attend_packed, attend_static
 
 CAUSAL = ("<=", ("key", "position"), ("query", "position"))
@@ -27,7 +28,9 @@ def by_definition(q, k, v, q_offsets, k_offsets, scale, allow, bias=None):
             for head in range(q.shape[1]):
                 scores = [float(scale * q[row, head] @ k[r, head // group]) for r in seen]
                 if bias is not None:
-                    scores = [s + float(bias[r, min(head, bias.shape[1] - 1)]) for s, r in zip(scores, seen, strict=True)]
+                    scores = [
+                        s + float(bias[r, min(head, bias.shape[1] - 1)]) for s, r in zip(scores, seen, strict=True)
+                    ]
                 total = sum(math.exp(s) for s in scores)
                 for s, r in zip(scores, seen, strict=True):
                     result[row, head] += math.exp(s) / total * v[r, head // group]
@@ -55,7 +58,13 @@ CASES = {
         lambda i, j, row, r: (j <= i or j >= 3) and j - i >= -2,
     ),
     "arithmetic": (
-        {"predicate": ("==", ("abs", ("-", ("query", "position"), ("*", ("number", 2), ("key", "position")))), ("number", 1))},
+        {
+            "predicate": (
+                "==",
+                ("abs", ("-", ("query", "position"), ("*", ("number", 2), ("key", "position")))),
+                ("number", 1),
+            )
+        },
         lambda i, j, row, r: abs(i - 2 * j) == 1,
     ),
 }
@@ -103,13 +112,14 @@ def test_positions_may_be_given() -> None:
 def test_rows_without_keys_give_nothing_and_take_no_gradient() -> None:
     q, k, v = tensors(6, 4, 2, 2)
     q_offsets, k_offsets = offsets(2, 4), offsets(0, 4)
-    leaves = [x.requires_grad_() for x in (q, k, v)]
+    leaves = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_())
     result = attend_packed(*leaves, q_offsets, k_offsets, 1.0, high=-2)
     assert (result[:4] == 0).all()
     result.sum().backward()
     for leaf in leaves:
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
+    assert q.grad is not None
     assert (q.grad[:4] == 0).all()
 
 
@@ -118,7 +128,9 @@ def test_gradients() -> None:
     bias = torch.randn(5, 1, dtype=torch.float64, requires_grad=True)
     at = offsets(3, 0, 2)
     leaves = (*(x.requires_grad_() for x in (q, k, v)), bias)
-    assert torch.autograd.gradcheck(lambda q, k, v, b: attend_packed(q, k, v, at, at, 0.5, low=-1, high=0, bias=b), leaves)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, b: attend_packed(q, k, v, at, at, 0.5, low=-1, high=0, bias=b), leaves
+    )
 
 
 def test_many_queries_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +162,12 @@ def test_static_axis_is_a_row_of_keys() -> None:
     v = torch.randn(rows, keys, 2, 6, generator=generator, dtype=torch.float64)
     found = attend_static(q, k, v, 0.3, high=1)
     packed = attend_packed(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), offsets(*[queries] * rows), offsets(*[keys] * rows), 0.3, high=1
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        offsets(*[queries] * rows),
+        offsets(*[keys] * rows),
+        0.3,
+        high=1,
     )
     torch.testing.assert_close(found.flatten(0, 1), packed)

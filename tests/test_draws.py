@@ -6,13 +6,21 @@ import math
 
 import pytest
 import torch
+
 from weft.codegen.functions import draws, packing
 
 COUNT = 200_000
 
 
 def keys(count: int = COUNT, site: int = 5, seed: int = 1) -> torch.Tensor:
-    counters = packing.draw_key(torch.tensor(seed), torch.tensor(0), site, torch.arange(1), torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    counters = packing.draw_key(
+        torch.tensor(seed),
+        torch.tensor(0),
+        site,
+        torch.arange(1),
+        torch.zeros(count, dtype=torch.int64),
+        torch.arange(count),
+    )
     assert counters.shape == (count,)
     return counters
 
@@ -92,7 +100,9 @@ def test_lower_precision_is_the_same_draw(dtype: torch.dtype) -> None:
     exact, rounded = draws.uniform(keys(1000), (), torch.float64), draws.uniform(keys(1000), (), dtype)
     assert rounded.dtype == dtype
     assert (rounded < 1).all()
-    assert float((exact - rounded.double()).abs().max()) <= {torch.float32: 2**-24, torch.float16: 2**-11}.get(dtype, 2**-8)
+    assert float((exact - rounded.double()).abs().max()) <= {torch.float32: 2**-24, torch.float16: 2**-11}.get(
+        dtype, 2**-8
+    )
 
 
 def test_packing_changes_nothing() -> None:

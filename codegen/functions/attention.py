@@ -1,4 +1,5 @@
-"""Attention as the language defines it, in plain torch: exact, any float type, any mask. The reference for every faster form.
+"""Attention as the language defines it, in plain torch: exact, any float type, any mask. The reference for every
+faster form.
 
     y[query, head] = sum over keys r allowed by the mask of softmax_r(scale * q . k[r] + bias[r]) * v[r]
 
@@ -31,11 +32,12 @@ def attend_packed(
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
-    """Queries and keys of the same example: `q [query rows, heads, D]`, `k [key rows, key heads, D]`, `v [key rows, key heads, Dv]`
-    to `[query rows, heads, Dv]`.
+    """Queries and keys of the same example: `q [query rows, heads, D]`, `k [key rows, key heads, D]`, `v [key rows,
+    key heads, Dv]` to `[query rows, heads, Dv]`.
 
-    `low <= key position - query position <= high` bounds what a query sees (None: unbounded); `predicate` (see masks.py) says what
-    the band does not. `bias [key rows, heads or 1]` is added to the scores. Positions are row numbers in the example unless given.
+    `low <= key position - query position <= high` bounds what a query sees (None: unbounded); `predicate` (see
+    masks.py) says what the band does not. `bias [key rows, heads or 1]` is added to the scores. Positions are row
+    numbers in the example unless given.
     """
     q_bounds, k_bounds = q_offsets.tolist(), k_offsets.tolist()
     pieces = []
@@ -76,7 +78,10 @@ def attend_static(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Attention along a static axis, row by row: `q [rows, queries, heads, D]`, `k [rows, keys, key heads, D]`,
-    `v [rows, keys, key heads, Dv]` to `[rows, queries, heads, Dv]`. `bias [rows, keys, heads or 1]`. Keys may have 1 row for all."""
+    `v [rows, keys, key heads, Dv]` to `[rows, queries, heads, Dv]`.
+
+    `bias [rows, keys, heads or 1]`. Keys may have 1 row for all.
+    """
     rows = Rows(torch.arange(q.shape[1], device=q.device), 0, q.shape[1])
     keys = Rows(torch.arange(k.shape[1], device=k.device), 0, k.shape[1])
     flags = _flags(rows, keys, low, high, predicate)
@@ -103,7 +108,8 @@ def _flags(query: Rows, key: Rows, low: int | None, high: int | None, predicate:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, flags: Tensor | None, bias: Tensor | None) -> Tensor:
-    """`q [..., Q, H, D]`, `k [..., K, G, D]`, `v [..., K, G, Dv]`, `flags [Q, K]`, `bias [..., H or 1, 1, K]`: `[..., Q, H, Dv]`."""
+    """`q [..., Q, H, D]`, `k [..., K, G, D]`, `v [..., K, G, Dv]`, `flags [Q, K]`, `bias [..., H or 1, 1, K]`: `[...,
+    Q, H, Dv]`."""
     group = q.shape[-2] // k.shape[-2]
     # Scores in at least float32, rounded once, after the values are weighed.
     q_HQD, k_HKD, v_HKD = (widen(x).transpose(-3, -2) for x in (q, k, v))

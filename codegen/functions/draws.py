@@ -1,7 +1,7 @@
 """Random numbers as a function of a counter: no state, so packing, ranks, resuming and recomputation change nothing.
 
-`key` is int64 `[rows]` (or `[batch]`, or a scalar): see `packing.draw_key`. `sizes` are static axes: every entry draws its own number.
-Numbers of a lower precision are the same draws with fewer bits.
+`key` is int64 `[rows]` (or `[batch]`, or a scalar): see `packing.draw_key`. `sizes` are static axes: every entry
+draws its own number. Numbers of a lower precision are the same draws with fewer bits.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
 
 
 def entries(x: Tensor, index: Tensor, shared: int) -> Tensor:
-    """`x [*shared, entries, *rest]` at `index [*shared, *own]`, where the first `shared` dimensions are the same entries of both
-    (each may be 1 in one of the two): `[*shared, *own, *rest]`."""
+    """`x [*shared, entries, *rest]` at `index [*shared, *own]`, where the first `shared` dimensions are the same
+    entries of both (each may be 1 in one of the two): `[*shared, *own, *rest]`."""
     own, rest = index.shape[shared:], x.shape[shared + 1 :]
     lead = torch.broadcast_shapes(x.shape[:shared], index.shape[:shared])
     x = x.reshape(x.shape[: shared + 1] + (rest.numel(),)).expand(lead + (x.shape[shared], rest.numel()))
@@ -24,8 +24,8 @@ def entries(x: Tensor, index: Tensor, shared: int) -> Tensor:
 
 
 def starts(offsets: Tensor, row_example: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where the rows of each reading row's example begin, and how many there are: int64 `[reading rows]`; `[batch]` when examples
-    read."""
+    """Where the rows of each reading row's example begin, and how many there are: int64 `[reading rows]`; `[batch]`
+    when examples read."""
     begins = offsets[:-1].to(torch.int64)
     lengths = (offsets[1:] - offsets[:-1]).to(torch.int64)
     return (begins, lengths) if row_example is None else (begins[row_example], lengths[row_example])
@@ -43,8 +43,8 @@ def rows_of_example(x: Tensor, index: Tensor, begins: Tensor, lengths: Tensor) -
 
 
 def bag(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
-    """The sum of `table [entries, *rest]` over the last dimension of `index [..., n]`, each entry times `weight [..., n]`:
-    `[..., *rest]`."""
+    """The sum of `table [entries, *rest]` over the last dimension of `index [..., n]`, each entry times `weight [...,
+    n]`: `[..., *rest]`."""
     flat = table.reshape(table.shape[0], table.shape[1:].numel())
     lines = index.reshape(index.shape[:-1].numel(), index.shape[-1])
     factors = None if weight is None else weight.reshape(lines.shape)
@@ -53,7 +53,8 @@ def bag(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def nearest(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry of `table [entries, D]` at the least squared distance from `x [..., D]`: its index `[...]`, the distance."""
+    """The first entry of `table [entries, D]` at the least squared distance from `x [..., D]`: its index `[...]`, the
+    distance."""
     width = torch.promote_types(x.dtype, torch.float32)
     points, places = x.to(width), table.to(width)
     scores = (places * places).sum(-1) - 2 * points @ places.T
@@ -69,9 +70,11 @@ def top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def top_pairs(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of `first[..., i] + second[..., j]`, found without forming them all: scores, and `i * entries + j`.
+    """The `count` largest of `first[..., i] + second[..., j]`, found without forming them all: scores, and `i *
+    entries + j`.
 
-    A pair among the best has both parts among the best of their side, so count x count candidates are enough. Ties to the lowest.
+    A pair among the best has both parts among the best of their side, so count x count candidates are enough. Ties to
+    the lowest.
     """
     entries_second = second.shape[-1]
     first_index = top(first, min(count, first.shape[-1]))[1].sort(-1).values

@@ -3,7 +3,8 @@
     ("<=", ("key", "position"), ("query", "position"))                causal
     ("==", ("query", ids_of_queries), ("key", ids_of_keys))           same id
 
-A side's second part is "position" or a tensor `[rows]`. Operators: and, or, not, == != < <= > >=, + - * neg abs, ("number", n).
+A side's second part is "position" or a tensor `[rows]`. Operators: and, or, not, == != < <= > >=, + - * neg abs,
+("number", n).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reductions over an ordered axis: the packed rows of each example, `x [rows, ...]` to `[batch, ...]`.
 
-`row_example [rows]` says which example a row belongs to, `offsets [batch + 1]` where examples begin. `present [rows]` leaves rows
-out. No rows give 0, and true for `all_rows`.
+`row_example [rows]` says which example a row belongs to, `offsets [batch + 1]` where examples begin. `present [rows]`
+leaves rows out. No rows give 0, and true for `all_rows`.
 """
 
 from __future__ import annotations

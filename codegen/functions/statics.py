@@ -42,8 +42,9 @@ def logsumexp_static(x: Tensor, dims: Dims) -> Tensor:
 
 def softmax_static(x: Tensor, dims: Dims) -> Tensor:
     """Softmax over the joint entries of trailing dimensions `dims`, shape kept."""
-    flat = torch.flatten(widen(x), dims[0], dims[-1]) if len(dims) > 1 else widen(x)
-    return narrow(torch.softmax(flat, dims[0]).reshape(x.shape), x)
+    first, last = min(dims), max(dims)
+    flat = torch.flatten(widen(x), first, last) if first < last else widen(x)
+    return narrow(torch.softmax(flat, last).reshape(x.shape), x)
 
 
 def argmax_static(x: Tensor, dim: int) -> Tensor:

@@ -62,17 +62,20 @@ def _binary(name: str, symbol: str, infer: Callable[..., Inferred], doc: str, *s
 
 
 _FUNCTIONS: dict[str, Callable[..., object]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "floordiv": operator.floordiv,
-    "mod": operator.mod, "pow": operator.pow, "neg": operator.neg,
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+    "floordiv": operator.floordiv, "mod": operator.mod, "pow": operator.pow, "neg": operator.neg,
 }  # fmt: skip
 
 ADD = _binary(
-    "add", "+", _infer_binary("+"), "the sum.",
+    "add",
+    "+",
+    _infer_binary("+"),
+    "the sum.",
     "x: real[seq, dim], y: real[seq, dim] => x + y",
     "x: real[seq, heads, dim], y: real[dim] => y + x",
     "x: real[dim], y: real[seq] => x + y",
     "x: real[seq, dim] => 1 + x",
-)  # fmt: skip
+)
 SUB = _binary(
     "sub",
     "-",
@@ -83,9 +86,13 @@ SUB = _binary(
 )
 MUL = _binary("mul", "*", _infer_binary("*"), "the product.", "x: real[seq, heads, dim], y: real[seq, dim] => x * y")
 DIV = _binary(
-    "div", "/", _infer_division, "the quotient of reals.",
-    "x: real[seq, dim], y: real[seq, dim] => x / (y^2 + 1)", "x: real[seq] => 1 / (2 + x^2)",
-)  # fmt: skip
+    "div",
+    "/",
+    _infer_division,
+    "the quotient of reals.",
+    "x: real[seq, dim], y: real[seq, dim] => x / (y^2 + 1)",
+    "x: real[seq] => 1 / (2 + x^2)",
+)
 FLOORDIV = _binary(
     "floordiv",
     "//",
@@ -98,9 +105,15 @@ MOD = _binary(
     "mod", "mod", _infer_binary("mod"), "the remainder of `//`, with the sign of b.", "i: int[seq] => (i - 50) mod 7"
 )
 POW = _binary(
-    "pow", "^", _infer_power, "a power; of an int only with a written whole exponent.",
-    "x: real[seq, dim] => x^2", "x: real[seq] => (x^2 + 1)^-0.5", "x: real[seq] => 2.5^x", "i: int[seq] => i^3",
-)  # fmt: skip
+    "pow",
+    "^",
+    _infer_power,
+    "a power; of an int only with a written whole exponent.",
+    "x: real[seq, dim] => x^2",
+    "x: real[seq] => (x^2 + 1)^-0.5",
+    "x: real[seq] => 2.5^x",
+    "i: int[seq] => i^3",
+)
 NEG = OpDef(
     name="neg",
     params=(A,),

@@ -1,10 +1,11 @@
 """`attend`: softmax attention of queries to the rows of an axis (SEMANTICS 3 and 5).
 
-`over` is contracted between q and k; `along` is the axis whose rows are keys. Other axes of q and k are shared by name, or are q's
-own and stay; `group=heads -> kv_heads` lets several heads read one. v brings its own axes to the result.
+`over` is contracted between q and k; `along` is the axis whose rows are keys. Other axes of q and k are shared by
+name, or are q's own and stay; `group=heads -> kv_heads` lets several heads read one. v brings its own axes to the
+result.
 
-Everything static becomes one head axis for the kernel: `[rows, (shared, heads, own), D]`, so that the key head of head h is
-h // (heads / key heads) whatever the axes were.
+Everything static becomes one head axis for the kernel: `[rows, (shared, heads, own), D]`, so that the key head of
+head h is h // (heads / key heads) whatever the axes were.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Heads:
 class AttendAttrs:
     """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures.
 
-    `query_rows` is the ordered axis of the queries, None at example level. `query_side`: q itself has the static axis `along`.
+    `query_rows` is the ordered axis of the queries, None at example level. `query_side`: q itself has the static axis
+    `along`.
     """
 
     over: tuple[Axis, ...]
@@ -122,8 +124,8 @@ def _infer(
     if bias is not None:
         _check_bias(call, bias, heads, along)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
-    scale = math.prod(sizes(over)) ** -0.5 if scale is None else float(scale)
-    attrs = AttendAttrs(over, along, heads, value_axes, scale, mask, bias is not None, query_rows, query_side)
+    factor: float = math.prod(sizes(over)) ** -0.5 if scale is None else float(scale)
+    attrs = AttendAttrs(over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side)
     return Inferred(attrs, (*inputs, *mask.captures), (type,))
 
 
@@ -215,7 +217,8 @@ def _check_bias(call: OpCall, bias: Value, heads: Heads, along: Axis) -> None:
         raise call.fail(NotBuiltYet(call.at("bias"), f"a bias per key head ({heads.keys.name})"))
 
 
-# -- masks ---------------------------------------------------------------------------------------------------------------------
+# -- masks
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _reads_segments(formula: Formula) -> bool:
@@ -289,7 +292,8 @@ def _mask_arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> dict[s
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-# -- lowering ------------------------------------------------------------------------------------------------------------------
+# -- lowering
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _as_heads(
@@ -421,24 +425,44 @@ ATTEND = OpDef(
     infer=_infer,
     frontier=_frontier,
     lower=_lower,
-    doc="`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, scale=)`: each query's average of v over the rows of K that the "
-    "mask allows, weighed by the softmax of scale * q . k + bias. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q and "
-    "k are shared by name or q's own; with `group` query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row "
-    "without an allowed key gives 0. The result has the axes of q without D, and v's own.",
+    doc=(
+        "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, scale=)`: each query's average of "
+        "v over the rows of K that the mask allows, weighed by the softmax of scale * q . k + bias. D is contracted, "
+        "`scale` is size(D)^-0.5 unless given. Other axes of q and k are shared by name or q's own; with `group` "
+        "query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row without an allowed "
+        "key gives 0. The result has the axes of q without D, and v's own."
+    ),
     cost=_cost,
     samples=(
-        "q: real[seq, heads, head_dim], k: real[seq, heads, head_dim], v: real[seq, heads, head_dim] => "
-        "attend(q, k, v, over=head_dim, along=seq, mask=causal)",
-        "q: real[seq, heads, head_dim], k: real[seq, kv_heads, head_dim], v: real[seq, kv_heads, dim] => "
-        "attend(q, k, v, over=head_dim, along=seq, group=heads -> kv_heads, mask=causal and window(3))",
-        "q: real[other, head_dim, heads], k: real[seq, head_dim], v: real[seq, dim] => attend(q, k, v, over=head_dim, along=seq)",
-        "q: real[heads, head_dim], k: real[seq, head_dim], v: real[seq, dim], b: real[seq] => "
-        "attend(q, k, v, over=head_dim, along=seq, bias=b, scale=0.3)",
-        "q: real[seq, dim], k: real[seq, three, dim], v: real[seq, three, dim] => attend(q, k, v, over=dim, along=three)",
-        "q: real[seq, three, heads, dim], k: real[seq, three, dim] => attend(q, k, k, over=dim, along=three, mask=causal)",
+        (
+            "q: real[seq, heads, head_dim], k: real[seq, heads, head_dim], v: real[seq, heads, head_dim] => "
+            "attend(q, k, v, over=head_dim, along=seq, mask=causal)"
+        ),
+        (
+            "q: real[seq, heads, head_dim], k: real[seq, kv_heads, head_dim], v: real[seq, kv_heads, dim] => "
+            "attend(q, k, v, over=head_dim, along=seq, group=heads -> kv_heads, mask=causal and window(3))"
+        ),
+        (
+            "q: real[other, head_dim, heads], k: real[seq, head_dim], v: real[seq, dim] => attend(q, k, v, "
+            "over=head_dim, along=seq)"
+        ),
+        (
+            "q: real[heads, head_dim], k: real[seq, head_dim], v: real[seq, dim], b: real[seq] => "
+            "attend(q, k, v, over=head_dim, along=seq, bias=b, scale=0.3)"
+        ),
+        (
+            "q: real[seq, dim], k: real[seq, three, dim], v: real[seq, three, dim] => attend(q, k, v, over=dim, "
+            "along=three)"
+        ),
+        (
+            "q: real[seq, three, heads, dim], k: real[seq, three, dim] => attend(q, k, k, over=dim, along=three, "
+            "mask=causal)"
+        ),
         "q: real[seq, dim], i: id[seq] in vocab => attend(q, q, q, over=dim, along=seq, mask=causal and same(i))",
-        "q: real[seq, three, heads, dim], k: real[seq, three, kv_heads, dim] => "
-        "attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads, mask=key(position) < query(position))",
+        (
+            "q: real[seq, three, heads, dim], k: real[seq, three, kv_heads, dim] => "
+            "attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads, mask=key(position) < query(position))"
+        ),
         "q: real[seq, heads, dim], b: real[seq, heads] => attend(q, q, q, over=dim, along=seq, bias=b, mask=causal)",
     ),
     row_wise=False,

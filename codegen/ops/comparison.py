@@ -1,7 +1,7 @@
 """`== != < <= > >=` and `and or not` on flags.
 
-Row by row, to a flag. Numbers are compared with numbers, ids with ids of the same axis or with ints, tags with tags of the same enum.
-Flags carry no gradient.
+Row by row, to a flag. Numbers are compared with numbers, ids with ids of the same axis or with ints, tags with tags
+of the same enum. Flags carry no gradient.
 """
 
 from __future__ import annotations
@@ -33,10 +33,15 @@ def _infer_comparison(symbol: str, ordered: bool) -> Callable[..., Inferred]:
         if isinstance(left, Id) and isinstance(right, Id) and ids and left.axis is not right.axis:
             raise call.fail(
                 KindMismatch(
-                    call.at("b"), symbol, kind_words(b), "ids of one axis", call.at("a"), kind_words(a),
+                    call.at("b"),
+                    symbol,
+                    kind_words(b),
+                    "ids of one axis",
+                    call.at("a"),
+                    kind_words(a),
                     "where they count the same things: `int(a) == int(b)`",
                 )
-            )  # fmt: skip
+            )
         if not ids:
             kind = same_kind(call, symbol, a=a, b=b)
             if ordered and isinstance(kind, Flag | Tag):
@@ -82,19 +87,34 @@ GE = _comparison("ge", ">=", operator.ge, "i: int[seq] => i >= 2")
 
 # Operators and not torch's logical functions: those refuse a written flag.
 AND = OpDef(
-    name="and_", params=(A, B), infer=_infer_logic("and"), frontier=frontier.row_wise, lower=row_by_row(lambda: operator.and_),
-    doc="`a and b` of flags. One operand's static axes contain the other's.", cost=cost_per_entry(1),
+    name="and_",
+    params=(A, B),
+    infer=_infer_logic("and"),
+    frontier=frontier.row_wise,
+    lower=row_by_row(lambda: operator.and_),
+    doc="`a and b` of flags. One operand's static axes contain the other's.",
+    cost=cost_per_entry(1),
     samples=("x: real[seq], y: real[seq, dim] => x > 0 and y > 0",),
-)  # fmt: skip
+)
 OR = OpDef(
-    name="or_", params=(A, B), infer=_infer_logic("or"), frontier=frontier.row_wise, lower=row_by_row(lambda: operator.or_),
-    doc="`a or b` of flags. One operand's static axes contain the other's.", cost=cost_per_entry(1),
+    name="or_",
+    params=(A, B),
+    infer=_infer_logic("or"),
+    frontier=frontier.row_wise,
+    lower=row_by_row(lambda: operator.or_),
+    doc="`a or b` of flags. One operand's static axes contain the other's.",
+    cost=cost_per_entry(1),
     samples=("x: real[seq], y: real[seq, dim] => x > 0 or y > 0",),
-)  # fmt: skip
+)
 NOT = OpDef(
-    name="not_", params=(A,), infer=_infer_not, frontier=frontier.row_wise, lower=row_by_row(lambda: torch.logical_not),
-    doc="`not a` of a flag. Axes are kept.", cost=cost_per_entry(1),
+    name="not_",
+    params=(A,),
+    infer=_infer_not,
+    frontier=frontier.row_wise,
+    lower=row_by_row(lambda: torch.logical_not),
+    doc="`not a` of a flag. Axes are kept.",
+    cost=cost_per_entry(1),
     samples=("x: real[seq, dim] => not (x > 0)",),
-)  # fmt: skip
+)
 
 COMPARISON = (EQ, NE, LT, LE, GT, GE, AND, OR, NOT)

@@ -108,46 +108,85 @@ def _infer_straight(call: OpCall, value: Value, carrier: Value) -> Inferred:
 
 
 REAL = OpDef(
-    name="real", params=(X,), infer=_infer_real, frontier=frontier.row_wise, lower=_lower_real,
-    doc="`real(x)`: an int, an id or a flag (0 or 1) as a real. Axes are kept.", cost=cost_per_entry(1),
+    name="real",
+    params=(X,),
+    infer=_infer_real,
+    frontier=frontier.row_wise,
+    lower=_lower_real,
+    doc="`real(x)`: an int, an id or a flag (0 or 1) as a real. Axes are kept.",
+    cost=cost_per_entry(1),
     samples=("i: int[seq, dim] => real(i)", "x: real[seq] => real(x > 0)", "i: id[seq] in vocab => real(i)"),
-)  # fmt: skip
+)
 INT = OpDef(
-    name="int", params=(X,), infer=_infer_int, frontier=frontier.row_wise, lower=_lower_int,
-    doc="`int(x)`: a real (its fraction dropped), an id, a tag or a flag as an int. Axes are kept.", cost=cost_per_entry(1),
+    name="int",
+    params=(X,),
+    infer=_infer_int,
+    frontier=frontier.row_wise,
+    lower=_lower_int,
+    doc="`int(x)`: a real (its fraction dropped), an id, a tag or a flag as an int. Axes are kept.",
+    cost=cost_per_entry(1),
     samples=("x: real[seq, dim] => int(10 * x)", "x: real[seq] => int(x > 0)"),
-)  # fmt: skip
+)
 WRAP = OpDef(
-    name="wrap", params=(X, Param("axis", Accepts.AXIS)), infer=_infer_wrap, frontier=frontier.row_wise, lower=_lower_wrap,
-    doc="`wrap(x, A)`: the remainder of an int by the length of A, as an `id in A`: how a hash becomes a place in a table.",
-    cost=cost_per_entry(1), samples=("i: int[seq] => wrap(i * 31 - 7, vocab)",),
-)  # fmt: skip
+    name="wrap",
+    params=(X, Param("axis", Accepts.AXIS)),
+    infer=_infer_wrap,
+    frontier=frontier.row_wise,
+    lower=_lower_wrap,
+    doc=(
+        "`wrap(x, A)`: the remainder of an int by the length of A, as an `id in A`: how a hash becomes a place in a "
+        "table."
+    ),
+    cost=cost_per_entry(1),
+    samples=("i: int[seq] => wrap(i * 31 - 7, vocab)",),
+)
 WHERE = OpDef(
-    name="where", params=(Param("condition", Accepts.VALUE), Param("a", Accepts.VALUE), Param("b", Accepts.VALUE)),
-    infer=_infer_where, frontier=frontier.row_wise, lower=_lower_where,
-    doc="`where(c, a, b)`: a where the flag c is true, else b; both are computed. One operand's static axes contain the others'.",
+    name="where",
+    params=(Param("condition", Accepts.VALUE), Param("a", Accepts.VALUE), Param("b", Accepts.VALUE)),
+    infer=_infer_where,
+    frontier=frontier.row_wise,
+    lower=_lower_where,
+    doc=(
+        "`where(c, a, b)`: a where the flag c is true, else b; both are computed. One operand's static axes contain "
+        "the others'."
+    ),
     cost=cost_per_entry(1),
     samples=(
-        "x: real[seq, dim], y: real[dim] => where(x > 0, x, y)", "x: real[seq] => where(x > 0, 1.0, 0.0)",
-        "x: real[seq], y: real[seq, dim] => where(x > 0, y, 0)", "i: id[seq] in vocab => where(i == 2, 0, i)",
+        "x: real[seq, dim], y: real[dim] => where(x > 0, x, y)",
+        "x: real[seq] => where(x > 0, 1.0, 0.0)",
+        "x: real[seq], y: real[seq, dim] => where(x > 0, y, 0)",
+        "i: id[seq] in vocab => where(i == 2, 0, i)",
     ),
-)  # fmt: skip
+)
 OR_MISSING = OpDef(
-    name="or", params=(X, Param("value", Accepts.VALUE)), infer=_infer_or_missing, frontier=frontier.row_wise,
+    name="or",
+    params=(X, Param("value", Accepts.VALUE)),
+    infer=_infer_or_missing,
+    frontier=frontier.row_wise,
     lower=_lower_or_missing,
     doc="`or(x, value)`: x, and `value` where its row is missing. One operand's static axes contain the other's.",
-    cost=cost_per_entry(1), samples=("x: real[seq, dim] => or(next(x), 0)",),
-)  # fmt: skip
+    cost=cost_per_entry(1),
+    samples=("x: real[seq, dim] => or(next(x), 0)",),
+)
 STOP_GRADIENT = OpDef(
-    name="stop_gradient", params=(X,), infer=_infer_stop, frontier=frontier.row_wise, lower=row_by_row(lambda: torch.detach),
-    doc="`stop_gradient(x)`: x, through which no gradient passes. Axes are kept.", cost=cost_per_entry(0),
+    name="stop_gradient",
+    params=(X,),
+    infer=_infer_stop,
+    frontier=frontier.row_wise,
+    lower=row_by_row(lambda: torch.detach),
+    doc="`stop_gradient(x)`: x, through which no gradient passes. Axes are kept.",
+    cost=cost_per_entry(0),
     samples=("x: real[seq, dim] => stop_gradient(x) * 2",),
-)  # fmt: skip
+)
 STRAIGHT_THROUGH = OpDef(
-    name="straight_through", params=(Param("value", Accepts.VALUE), Param("carrier", Accepts.VALUE)), infer=_infer_straight,
-    frontier=frontier.row_wise, lower=row_by_row(lambda: pointwise.straight_through),
-    doc="`straight_through(value, carrier)`: `value` exactly, with the gradient going to `carrier` alone.", cost=cost_per_entry(1),
+    name="straight_through",
+    params=(Param("value", Accepts.VALUE), Param("carrier", Accepts.VALUE)),
+    infer=_infer_straight,
+    frontier=frontier.row_wise,
+    lower=row_by_row(lambda: pointwise.straight_through),
+    doc="`straight_through(value, carrier)`: `value` exactly, with the gradient going to `carrier` alone.",
+    cost=cost_per_entry(1),
     samples=("x: real[seq, dim] => straight_through(round(x), x)",),
-)  # fmt: skip
+)
 
 CONVERSION = (REAL, INT, WRAP, WHERE, OR_MISSING, STOP_GRADIENT, STRAIGHT_THROUGH)

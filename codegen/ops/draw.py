@@ -1,7 +1,7 @@
 """Random draws: `normal`, `uniform`, `uniform_int`, `bernoulli`.
 
-One draw per example, unless `per=` names axes or `like=` a value whose axes the draws take. Every draw is a function of the run's seed,
-the step, the example, the place in the spec, the row and the entry: nothing else changes it.
+One draw per example, unless `per=` names axes or `like=` a value whose axes the draws take. Every draw is a function
+of the run's seed, the step, the example, the place in the spec, the row and the entry: nothing else changes it.
 """
 
 from __future__ import annotations
@@ -86,30 +86,63 @@ def _lower(function: Callable[[], Callable[..., object]], has_dtype: bool) -> Ca
 
 
 NORMAL = OpDef(
-    name="normal", params=(LIKE, PER), infer=_infer_normal, frontier=frontier.no_data, lower=_lower(lambda: draws.normal, True),
-    doc="`normal(like=x)` or `normal(per=A)`: draws of mean 0 and variance 1. One per example, per entry of the axes `per`, or per entry of "
-    "`like`.",
-    cost=cost_per_entry(20), is_random=True, samples=("x: real[seq, dim] => x + normal(like=x)", "x: real[dim] => x + normal()"),
-)  # fmt: skip
+    name="normal",
+    params=(LIKE, PER),
+    infer=_infer_normal,
+    frontier=frontier.no_data,
+    lower=_lower(lambda: draws.normal, True),
+    doc=(
+        "`normal(like=x)` or `normal(per=A)`: draws of mean 0 and variance 1. One per example, per entry of the axes "
+        "`per`, or per entry of `like`."
+    ),
+    cost=cost_per_entry(20),
+    is_random=True,
+    samples=("x: real[seq, dim] => x + normal(like=x)", "x: real[dim] => x + normal()"),
+)
 UNIFORM = OpDef(
-    name="uniform", params=(Param("low", Accepts.VALUE), Param("high", Accepts.VALUE), LIKE, PER), infer=_infer_uniform,
-    frontier=frontier.row_wise, lower=_lower(lambda: draws.uniform_between, True),
-    doc="`uniform(low, high, like=, per=)`: reals from `low` up to `high`. One per example, per entry of the axes `per`, or per entry of `like`.",
-    cost=cost_per_entry(8), is_random=True,
-    samples=("x: real[seq, dim] => uniform(0, 1, like=x)", "x: real[seq, dim], y: real => uniform(y, y + 1, per=(seq, dim))"),
-)  # fmt: skip
+    name="uniform",
+    params=(Param("low", Accepts.VALUE), Param("high", Accepts.VALUE), LIKE, PER),
+    infer=_infer_uniform,
+    frontier=frontier.row_wise,
+    lower=_lower(lambda: draws.uniform_between, True),
+    doc=(
+        "`uniform(low, high, like=, per=)`: reals from `low` up to `high`. One per example, per entry of the axes "
+        "`per`, or per entry of `like`."
+    ),
+    cost=cost_per_entry(8),
+    is_random=True,
+    samples=(
+        "x: real[seq, dim] => uniform(0, 1, like=x)",
+        "x: real[seq, dim], y: real => uniform(y, y + 1, per=(seq, dim))",
+    ),
+)
 UNIFORM_INT = OpDef(
-    name="uniform_int", params=(Param("low", Accepts.VALUE), Param("high", Accepts.VALUE), LIKE, PER), infer=_infer_int,
-    frontier=frontier.row_wise, lower=_lower(lambda: draws.uniform_int, False),
-    doc="`uniform_int(low, high, like=, per=)`: ints from `low` to `high - 1`. One per example, per entry of the axes `per`, or per entry of "
-    "`like`.",
-    cost=cost_per_entry(8), is_random=True, samples=("x: real[seq, dim] => uniform_int(3, 9, like=x)", "n: int => uniform_int(0, n + 1, per=dim)"),
-)  # fmt: skip
+    name="uniform_int",
+    params=(Param("low", Accepts.VALUE), Param("high", Accepts.VALUE), LIKE, PER),
+    infer=_infer_int,
+    frontier=frontier.row_wise,
+    lower=_lower(lambda: draws.uniform_int, False),
+    doc=(
+        "`uniform_int(low, high, like=, per=)`: ints from `low` to `high - 1`. One per example, per entry of the "
+        "axes `per`, or per entry of `like`."
+    ),
+    cost=cost_per_entry(8),
+    is_random=True,
+    samples=("x: real[seq, dim] => uniform_int(3, 9, like=x)", "n: int => uniform_int(0, n + 1, per=dim)"),
+)
 BERNOULLI = OpDef(
-    name="bernoulli", params=(Param("p", Accepts.VALUE), LIKE, PER), infer=_infer_bernoulli, frontier=frontier.row_wise,
+    name="bernoulli",
+    params=(Param("p", Accepts.VALUE), LIKE, PER),
+    infer=_infer_bernoulli,
+    frontier=frontier.row_wise,
     lower=_lower(lambda: draws.bernoulli, False),
-    doc="`bernoulli(p, like=, per=)`: flags, true with probability p. One per example, per entry of the axes `per`, or per entry of `like`.",
-    cost=cost_per_entry(8), is_random=True, samples=("x: real[seq, dim] => bernoulli(0.3, like=x)",),
-)  # fmt: skip
+    doc=(
+        "`bernoulli(p, like=, per=)`: flags, true with probability p. One per example, per entry of the axes `per`, "
+        "or per entry of `like`."
+    ),
+    cost=cost_per_entry(8),
+    is_random=True,
+    samples=("x: real[seq, dim] => bernoulli(0.3, like=x)",),
+)
 
 DRAWS = (NORMAL, UNIFORM, UNIFORM_INT, BERNOULLI)

@@ -1,6 +1,7 @@
 """Functions of one number, and the larger or smaller of two.
 
-Row by row; axes are kept. Functions of reals want reals; `abs`, `sign`, `maximum`, `minimum` and `clamp` also take ints.
+Row by row; axes are kept. Functions of reals want reals; `abs`, `sign`, `maximum`, `minimum` and `clamp` also take
+ints.
 """
 
 from __future__ import annotations
@@ -124,11 +125,31 @@ CLAMP = OpDef(
     infer=_infer_clamp,
     frontier=frontier.row_wise,
     lower=_lower_clamp,
-    doc="`clamp(x, low=, high=)`: x, no less than `low` and no more than `high`; either may be left out. Axes are kept.",
+    doc=(
+        "`clamp(x, low=, high=)`: x, no less than `low` and no more than `high`; either may be left out. Axes are kept."
+    ),
     cost=cost_per_entry(1),
     samples=("x: real[seq, dim] => clamp(x, low=-0.5, high=0.7)", "x: real[seq] => clamp(x, high=1)"),
 )
 
 ELEMENTWISE = (
-    EXP, LOG, SQRT, RSQRT, ABS, SIGN, FLOOR, CEIL, ROUND, SIN, COS, TANH, SIGMOID, ERF, SOFTPLUS, RELU, MAXIMUM, MINIMUM, CLAMP,
-)  # fmt: skip
+    EXP,
+    LOG,
+    SQRT,
+    RSQRT,
+    ABS,
+    SIGN,
+    FLOOR,
+    CEIL,
+    ROUND,
+    SIN,
+    COS,
+    TANH,
+    SIGMOID,
+    ERF,
+    SOFTPLUS,
+    RELU,
+    MAXIMUM,
+    MINIMUM,
+    CLAMP,
+)

@@ -1,7 +1,7 @@
 """Reading by an id: `embed`, `x[index]`, `pick`, `bag`, `nearest`.
 
-An id of axis A replaces A: the result has the axes of the id and the other axes of what is read. Axes that both have are the same
-entries of both.
+An id of axis A replaces A: the result has the axes of the id and the other axes of what is read. Axes that both have
+are the same entries of both.
 """
 
 from __future__ import annotations
@@ -305,8 +305,10 @@ EMBED = OpDef(
     infer=_infer_embed,
     frontier=frontier.row_wise,
     lower=_lower_embed,
-    doc="`embed(i, A -> B, weight=, init=)`: the entry of a table for an id. i is an `id in A`, or of an axis that is no longer; adds the "
-    "axes B. For `id in A or none` the table has one more entry.",
+    doc=(
+        "`embed(i, A -> B, weight=, init=)`: the entry of a table for an id. i is an `id in A`, or of an axis that "
+        "is no longer; adds the axes B. For `id in A or none` the table has one more entry."
+    ),
     cost=_cost_read,
     samples=(
         "i: id[seq] in vocab => embed(i, vocab -> dim)",
@@ -321,8 +323,10 @@ GATHER = OpDef(
     infer=_infer_gather,
     frontier=_frontier_gather,
     lower=_lower_gather,
-    doc="`x[index]`: the entries of x that an id names. The axis that the id counts is replaced by the axes of the id; axes that both have "
-    "are the same entries of both.",
+    doc=(
+        "`x[index]`: the entries of x that an id names. The axis that the id counts is replaced by the axes of the "
+        "id; axes that both have are the same entries of both."
+    ),
     cost=_cost_read,
     samples=(
         "x: real[seq, dim], y: real[seq, heads, dim] => y[argmax(x, over=dim)]",
@@ -337,7 +341,10 @@ PICK = OpDef(
     infer=_infer_pick,
     frontier=_frontier_gather,
     lower=_lower_gather,
-    doc="`pick(x, index, over=A)`: the entry of x at an id along the static axis A, which goes. Missing rows of either are passed on.",
+    doc=(
+        "`pick(x, index, over=A)`: the entry of x at an id along the static axis A, which goes. Missing rows of "
+        "either are passed on."
+    ),
     cost=_cost_read,
     samples=(
         "x: real[seq, vocab], i: id[seq] in vocab => pick(x, i, over=vocab)",
@@ -350,12 +357,17 @@ BAG = OpDef(
     infer=_infer_bag,
     frontier=frontier.row_wise,
     lower=_lower_bag,
-    doc="`bag(t, i, weight=w, over=N)`: the sum over N of the entries of the table t at the ids i, each times w. The axis of t that i counts "
-    "is replaced by the other axes of i.",
+    doc=(
+        "`bag(t, i, weight=w, over=N)`: the sum over N of the entries of the table t at the ids i, each times w. The "
+        "axis of t that i counts is replaced by the other axes of i."
+    ),
     cost=_cost_bag,
     samples=(
-        "x: real[seq, heads, vocab]; param t: real[vocab, dim]; best = topk(x, over=vocab, k=three) => bag(t, best.index, "
-        "weight=best.score, over=(heads, three))",
+        (
+            "x: real[seq, heads, vocab]; param t: real[vocab, dim]; best = topk(x, over=vocab, k=three) => bag(t, "
+            "best.index, "
+            "weight=best.score, over=(heads, three))"
+        ),
     ),
 )
 NEAREST = OpDef(
@@ -369,8 +381,11 @@ NEAREST = OpDef(
     infer=_infer_nearest,
     frontier=frontier.row_wise,
     lower=_lower_nearest,
-    doc="`nearest(x, table, over=D, along=K)`: the first entry of the table along K at the least squared distance, measured over D: "
-    "`.index in K`, `.score` (the distance) and `.value` (the entry). The scores are never stored on devices.",
+    doc=(
+        "`nearest(x, table, over=D, along=K)`: the first entry of the table along K at the least squared distance, "
+        "measured over D: `.index in K`, `.score` (the distance) and `.value` (the entry). The scores are never "
+        "stored on devices."
+    ),
     cost=_cost_nearest,
     samples=("x: real[seq, dim]; param t: real[vocab, dim] => nearest(x, t, over=dim, along=vocab).value",),
 )

@@ -1,7 +1,8 @@
 """How values of different axes and levels meet, for the type rules of the ops (SEMANTICS 2 and 3).
 
-A value lives at the lowest ordered axis it has, at the example, or at the weights. Values of an ancestor meet values of a descendant;
-separate ordered axes do not meet. Static axes of row-by-row operands must be contained in those of one operand.
+A value lives at the lowest ordered axis it has, at the example, or at the weights. Values of an ancestor meet values
+of a descendant; separate ordered axes do not meet. Static axes of row-by-row operands must be contained in those of
+one operand.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ def number_kind(call: OpCall, operator: str, **values: Value | None) -> Kind:
 
 
 def same_kind(call: OpCall, operator: str, **values: Value) -> Kind:
-    """The one kind of all operands: numbers meet as in arithmetic, ids keep their axis if they agree, flags and tags are themselves."""
+    """The one kind of all operands: numbers meet as in arithmetic, ids keep their axis if they agree, flags and tags
+    are themselves."""
     kinds = {name: value.type.kind for name, value in values.items()}
     fixed = {name: kind for name, kind in kinds.items() if not isinstance(values[name], Constant)} or kinds
     first = next(iter(fixed))

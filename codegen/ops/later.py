@@ -74,8 +74,9 @@ def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     assert isinstance(attrs, PoolAttrs)
     # The second operand, when there is one, is the value that the `segment` made: where segments end.
-    ends = given[1] if len(given) > 1 else frontier.NONE
-    return frontier.pool(given[0], frontier.segments(attrs.cut, ends, attrs.source), attrs.by)
+    read, *ends = given
+    cut = frontier.segments(attrs.cut, ends[0] if ends else frontier.NONE, attrs.source)
+    return frontier.pool(read, cut, attrs.by)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Infe
 def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     assert isinstance(attrs, SpreadAttrs)
-    ends = given[1] if len(given) > 1 else frontier.NONE
-    return frontier.spread(given[0], frontier.segments(attrs.cut, ends, attrs.target), attrs.which)
+    read, *ends = given
+    cut = frontier.segments(attrs.cut, ends[0] if ends else frontier.NONE, attrs.target)
+    return frontier.spread(read, cut, attrs.which)
 
 
 @dataclass(frozen=True)
@@ -223,38 +225,72 @@ def _frontier_conv(node: Node, given: tuple[Frontier, ...]) -> Frontier:
 
 X, AXES = Param("x", Accepts.VALUE), Param("axes", Accepts.MAPPING)
 POOL = OpDef(
-    name="pool", params=(X, AXES, Param("by", Accepts.CHOICE, "mean", ("max", "mean", "sum", "first", "last"))),
-    infer=not_built(_infer_pool, "`pool`"), frontier=_frontier_pool, lower=_lower, row_wise=False,
-    doc="`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows.",
-)  # fmt: skip
-SPREAD = OpDef(
-    name="spread", params=(X, AXES, Param("which", Accepts.CHOICE, "own", ("own", "before", "closed"))),
-    infer=not_built(_infer_spread, "`spread`"), frontier=_frontier_spread, lower=_lower, row_wise=False,
-    doc="`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one `closed`.",
-)  # fmt: skip
-TAKE = OpDef(
-    name="take", params=(X, AXES), infer=not_built(_infer_take, "`take`"), frontier=_frontier_take, lower=_lower,
-    doc="`take(x, seq -> word)`: the rows of a selection, in order. Missing rows are passed on.",
-)  # fmt: skip
-JOIN = OpDef(
-    name="join", params=(Param("values", Accepts.VALUES), AXES), infer=not_built(_infer_join, "`join`"), frontier=_frontier_join,
+    name="pool",
+    params=(X, AXES, Param("by", Accepts.CHOICE, "mean", ("max", "mean", "sum", "first", "last"))),
+    infer=not_built(_infer_pool, "`pool`"),
+    frontier=_frontier_pool,
     lower=_lower,
-    doc="`join((a, b), (word, cell) -> seq)`: rows of selections of one tag, put back in their places; they must cover the axis.",
-)  # fmt: skip
+    row_wise=False,
+    doc="`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows.",
+)
+SPREAD = OpDef(
+    name="spread",
+    params=(X, AXES, Param("which", Accepts.CHOICE, "own", ("own", "before", "closed"))),
+    infer=not_built(_infer_spread, "`spread`"),
+    frontier=_frontier_spread,
+    lower=_lower,
+    row_wise=False,
+    doc=(
+        "`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one "
+        "`closed`."
+    ),
+)
+TAKE = OpDef(
+    name="take",
+    params=(X, AXES),
+    infer=not_built(_infer_take, "`take`"),
+    frontier=_frontier_take,
+    lower=_lower,
+    doc="`take(x, seq -> word)`: the rows of a selection, in order. Missing rows are passed on.",
+)
+JOIN = OpDef(
+    name="join",
+    params=(Param("values", Accepts.VALUES), AXES),
+    infer=not_built(_infer_join, "`join`"),
+    frontier=_frontier_join,
+    lower=_lower,
+    doc=(
+        "`join((a, b), (word, cell) -> seq)`: rows of selections of one tag, put back in their places; they must "
+        "cover the axis."
+    ),
+)
 SCAN = OpDef(
-    name="scan", params=(Param("step", Accepts.BLOCK), X, Param("along", Accepts.AXIS, None)), infer=not_built(_infer_scan, "`scan`"),
-    frontier=_frontier_scan, lower=_lower, row_wise=False,
+    name="scan",
+    params=(Param("step", Accepts.BLOCK), X, Param("along", Accepts.AXIS, None)),
+    infer=not_built(_infer_scan, "`scan`"),
+    frontier=_frontier_scan,
+    lower=_lower,
+    row_wise=False,
     doc="`scan(f, x)`: f applied to the result so far and each row, in order. Axes are kept.",
-)  # fmt: skip
+)
 CONV = OpDef(
     name="conv",
     params=(
-        X, Param("places", Accepts.MAPPING), AXES, Param("size", Accepts.INTEGER), Param("stride", Accepts.INTEGER, 1),
+        X,
+        Param("places", Accepts.MAPPING),
+        AXES,
+        Param("size", Accepts.INTEGER),
+        Param("stride", Accepts.INTEGER, 1),
         Param("pad", Accepts.CHOICE, "same", ("same", "causal")),
     ),
-    infer=not_built(_infer_conv, "`conv`"), frontier=_frontier_conv, lower=_lower, row_wise=False,
-    doc="`conv(x, G -> H, A -> B, size=3, stride=1, pad=same)`: a convolution over places G that contracts A and adds B. H is G, or G scaled "
-    "by the stride.",
-)  # fmt: skip
+    infer=not_built(_infer_conv, "`conv`"),
+    frontier=_frontier_conv,
+    lower=_lower,
+    row_wise=False,
+    doc=(
+        "`conv(x, G -> H, A -> B, size=3, stride=1, pad=same)`: a convolution over places G that contracts A and "
+        "adds B. H is G, or G scaled by the stride."
+    ),
+)
 
 LATER = (POOL, SPREAD, TAKE, JOIN, SCAN, CONV)

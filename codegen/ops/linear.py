@@ -1,6 +1,7 @@
 """`linear(x, A -> B)`: a matrix times every row; `dot` and `outer`: products by name.
 
-`linear` contracts the axes A and adds B. `dot(a, b, over=D)` contracts D and joins all other axes by name, `outer` joins all.
+`linear` contracts the axes A and adds B. `dot(a, b, over=D)` contracts D and joins all other axes by name, `outer`
+joins all.
 """
 
 from __future__ import annotations
@@ -167,9 +168,11 @@ LINEAR = OpDef(
     infer=_infer_linear,
     frontier=frontier.row_wise,
     lower=_lower_linear,
-    doc="`linear(x, A -> B, bias=false, weight=, init=)`: a weight times every row. Contracts the static axes A and adds B; the other "
-    "axes stay. `dim -> dim` is legal. A given weight is matched by the names of its axes, so one {vocab, dim} table serves `embed` "
-    "and the head.",
+    doc=(
+        "`linear(x, A -> B, bias=false, weight=, init=)`: a weight times every row. Contracts the static axes A and "
+        "adds B; the other axes stay. `dim -> dim` is legal. A given weight is matched by the names of its axes, so "
+        "one {vocab, dim} table serves `embed` and the head."
+    ),
     cost=_cost_linear,
     samples=(
         "x: real[seq, dim] => linear(x, dim -> ffn)",
@@ -186,8 +189,10 @@ DOT = OpDef(
     infer=_infer_dot,
     frontier=frontier.row_wise,
     lower=_lower_dot,
-    doc="`dot(a, b, over=D)`: the sum of products over the static axes D. All other axes are joined by name; neither operand needs to "
-    "contain the other.",
+    doc=(
+        "`dot(a, b, over=D)`: the sum of products over the static axes D. All other axes are joined by name; neither "
+        "operand needs to contain the other."
+    ),
     cost=_cost_dot,
     samples=(
         "x: real[seq, heads, dim], y: real[seq, dim, ffn] => dot(x, y, over=dim)",

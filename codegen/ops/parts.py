@@ -163,27 +163,50 @@ def _lower_concat(ctx: LowerContext, node: Node) -> None:
 
 X, OVER, VALUES = Param("x", Accepts.VALUE), Param("over", Accepts.AXIS), Param("values", Accepts.VALUES)
 SPLIT = OpDef(
-    name="split", params=(X, OVER), infer=_infer_split, frontier=frontier.row_wise, lower=_lower_split, cost=cost_per_entry(0),
+    name="split",
+    params=(X, OVER),
+    infer=_infer_split,
+    frontier=frontier.row_wise,
+    lower=_lower_split,
+    cost=cost_per_entry(0),
     doc="`a, b = split(x, over=A)`: the entries of x along the static axis A, one value each, without the axis.",
     samples=("x: real[seq, two, dim]; a, b = split(x, over=two) => a - 2 * b",),
-)  # fmt: skip
+)
 SELECT = OpDef(
-    name="select", params=(X, OVER, Param("index", Accepts.INTEGER)), infer=_infer_select, frontier=frontier.row_wise, lower=_lower_select,
-    cost=cost_per_entry(0), doc="`select(x, over=A, index=2)`: one entry of x along the static axis A, which goes.",
-    samples=("x: real[seq, heads, dim] => select(x, heads, 2)",),
-)  # fmt: skip
-STACK = OpDef(
-    name="stack", params=(VALUES, OVER), infer=_infer_stack, frontier=frontier.row_wise, lower=_lower_stack, cost=cost_per_entry(0),
-    doc="`stack((a, b), over=A)`: values as the entries of a new axis, which must be as long as the list. One value's static axes contain the "
-    "others'.",
-    samples=("x: real[seq, dim], y: real[seq, dim], z: real[seq] => stack((x, y, z), over=three)",),
-)  # fmt: skip
-CONCAT = OpDef(
-    name="concat", params=(VALUES, Param("axes", Accepts.MAPPING)), infer=_infer_concat, frontier=frontier.row_wise, lower=_lower_concat,
+    name="select",
+    params=(X, OVER, Param("index", Accepts.INTEGER)),
+    infer=_infer_select,
+    frontier=frontier.row_wise,
+    lower=_lower_select,
     cost=cost_per_entry(0),
-    doc="`concat((x, y), (A, B) -> C)`: x along A, then y along B, as C, whose length is declared as the sum. The other axes of one value "
-    "contain the others'.",
+    doc="`select(x, over=A, index=2)`: one entry of x along the static axis A, which goes.",
+    samples=("x: real[seq, heads, dim] => select(x, heads, 2)",),
+)
+STACK = OpDef(
+    name="stack",
+    params=(VALUES, OVER),
+    infer=_infer_stack,
+    frontier=frontier.row_wise,
+    lower=_lower_stack,
+    cost=cost_per_entry(0),
+    doc=(
+        "`stack((a, b), over=A)`: values as the entries of a new axis, which must be as long as the list. One "
+        "value's static axes contain the others'."
+    ),
+    samples=("x: real[seq, dim], y: real[seq, dim], z: real[seq] => stack((x, y, z), over=three)",),
+)
+CONCAT = OpDef(
+    name="concat",
+    params=(VALUES, Param("axes", Accepts.MAPPING)),
+    infer=_infer_concat,
+    frontier=frontier.row_wise,
+    lower=_lower_concat,
+    cost=cost_per_entry(0),
+    doc=(
+        "`concat((x, y), (A, B) -> C)`: x along A, then y along B, as C, whose length is declared as the sum. The "
+        "other axes of one value contain the others'."
+    ),
     samples=("x: real[seq, dim, ffn], y: real[seq, ffn, heads] => concat((x, y), (dim, heads) -> dim_and_heads)",),
-)  # fmt: skip
+)
 
 PARTS = (SPLIT, SELECT, STACK, CONCAT)

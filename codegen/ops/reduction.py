@@ -1,7 +1,8 @@
 """Reductions `sum mean max min any all logsumexp`, and `softmax`, `argmax`, `best`.
 
-`over=` names static axes, or one ordered axis and any static ones; it may be left out where x has one static axis. A reduction removes
-the axes: over an ordered axis the result belongs to what owns its rows. No rows give 0 (and true for `all`).
+`over=` names static axes, or one ordered axis and any static ones; it may be left out where x has one static axis. A
+reduction removes the axes: over an ordered axis the result belongs to what owns its rows. No rows give 0 (and true
+for `all`).
 """
 
 from __future__ import annotations
@@ -128,8 +129,10 @@ def _reduction(
         infer=infer,
         frontier=_frontier_reduced,
         lower=_lower_reduction(static, rows),
-        doc=f"`{name}(x, over=A)`: {doc} over static axes, or over one ordered axis, which go. Missing rows are left out. `over` may be left "
-        "out where x has one static axis.",
+        doc=(
+            f"`{name}(x, over=A)`: {doc} over static axes, or over one ordered axis, which go. Missing rows are left "
+            "out. `over` may be left out where x has one static axis."
+        ),
         cost=cost_per_entry(1),
         samples=samples,
         row_wise=False,
@@ -162,17 +165,31 @@ MIN = _reduction(
     "min", _want_number, lambda: statics.min_static, lambda: segments.min_rows, "the smallest entry", *_samples("min")
 )
 ANY = _reduction(
-    "any", _want_only_flag, lambda: statics.any_static, lambda: segments.any_rows, "whether a flag is true",
-    "x: real[seq, dim] => any(x > 1)", "x: real[seq, dim] => any(x > 2, over=seq)",
-)  # fmt: skip
+    "any",
+    _want_only_flag,
+    lambda: statics.any_static,
+    lambda: segments.any_rows,
+    "whether a flag is true",
+    "x: real[seq, dim] => any(x > 1)",
+    "x: real[seq, dim] => any(x > 2, over=seq)",
+)
 ALL = _reduction(
-    "all", _want_only_flag, lambda: statics.all_static, lambda: segments.all_rows, "whether all flags are true",
-    "x: real[seq, dim] => all(x > -1)", "x: real[seq, dim] => all(x > -2, over=seq)",
-)  # fmt: skip
+    "all",
+    _want_only_flag,
+    lambda: statics.all_static,
+    lambda: segments.all_rows,
+    "whether all flags are true",
+    "x: real[seq, dim] => all(x > -1)",
+    "x: real[seq, dim] => all(x > -2, over=seq)",
+)
 LOGSUMEXP = _reduction(
-    "logsumexp", _want_only_real, lambda: statics.logsumexp_static, lambda: segments.logsumexp_rows,
-    "the logarithm of the sum of exponentials,", *_samples("logsumexp"),
-)  # fmt: skip
+    "logsumexp",
+    _want_only_real,
+    lambda: statics.logsumexp_static,
+    lambda: segments.logsumexp_rows,
+    "the logarithm of the sum of exponentials,",
+    *_samples("logsumexp"),
+)
 
 
 def _infer_softmax(call: OpCall, x: Value, over: tuple[Axis, ...] | None) -> Inferred:
@@ -257,25 +274,48 @@ def _lower_best(ctx: LowerContext, node: Node) -> None:
 
 
 SOFTMAX = OpDef(
-    name="softmax", params=(X, OVER), infer=_infer_softmax, frontier=_frontier_kept, lower=_lower_softmax,
+    name="softmax",
+    params=(X, OVER),
+    infer=_infer_softmax,
+    frontier=_frontier_kept,
+    lower=_lower_softmax,
     doc="`softmax(x, over=A)`: exponentials divided by their sum over static axes or one ordered axis. Axes are kept.",
-    cost=cost_per_entry(6), row_wise=False, row_wise_when=is_static_only,
+    cost=cost_per_entry(6),
+    row_wise=False,
+    row_wise_when=is_static_only,
     samples=(
-        "x: real[seq, dim] => softmax(x)", "x: real[seq, heads, dim] => softmax(x, over=heads)",
-        "x: real[seq, heads, ffn, dim] => softmax(x, over=(heads, dim))", "x: real[seq, dim] => softmax(x, over=seq)",
+        "x: real[seq, dim] => softmax(x)",
+        "x: real[seq, heads, dim] => softmax(x, over=heads)",
+        "x: real[seq, heads, ffn, dim] => softmax(x, over=(heads, dim))",
+        "x: real[seq, dim] => softmax(x, over=seq)",
     ),
-)  # fmt: skip
+)
 ARGMAX = OpDef(
-    name="argmax", params=(X, OVER), infer=_infer_argmax, frontier=_frontier_reduced, lower=_lower_argmax,
-    doc="`argmax(x, over=A)`: the first entry of A that holds the largest value, as an `id in A`; the axis goes. No gradient.",
-    cost=cost_per_entry(1), row_wise=False, row_wise_when=is_static_only,
+    name="argmax",
+    params=(X, OVER),
+    infer=_infer_argmax,
+    frontier=_frontier_reduced,
+    lower=_lower_argmax,
+    doc=(
+        "`argmax(x, over=A)`: the first entry of A that holds the largest value, as an `id in A`; the axis goes. No "
+        "gradient."
+    ),
+    cost=cost_per_entry(1),
+    row_wise=False,
+    row_wise_when=is_static_only,
     samples=("x: real[seq, heads, dim] => argmax(x, over=heads)", "x: real[seq, dim] => int(argmax(x, over=seq))"),
-)  # fmt: skip
+)
 BEST = OpDef(
-    name="best", params=(X, OVER), infer=_infer_best, frontier=_frontier_reduced, lower=_lower_best,
+    name="best",
+    params=(X, OVER),
+    infer=_infer_best,
+    frontier=_frontier_reduced,
+    lower=_lower_best,
     doc="`best(x, over=K)`: the first largest entry along K: `.index in K` and `.score`; the axis goes.",
-    cost=cost_per_entry(1), row_wise=False, row_wise_when=is_static_only,
+    cost=cost_per_entry(1),
+    row_wise=False,
+    row_wise_when=is_static_only,
     samples=("x: real[seq, heads, dim] => best(x, over=dim).score", "x: real[seq, dim] => best(x, over=seq).score"),
-)  # fmt: skip
+)
 
 REDUCTIONS = (SUM, MEAN, MAX, MIN, ANY, ALL, LOGSUMEXP, SOFTMAX, ARGMAX, BEST)

@@ -128,21 +128,40 @@ def _lower_regroup(ctx: LowerContext, node: Node) -> None:
 
 X, AXES = Param("x", Accepts.VALUE), Param("axes", Accepts.MAPPING)
 RENAME = OpDef(
-    name="rename", params=(X, AXES, Param("mode", Accepts.CHOICE, None, ("checked",))), infer=_infer_rename, frontier=_frontier_rename,
-    lower=_lower_rename, cost=cost_per_entry(0),
-    doc="`rename(x, a -> b)`: another name for an axis of the same length. Where the lengths are equal for the sizes in use only, write "
-    "`rename(x, a -> b, checked)`.",
-    samples=("x: real[seq, dim] => rename(x, dim -> dim_again)", "x: real[seq, heads, dim] => rename(x, heads -> four, checked)"),
-)  # fmt: skip
+    name="rename",
+    params=(X, AXES, Param("mode", Accepts.CHOICE, None, ("checked",))),
+    infer=_infer_rename,
+    frontier=_frontier_rename,
+    lower=_lower_rename,
+    cost=cost_per_entry(0),
+    doc=(
+        "`rename(x, a -> b)`: another name for an axis of the same length. Where the lengths are equal for the sizes "
+        "in use only, write `rename(x, a -> b, checked)`."
+    ),
+    samples=(
+        "x: real[seq, dim] => rename(x, dim -> dim_again)",
+        "x: real[seq, heads, dim] => rename(x, heads -> four, checked)",
+    ),
+)
 FLATTEN = OpDef(
-    name="flatten", params=(X, AXES), infer=_infer_flatten, frontier=frontier.row_wise, lower=_lower_regroup, cost=cost_per_entry(0),
+    name="flatten",
+    params=(X, AXES),
+    infer=_infer_flatten,
+    frontier=frontier.row_wise,
+    lower=_lower_regroup,
+    cost=cost_per_entry(0),
     doc="`flatten(x, (A, B) -> C)`: several axes as one whose length is their product; the first is the slowest.",
     samples=("x: real[seq, heads, ffn, head_dim] => flatten(x, (heads, head_dim) -> width)",),
-)  # fmt: skip
+)
 UNFLATTEN = OpDef(
-    name="unflatten", params=(X, AXES), infer=_infer_unflatten, frontier=frontier.row_wise, lower=_lower_regroup, cost=cost_per_entry(0),
+    name="unflatten",
+    params=(X, AXES),
+    infer=_infer_unflatten,
+    frontier=frontier.row_wise,
+    lower=_lower_regroup,
+    cost=cost_per_entry(0),
     doc="`unflatten(x, C -> (A, B))`: one axis as several whose product is its length; the first is the slowest.",
     samples=("x: real[seq, width, ffn] => unflatten(x, width -> (heads, head_dim))",),
-)  # fmt: skip
+)
 
 RESHAPES = (RENAME, FLATTEN, UNFLATTEN)

@@ -62,20 +62,37 @@ def _frontier_length(node: Node, given: tuple[Frontier, ...]) -> Frontier:
 
 AXIS = Param("axis", Accepts.AXIS)
 POSITION = OpDef(
-    name="position", params=(AXIS,), infer=_infer_position, frontier=frontier.no_data, lower=_lower_position, cost=cost_per_entry(0),
-    doc="`position(seq)`: the number of a row in its example, from 0; of an entry along a static axis too. An int along the axis.",
+    name="position",
+    params=(AXIS,),
+    infer=_infer_position,
+    frontier=frontier.no_data,
+    lower=_lower_position,
+    cost=cost_per_entry(0),
+    doc=(
+        "`position(seq)`: the number of a row in its example, from 0; of an entry along a static axis too. An int "
+        "along the axis."
+    ),
     samples=("x: real[seq, dim] => x + real(position(seq))", "x: real[seq, dim] => x + real(position(dim))"),
-)  # fmt: skip
+)
 INDEX = OpDef(
-    name="index", params=(AXIS, Param("which", Accepts.CHOICE, "own", ("own", "closed"))), infer=_infer_index, frontier=frontier.no_data,
-    lower=_lower_position, cost=cost_per_entry(0),
+    name="index",
+    params=(AXIS, Param("which", Accepts.CHOICE, "own", ("own", "closed"))),
+    infer=_infer_index,
+    frontier=frontier.no_data,
+    lower=_lower_position,
+    cost=cost_per_entry(0),
     doc="`index(A)`: the entries of a static axis as ids in it, along it. Of a cut, which segment a row is in.",
     samples=("x: real[seq, dim] => x * real(index(dim))",),
-)  # fmt: skip
+)
 LENGTH = OpDef(
-    name="length", params=(AXIS,), infer=_infer_length, frontier=_frontier_length, lower=_lower_length, cost=cost_per_entry(0),
+    name="length",
+    params=(AXIS,),
+    infer=_infer_length,
+    frontier=_frontier_length,
+    lower=_lower_length,
+    cost=cost_per_entry(0),
     doc="`length(seq)`: how many rows an axis has: an int per example for an ordered axis, one int for a static one.",
     samples=("x: real[seq, dim] => x / real(length(seq))",),
-)  # fmt: skip
+)
 
 ROWS = (POSITION, INDEX, LENGTH)

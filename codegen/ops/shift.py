@@ -10,7 +10,7 @@ from ...dsl.errors.axes import BadNumber, NotAlong, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
-from ...dsl.program import Constant, Node, Value
+from ...dsl.program import Node, Value
 from ...dsl.value_type import Tag
 from ..functions_lazy import shifts
 from ..lowering import LowerContext
@@ -68,13 +68,8 @@ def _infer_previous(call: OpCall, x: Value, k: int, first: Value | None, along: 
 def _lower_previous(ctx: LowerContext, node: Node) -> None:
     attrs, x = node.attrs, node.inputs[0]
     assert isinstance(attrs, ShiftAttrs)
-    first: object = 0
-    if len(node.inputs) > 1:
-        given = node.inputs[1]
-        if isinstance(given, Constant):
-            first = given.number
-        else:
-            first = ctx.aligned(given, x.type.static_axes, attrs.along)
+    # A written number stays one.
+    first = ctx.aligned(node.inputs[1], x.type.static_axes, attrs.along) if len(node.inputs) > 1 else 0
     ctx.define(
         node.outputs[0], ctx.call(shifts.previous_rows, own(ctx, x), ctx.position(attrs.along), -attrs.by, first)
     )
@@ -122,28 +117,52 @@ def _target_shift(node: Node) -> int:
 X, ALONG = Param("x", Accepts.VALUE), Param("along", Accepts.AXIS, None)
 K = Param("k", Accepts.INTEGER, 1)
 PREVIOUS = OpDef(
-    name="previous", params=(X, K, Param("first", Accepts.VALUE, None), ALONG), infer=_infer_previous, frontier=_frontier_shift,
-    lower=_lower_previous, row_wise=False, cost=cost_per_entry(0),
-    doc="`previous(x, k=1, first=)`: the row k before, in the same example. The first k rows read `first`; without it 0, false or id 0. Axes "
-    "are kept.",
+    name="previous",
+    params=(X, K, Param("first", Accepts.VALUE, None), ALONG),
+    infer=_infer_previous,
+    frontier=_frontier_shift,
+    lower=_lower_previous,
+    row_wise=False,
+    cost=cost_per_entry(0),
+    doc=(
+        "`previous(x, k=1, first=)`: the row k before, in the same example. The first k rows read `first`; without "
+        "it 0, false or id 0. Axes are kept."
+    ),
     samples=(
-        "x: real[seq, dim] => previous(x)", "x: real[seq, dim] => previous(x, 2)", "i: id[seq] in vocab => previous(i, 1, first=3)",
+        "x: real[seq, dim] => previous(x)",
+        "x: real[seq, dim] => previous(x, 2)",
+        "i: id[seq] in vocab => previous(i, 1, first=3)",
         "x: real[seq, dim], y: real[dim] => previous(x, 2, first=y)",
     ),
-)  # fmt: skip
+)
 NEXT = OpDef(
-    name="next", params=(X, K, ALONG), infer=_infer_next, frontier=_frontier_shift, lower=_lower_ahead, row_wise=False,
-    cost=cost_per_entry(0), target_shift=_target_shift,
-    doc="`next(x, k=1)`: the row k after, in the same example; the last k rows are missing. In an objective it marks what is predicted. Axes "
-    "are kept.",
+    name="next",
+    params=(X, K, ALONG),
+    infer=_infer_next,
+    frontier=_frontier_shift,
+    lower=_lower_ahead,
+    row_wise=False,
+    cost=cost_per_entry(0),
+    target_shift=_target_shift,
+    doc=(
+        "`next(x, k=1)`: the row k after, in the same example; the last k rows are missing. In an objective it marks "
+        "what is predicted. Axes are kept."
+    ),
     samples=("x: real[seq, dim] => or(next(x), 0)", "i: id[seq] in vocab => or(next(next(i), 2), 0)"),
-)  # fmt: skip
+)
 SHIFT = OpDef(
-    name="shift", params=(X, Param("by", Accepts.INTEGER), ALONG), infer=_infer_shift, frontier=_frontier_shift, lower=_lower_ahead,
-    row_wise=False, cost=cost_per_entry(0),
-    doc="`shift(x, k)`: rows moved k later, `shift(x, -k)` k earlier; rows that nothing reaches are missing. Unlike `next` it claims "
-    "nothing. Axes are kept.",
+    name="shift",
+    params=(X, Param("by", Accepts.INTEGER), ALONG),
+    infer=_infer_shift,
+    frontier=_frontier_shift,
+    lower=_lower_ahead,
+    row_wise=False,
+    cost=cost_per_entry(0),
+    doc=(
+        "`shift(x, k)`: rows moved k later, `shift(x, -k)` k earlier; rows that nothing reaches are missing. Unlike "
+        "`next` it claims nothing. Axes are kept."
+    ),
     samples=("x: real[seq, dim] => or(shift(x, -2), 0)", "x: real[seq, dim] => or(shift(x, 2), 1)"),
-)  # fmt: skip
+)
 
 SHIFTS = (PREVIOUS, NEXT, SHIFT)

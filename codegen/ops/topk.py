@@ -83,19 +83,34 @@ def _lower(ctx: LowerContext, node: Node) -> None:
 
 X, OVER, K = Param("x", Accepts.VALUE), Param("over", Accepts.AXIS), Param("k", Accepts.AXIS)
 TOPK = OpDef(
-    name="topk", params=(X, OVER, K), infer=_infer_topk, frontier=frontier.row_wise, lower=_lower,
-    doc="`topk(x, over=A, k=N)`: the N largest entries along the static axis A, largest first: `.score` and `.index in A`, both with the axis "
-    "N in place of A. Ties go to the lowest index.",
+    name="topk",
+    params=(X, OVER, K),
+    infer=_infer_topk,
+    frontier=frontier.row_wise,
+    lower=_lower,
+    doc=(
+        "`topk(x, over=A, k=N)`: the N largest entries along the static axis A, largest first: `.score` and `.index "
+        "in A`, both with the axis N in place of A. Ties go to the lowest index."
+    ),
     cost=cost_per_entry(4),
-    samples=("x: real[seq, heads, dim] => topk(x, over=dim, k=three).score", "x: real[seq, heads, dim] => topk(x, over=heads, k=three).index"),
-)  # fmt: skip
+    samples=(
+        "x: real[seq, heads, dim] => topk(x, over=dim, k=three).score",
+        "x: real[seq, heads, dim] => topk(x, over=heads, k=three).index",
+    ),
+)
 TOPK_PAIRS = OpDef(
-    name="topk_pairs", params=(X, OVER, Param("pair", Accepts.AXIS), K, Param("into", Accepts.AXIS)), infer=_infer_pairs,
-    frontier=frontier.row_wise, lower=_lower,
-    doc="`topk_pairs(x, over=A, pair=P, k=N, into=S)`: the N largest of x[0, i] + x[1, j] over all pairs of A, where P is the axis of the two "
-    "sides: `.score` and `.index in S`, which is i * size(A) + j. The pairs are never formed.",
+    name="topk_pairs",
+    params=(X, OVER, Param("pair", Accepts.AXIS), K, Param("into", Accepts.AXIS)),
+    infer=_infer_pairs,
+    frontier=frontier.row_wise,
+    lower=_lower,
+    doc=(
+        "`topk_pairs(x, over=A, pair=P, k=N, into=S)`: the N largest of x[0, i] + x[1, j] over all pairs of A, where "
+        "P is the axis of the two sides: `.score` and `.index in S`, which is i * size(A) + j. The pairs are never "
+        "formed."
+    ),
     cost=cost_per_entry(4),
     samples=("x: real[seq, two, heads, dim] => topk_pairs(x, over=dim, pair=two, k=three, into=dim_pair).score",),
-)  # fmt: skip
+)
 
 TOPK_OPS = (TOPK, TOPK_PAIRS)

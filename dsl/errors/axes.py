@@ -19,8 +19,8 @@ def listed(names: tuple[str, ...]) -> str:
 class KindMismatch(SpecError, code="E201"):
     """An operator wants another kind of value: real, int, id, flag or tag.
 
-    Kinds are never converted in silence. `real(x)` makes a real of an int, an id or a flag, `int(x)` an int of a real, an id or a
-    flag; a comparison makes a flag. Written numbers fit where they are used.
+    Kinds are never converted in silence. `real(x)` makes a real of an int, an id or a flag, `int(x)` an int of a
+    real, an id or a flag; a comparison makes a flag. Written numbers fit where they are used.
 
     Wrong:
         axis seq
@@ -53,8 +53,8 @@ class KindMismatch(SpecError, code="E201"):
 class NotContained(SpecError, code="E202"):
     """Two operands of a row-by-row operator each have a static axis that the other lacks.
 
-    Joining them would make every pair of entries, which is seldom meant. Rename the axis if the two are the same thing, reduce one
-    away, or write `outer(a, b)` (a product) where all pairs are meant.
+    Joining them would make every pair of entries, which is seldom meant. Rename the axis if the two are the same
+    thing, reduce one away, or write `outer(a, b)` (a product) where all pairs are meant.
 
     Wrong:
         size a = 2
@@ -78,7 +78,8 @@ class NotContained(SpecError, code="E202"):
 
     def describe(self) -> Diagnostic:
         return self.say(
-            f"neither operand of `{self.operator}` has all axes of the other: {listed(self.left)}, and {listed(self.right)}",
+            f"neither operand of `{self.operator}` has all axes of the other: {listed(self.left)}, and "
+            f"{listed(self.right)}",
             "",
             Label(self.left_at, f"has {listed(self.left)}"),
             Label(self.right_at, f"has {listed(self.right)}"),
@@ -90,9 +91,9 @@ class NotContained(SpecError, code="E202"):
 class SidewaysLevels(SpecError, code="E203"):
     """Two values live along ordered axes of which neither owns the other.
 
-    A value of an example, or of an owner such as a picture, meets the values below it by itself. Along two separate axes there is no
-    row that belongs to a row. Reduce one of them (`mean(y, over=seq)`), go through a cut (`pool`, `spread`) or a selection (`take`,
-    `join`), or let one attend to the other.
+    A value of an example, or of an owner such as a picture, meets the values below it by itself. Along two separate
+    axes there is no row that belongs to a row. Reduce one of them (`mean(y, over=seq)`), go through a cut (`pool`,
+    `spread`) or a selection (`take`, `join`), or let one attend to the other.
 
     Wrong:
         axis ask
@@ -114,11 +115,15 @@ class SidewaysLevels(SpecError, code="E203"):
 
     def describe(self) -> Diagnostic:
         return self.say(
-            f"`{self.operator}` meets a value along {self.left} with one along {self.right}; neither axis owns the other",
+            f"`{self.operator}` meets a value along {self.left} with one along {self.right}; neither axis owns the "
+            f"other",
             "",
             Label(self.left_at, f"along {self.left}"),
             Label(self.right_at, f"along {self.right}"),
-            help=f"reduce one of them, such as `mean(.., over={self.right})`, or use `pool`, `spread`, `take` or `attend`",
+            help=(
+                f"reduce one of them, such as `mean(.., over={self.right})`, or use `pool`, `spread`, `take` or "
+                f"`attend`"
+            ),
         )
 
 
@@ -148,7 +153,8 @@ class AxisMissing(SpecError, code="E204"):
     def describe(self) -> Diagnostic:
         repair = None
         if self.same_length:
-            repair = f"{self.same_length} has the same length; if it is the same thing: `rename(x, {self.same_length} -> {self.axis})`"
+            change = f"`rename(x, {self.same_length} -> {self.axis})`"
+            repair = f"{self.same_length} has the same length; if it is the same thing: {change}"
         return self.say(
             f"no axis {self.axis} here: the operand has {listed(self.found)}",
             f"{self.axis} is named here",
@@ -161,7 +167,8 @@ class AxisMissing(SpecError, code="E204"):
 class AxisTwice(SpecError, code="E205"):
     """The result would have one axis twice.
 
-    Axes are told apart by name, so no value has a name twice. Declare a second name of the same length: `axis out = dim`.
+    Axes are told apart by name, so no value has a name twice. Declare a second name of the same length: `axis out =
+    dim`.
 
     Wrong:
         size dim = 4
@@ -223,8 +230,8 @@ class OverNeeded(SpecError, code="E206"):
 class MissingRows(SpecError, code="E207"):
     """A value whose last rows are missing meets an operator that needs them all.
 
-    `next` has nothing to say about the last rows. Row-by-row operators, `take` and `join` pass missing rows on, reductions and `loss`
-    leave them out. Everywhere else say what stands in their place: `or(x, 0)`.
+    `next` has nothing to say about the last rows. Row-by-row operators, `take` and `join` pass missing rows on,
+    reductions and `loss` leave them out. Everywhere else say what stands in their place: `or(x, 0)`.
 
     Wrong:
         size dim = 4
@@ -254,8 +261,8 @@ class MissingRows(SpecError, code="E207"):
 class LengthMismatch(SpecError, code="E208"):
     """Two axes, or groups of axes, must have one length and do not.
 
-    For `rename` the lengths must be equal as formulas, so that they are equal at every size; where they are equal only for the sizes
-    in use, write `rename(x, a -> b, checked)`.
+    For `rename` the lengths must be equal as formulas, so that they are equal at every size; where they are equal
+    only for the sizes in use, write `rename(x, a -> b, checked)`.
 
     Wrong:
         size dim = 6
@@ -282,7 +289,8 @@ class LengthMismatch(SpecError, code="E208"):
 
     def describe(self) -> Diagnostic:
         return self.say(
-            f"`{self.operator}`: {listed(self.left)} has length {self.left_length}, {listed(self.right)} has length {self.right_length}",
+            f"`{self.operator}`: {listed(self.left)} has length {self.left_length}, {listed(self.right)} has length "
+            f"{self.right_length}",
             "",
             help=self.repair,
         )
@@ -326,8 +334,8 @@ class GroupMismatch(SpecError, code="E209"):
 class IdMismatch(SpecError, code="E210"):
     """An id counts entries of another axis than the one it is used on.
 
-    An id may be used where its axis is the one looked up, or where that axis is at least as long. To bring any int into range write
-    `wrap(x, axis)`, the remainder by the axis's length.
+    An id may be used where its axis is the one looked up, or where that axis is at least as long. To bring any int
+    into range write `wrap(x, axis)`, the remainder by the axis's length.
 
     Wrong:
         size vocab = 8
@@ -362,7 +370,8 @@ class IdMismatch(SpecError, code="E210"):
 class WeightAxes(SpecError, code="E211"):
     """A weight handed to an operator must have exactly the axes that the operator's own weight would have.
 
-    They are matched by name, in any order, so one table {vocab, dim} serves `embed(i, vocab -> dim)` and `linear(x, dim -> vocab)`.
+    They are matched by name, in any order, so one table {vocab, dim} serves `embed(i, vocab -> dim)` and `linear(x,
+    dim -> vocab)`.
 
     Wrong:
         size vocab = 8
@@ -453,8 +462,8 @@ class InexactDivision(SpecError, code="E213"):
 class AxisUnshared(SpecError, code="E214"):
     """Keys have an axis that queries lack.
 
-    `attend` compares a query with the keys of its own batch entry, so axes of the keys are the contracted ones (`over=`), the one
-    attended along (`along=`), the key heads (`group=`), or axes that the queries have too.
+    `attend` compares a query with the keys of its own batch entry, so axes of the keys are the contracted ones
+    (`over=`), the one attended along (`along=`), the key heads (`group=`), or axes that the queries have too.
 
     Wrong:
         size dim = 4
