@@ -12,6 +12,7 @@ Rows of cuts and selections are compared where both runs have them: that a row e
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -107,10 +108,11 @@ class Step:
 class Program:
     source: Axis
     steps: list[Step]
-    # Rows of an axis that does not change between runs: to rows of the source's axis (or of its whole).
+    # Rows of an axis that does not change between runs: to rows of the axis where the source's rows are counted.
     fixed: dict[Axis, list[int]]
-    rows: int
-    first_row: int  # where the source's rows start in the axis they are counted in
+    places: list[
+        int
+    ]  # of the source's rows in the axis where they are counted: a whole they are a part of, or their own
 
 
 def frontiers(program: Program) -> list[Frontier]:
@@ -150,15 +152,17 @@ def dependence(program: Program, base: Run, rng: random.Random, tries: int) -> l
 
 def allowed(program: Program, run: Run, level: Axis | None, row: int, f: Frontier) -> int:
     """The last source row that `f` allows at a row of `level`."""
-    last_row = program.rows - 1
+    everything = len(run.source) - 1
     match f.kind:
         case Kind.NONE:
             return -1
         case Kind.ALL:
-            return last_row
+            return everything
+        case Kind.ROW if level is f.axis is program.source:
+            return max(-1, min(row + f.shift, everything))
         case Kind.ROW:
             assert level is not None
-            bound = place(program, run, level, row) + f.shift - program.first_row
+            bound = place(program, run, level, row) + f.shift
         case Kind.END:
             assert level is not None
             assert f.axis is not None
@@ -182,14 +186,14 @@ def allowed(program: Program, run: Run, level: Axis | None, row: int, f: Frontie
             elif number + f.shift < 0:
                 bound = -1
             elif number + f.shift >= len(ranges):
-                bound = last_row
+                return everything
             else:
                 bound = ranges[number + f.shift][1] - 1
-    return max(-1, min(bound, last_row))
+    return bisect_right(program.places, bound) - 1
 
 
 def place(program: Program, run: Run, level: Axis, row: int) -> int:
-    """The row of the source's axis (or of the whole it is counted in) where a row of `level` is."""
+    """Where a row of `level` is, in the axis where the source's rows are counted."""
     if level in run.selected:
         return run.selected[level][row]
     if level in program.fixed:
@@ -206,7 +210,7 @@ def source_ranges(program: Program, run: Run, cut: Axis) -> list[tuple[int, int]
     rows = run.selected[along]
     found = [(rows[begin], rows[stop - 1] + 1) for begin, stop in ranges]
     if run.cuts[cut].opened:
-        found[-1] = (found[-1][0], program.rows)  # whether more rows follow is not known before the end
+        found[-1] = (found[-1][0], len(run.source))  # whether more rows follow is not known before the end
     return found
 
 
@@ -294,9 +298,10 @@ class Violation:
     seen: int
 
 
-def violations(observed: Observed) -> list[Violation]:
+def violations(observed: Observed, claimed: list[Frontier] | None = None) -> list[Violation]:
+    """Where something later is seen than the frontiers allow; the rules' own unless others are given."""
     program, found = observed.program, []
-    for number, f in enumerate(frontiers(program)):
+    for number, f in enumerate(claimed if claimed is not None else frontiers(program)):
         level = program.steps[number].level
         if f.is_all:
             continue

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tests.frontier_model import Pieces, Program, Run, Step, View, axis, mix, pieces
 from weft.dsl import frontier as rules
-from weft.dsl.axes import Axis, Cut, Joined, Nested, Scaled
+from weft.dsl.axes import Axis, Cut, Joined, Nested, Scaled, Selected
 from weft.dsl.frontier import Frontier
 
 _DULL = ("position", "length")
@@ -25,16 +25,21 @@ class Operators:
         self.cut_axes: dict[Axis, Axis] = {}  # a cut, and the axis whose rows it groups
         self.selections: dict[Axis, int] = {}  # a selection, and the step that made its rows
         self.rows = rows
-        first_row = 0
+        self.whole: Axis | None = None
+        places = list(range(rows))
         if setting == "part":
             # The source is a part of a joined axis: `line = 1 + x + after`, or without the row in front.
             self.x, other = axis("x"), axis("other")
-            front = rng.randrange(2)
-            tail = rng.randrange(3)
+            front, tail = rng.randrange(2), rng.randrange(3)
+            places = [front + r for r in range(rows)]
             self.whole = axis("whole", Joined((*((1,) if front else ()), self.x, *((other,) if tail else ()))))
-            first_row = front
-            self.fixed[self.x] = [front + r for r in range(rows)]
             self.fixed[self.whole] = list(range(front + rows + tail))
+        elif setting == "selected":
+            # The source is on a selection, whose rows are given.
+            self.whole = axis("whole")
+            self.x = axis("x", Selected(self.whole, "given", "x"))
+            places = sorted(rng.sample(range(rows + 3), rows))
+            self.fixed[self.whole] = list(range(rows + 3))
         elif setting == "nested":
             # The source is on a nested axis, whose parent cuts it with lengths that are given.
             parent = axis("picture")
@@ -45,16 +50,19 @@ class Operators:
             if rng.random() < 0.3:
                 below = axis("below", Nested(self.x))
                 self.fixed[below] = [r for r in range(rows) for _ in range(rng.randrange(3))]
+        if self.whole is not None:
+            self.fixed[self.x] = places
         self.add("source", self.x, (), lambda run: list(run.source), lambda view, ops: rules.row(self.x))
         self.position(self.x)
         for a in self.fixed:
-            if a is not self.x and not isinstance(a.kind, Joined):
+            if a is not self.x and a is not self.whole:
                 self.position(a)
         if setting == "nested":
             self.given_segments(next(iter(self.cut_axes)))
-        if setting == "part":
+        self.places = places
+        if self.whole is not None:
             self.to_whole(0)
-        self.program = Program(self.x, self.steps, self.fixed, rows, first_row)
+        self.program = Program(self.x, self.steps, self.fixed, places)
 
     # Small parts
 
@@ -234,9 +242,30 @@ class Operators:
 
         return self.add("gather", self.steps[index].level, (table, index), run, rule)
 
+    # Parts of the source's axis
+
+    def to_whole(self, a: int) -> int:
+        """`concat` to the joined axis, or `join` of selections; the other rows are constant."""
+        salt, whole = self.new_salt(), self.whole
+        assert whole is not None
+
+        def run(run: Run) -> list[int]:
+            result = [salt] * len(self.fixed[whole])
+            for r, v in zip(self.places, run.values[a], strict=True):
+                result[r] = v
+            return result
+
+        return self.add("whole", whole, (a,), run, lambda view, ops: rules.join_selections(whole, ops))
+
+    def to_part(self, a: int) -> int:
+        def run(run: Run) -> list[int]:
+            return [run.values[a][r] for r in self.places]
+
+        return self.add("part", self.x, (a,), run, lambda view, ops: rules.take(ops[0], self.x))
+
     # Segments
 
-    def given_segments(self, cut: Axis) -> int:
+    def given_segments(self, cut: Axis) -> Axis:
         """Lengths that are given: the parent of a nested axis."""
         sizes = []
         while sum(sizes) < self.rows:
@@ -245,7 +274,7 @@ class Operators:
         fixed = pieces([(b, b + n) for b, n in zip(begins, sizes, strict=True)], self.rows, False)
         return self.cut_step("given", cut, (), lambda run: fixed, lambda ops: rules.NONE)
 
-    def scaled(self) -> int:
+    def scaled(self) -> Axis:
         divisor = self.rng.choice((2, 2, 3))
         cut = axis("scaled", Scaled(self.x, divisor))
         self.cut_axes[cut] = self.x
@@ -261,7 +290,7 @@ class Operators:
         run: Callable[[Run], Pieces],
         ends: Callable[[list[Frontier]], Frontier],
         gaps: bool = False,
-    ) -> int:
+    ) -> Axis:
         along = self.cut_axes[cut]
 
         def run_it(run_: Run) -> list[int]:
@@ -274,9 +303,10 @@ class Operators:
             return rules.NONE
 
         self.add(name, None, inputs, run_it, rule)
-        return self.position(cut)
+        self.position(cut)
+        return cut
 
-    def segment_by_flags(self, a: int) -> int:
+    def segment_by_flags(self, a: int) -> Axis:
         salt, most = self.new_salt(), self.rng.choice((2, 3, 9))
         along = self.steps[a].level
         assert along is not None
@@ -294,7 +324,7 @@ class Operators:
 
         return self.cut_step("segment_by_flags", cut, (a,), run, lambda ops: rules.segment_by_flags(ops[0]))
 
-    def segment_by_value(self, a: int) -> int:
+    def segment_by_value(self, a: int) -> Axis:
         salt, gaps = self.new_salt(), self.rng.random() < 0.5
         along = self.steps[a].level
         assert along is not None
@@ -315,7 +345,7 @@ class Operators:
 
         return self.cut_step("segment_by_value", cut, (a,), run, lambda ops: rules.segment_by_value(ops[0]), gaps)
 
-    def segment_by_length(self, a: int) -> int:
+    def segment_by_length(self, a: int) -> Axis:
         """Pictures in a text: a row may start a segment, and says how long it is."""
         salt = self.new_salt()
         cut = axis(f"picture{salt}", Cut(self.x))

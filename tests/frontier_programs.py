@@ -6,6 +6,7 @@ What is drawn does not depend on the rules, so one program serves all variants o
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from tests.frontier_model import ALPHABET, Observed, Program, Run, View, axis, dependence, execute, mask_allows, mix
 from tests.frontier_operators import EMPTY, Operators
@@ -48,37 +49,21 @@ class Builder(Operators):
 
     def join_selections(self, members: list[tuple[Axis, int]]) -> int:
         salt = self.new_salt()
+        # A part may also be an input of its own, of which the source knows nothing.
+        given = [self.rng.random() < 0.3 for _ in members]
 
         def run(run: Run) -> list[int]:
             result = [0] * self.rows
-            for chosen, a in members:
-                for r, v in zip(run.selected[chosen], run.values[a], strict=True):
-                    result[r] = mix(salt, v)
+            for (chosen, a), constant in zip(members, given, strict=True):
+                for number, r in enumerate(run.selected[chosen]):
+                    result[r] = mix(salt, int(chosen.name[-1]), number if constant else run.values[a][number])
             return result
 
         def rule(view: View, ops: list[Frontier]) -> Frontier:
-            return rules.join_selections(self.x, ops, rules.join(*(view.tags[chosen] for chosen, _ in members)))
+            parts = [rules.NONE if constant else f for f, constant in zip(ops, given, strict=True)]
+            return rules.join_selections(self.x, parts, rules.join(*(view.tags[chosen] for chosen, _ in members)))
 
         return self.add("join", self.x, tuple(a for _, a in members), run, rule)
-
-    def to_whole(self, a: int) -> int:
-        """`concat` to the joined axis; the other parts are constant."""
-        salt, at = self.new_salt(), self.fixed[self.x][0]
-
-        def run(run: Run) -> list[int]:
-            result = [salt] * len(self.fixed[self.whole])
-            result[at : at + self.rows] = run.values[a]
-            return result
-
-        return self.add("concat", self.whole, (a,), run, lambda view, ops: rules.join_selections(self.whole, ops))
-
-    def to_part(self, a: int) -> int:
-        at = self.fixed[self.x][0]
-
-        def run(run: Run) -> list[int]:
-            return run.values[a][at : at + self.rows]
-
-        return self.add("part", self.x, (a,), run, lambda view, ops: rules.take(ops[0], self.x))
 
     def neighbour(self, a: int, selection: Axis) -> int:
         """`next(ids, along=seq)` for ids on a selection: the following row's id, 0 where that row is not of it."""
@@ -170,97 +155,119 @@ class Builder(Operators):
     # Any of them
 
     def grow(self) -> None:
-        """One more step at random."""
-        rng = self.rng
+        """One more step at random, or a few that only together say much."""
+        weights = [weight for weight, _ in self.actions()]
+        actions = [action for _, action in self.actions()]
         levels = self.ordered()
-        level = rng.choice((self.x, *levels))
+        level = self.rng.choice((self.x, *levels))
         a = self.some(level)
         assert a is not None
-        kind = rng.randrange(30)
-        cuts = list(self.cut_axes)
-        if kind == 0:
-            self.pointwise(a, self.some(level) or a)
-        elif kind == 1:
-            self.narrow(a)
-        elif kind in (2, 3):
-            self.previous(a)
-        elif kind == 4:
-            self.following(a)
-        elif kind == 5:
-            self.scan(a)
-        elif kind == 6:
-            self.conv(a)
-        elif kind == 7:
-            rng.choice((self.reduce, self.sort))(a)
-        elif kind == 8:
-            uppers = [None, *([level.parent] if level.parent is not None else [])]
-            b = self.some(rng.choice(uppers))
-            if b is not None and self.steps[b].name not in EMPTY and self.steps[b].level is not level:
-                self.broadcast(a, b)
-        elif kind == 9:
-            self.gather(a, self.some(rng.choice(levels)) or 0)
-        elif kind in (10, 11) and len(cuts) < 3:
-            self.new_cut()
-        elif kind in (12, 13) and cuts:
-            cut = rng.choice(cuts)
-            fine = self.some(self.cut_axes[cut])
-            assert fine is not None
-            if isinstance(cut.kind, Scaled) and rng.random() < 0.5:
-                self.conv_strided(fine, cut)
-            else:
-                self.pool(fine, cut)
-        elif kind in (14, 15) and cuts:
-            cut = rng.choice(cuts)
-            coarse = self.some(cut)
-            assert coarse is not None
-            self.spread(coarse, cut) if rng.random() < 0.85 else self.index(cut)
-        elif kind in (16, 26, 27):
-            self.around_selections()
-        elif kind == 17 and hasattr(self, "whole"):
-            at_whole, at_part = self.some(self.whole), self.some(self.x)
-            assert at_whole is not None
-            assert at_part is not None
-            self.to_whole(at_part) if rng.random() < 0.5 else self.to_part(at_whole)
-        elif 22 <= kind < 26 and cuts:
-            # To a cut and back: the shortest way to most of the table.
-            cut = rng.choice(cuts)
-            fine = self.some(self.cut_axes[cut])
-            assert fine is not None
-            coarse = self.pool(fine, cut)
-            if rng.random() < 0.3:
-                coarse = self.previous(coarse)
-            self.spread(coarse, cut)
-        elif kind == 21 and rng.random() < 0.3:
-            self.length(self.x)
+        self.rng.choices(actions, weights)[0](a)
+
+    def actions(self) -> list[tuple[int, Callable[[int], object]]]:
+        """How often each is drawn, and what it does to a value."""
+        cuts, selections, whole = bool(self.cut_axes), bool(self.selections), self.whole is not None
+        return [
+            (1, lambda a: self.pointwise(a, self.some(self.steps[a].level) or a)),
+            (1, self.narrow),
+            (2, self.previous),
+            (1, self.following),
+            (1, self.scan),
+            (1, self.conv),
+            (1, self.rng.choice((self.reduce, self.sort))),
+            (1, self.around_levels),
+            (1, lambda a: self.gather(a, self.some(self.rng.choice(self.ordered())) or 0)),
+            (5, self.around_masks),
+            (2 if len(self.cut_axes) < 3 else 0, lambda a: self.new_cut()),
+            (2 if cuts else 0, self.to_a_cut),
+            (2 if cuts else 0, self.from_a_cut),
+            (3 if cuts else 0, self.there_and_back),
+            (1 if len(self.cut_axes) > 1 else 0, self.through_two_cuts),
+            (0 if whole else 1 if not selections else 2, lambda a: self.around_selections()),
+            (0 if whole or selections else 1, self.pictures_in_a_text),
+            (2 if whole else 0, lambda a: self.to_whole(self.one_of(self.x))),
+            (1 if whole else 0, lambda a: self.to_part(self.one_of(self.whole))),
+        ]
+
+    def one_of(self, level: Axis | None) -> int:
+        """A value at a level that is known to have some."""
+        found = self.some(level)
+        assert found is not None
+        return found
+
+    def around_levels(self, a: int) -> None:
+        level = self.steps[a].level
+        upper = level.parent if level is not None and self.rng.random() < 0.8 else None
+        b = self.some(upper)
+        if b is not None and self.steps[b].name not in EMPTY and self.steps[b].level is not level:
+            self.broadcast(a, b)
+
+    def around_masks(self, a: int) -> None:
+        rng, level = self.rng, self.steps[a].level
+        levels = self.ordered()
+        near = [b for b in levels if b is level or self.cut_axes.get(b) is level or self.cut_axes.get(level) is b]
+        k = self.one_of(rng.choice(near if rng.random() < 0.9 else levels))
+        if rng.random() < 0.25:
+            # Constants on both sides show what the mask reads.
+            queries, keys = self.steps[a].level, self.steps[k].level
+            assert queries is not None
+            assert keys is not None
+            a, k = self.position(queries), self.position(keys)
+        self.attend(a, k)
+
+    def to_a_cut(self, a: int) -> None:
+        cut = self.rng.choice(list(self.cut_axes))
+        fine = self.one_of(self.cut_axes[cut])
+        if isinstance(cut.kind, Scaled) and self.rng.random() < 0.5:
+            self.conv_strided(fine, cut)
         else:
-            near = [b for b in levels if b is level or self.cut_axes.get(b) is level or self.cut_axes.get(level) is b]
-            k = self.some(rng.choice(near if rng.random() < 0.9 else levels))
-            assert k is not None
-            self.attend(a, k)
+            self.pool(fine, cut)
+
+    def from_a_cut(self, a: int) -> None:
+        cut = self.rng.choice(list(self.cut_axes))
+        self.spread(self.one_of(cut), cut) if self.rng.random() < 0.85 else self.index(cut)
+
+    def there_and_back(self, a: int) -> int:
+        """To a cut and back: the shortest way to most of the table."""
+        cut = self.rng.choice(list(self.cut_axes))
+        coarse = self.pool(self.one_of(self.cut_axes[cut]), cut)
+        if self.rng.random() < 0.3:
+            coarse = self.previous(coarse)
+        return self.spread(coarse, cut)
+
+    def through_two_cuts(self, a: int) -> None:
+        b, c = self.there_and_back(a), self.there_and_back(a)
+        if self.steps[b].level is self.steps[c].level:
+            self.pointwise(b, c)
+
+    def pictures_in_a_text(self, a: int) -> None:
+        """A cut of a selection, seen along the whole axis and in the other selections."""
+        self.select(self.one_of(self.x))
+        inside, other = self.rng.sample(list(self.selections), 2)
+        cut = self.segment_by_flags(self.take(self.one_of(self.x), inside))
+        back = self.spread(self.pool(self.take(self.one_of(self.x), inside), cut), cut)
+        joined = self.join_selections([(inside, back), (other, self.take(self.one_of(self.x), other))])
+        self.take(self.some(self.x) or joined, self.rng.choice((inside, other)))
 
     def new_cut(self) -> None:
         rng = self.rng
-        levels = [self.x, self.x, *self.selections, *([self.whole] if hasattr(self, "whole") else [])]
-        along = rng.choice(levels)
+        along = rng.choice([self.x, self.x, *self.selections]) if self.whole is None else self.whole
         a = self.some(along)
         assert a is not None
         draw = rng.random()
-        if hasattr(self, "whole"):
-            if along is self.whole:
-                (self.segment_by_flags if draw < 0.6 else self.segment_by_value)(a)
-        elif along is not self.x or draw < 0.45:
+        if along is not self.x:
+            (self.segment_by_flags if draw < 0.7 or along is not self.whole else self.segment_by_value)(a)
+        elif draw < 0.45:
             self.segment_by_flags(a)
         elif draw < 0.65:
             self.segment_by_value(a)
         elif draw < 0.85:
-            self.segment_by_length(a)
+            self.segment_by_length(self.following(a) if rng.random() < 0.2 else a)
         else:
             self.scaled()
 
     def around_selections(self) -> None:
         rng = self.rng
-        if hasattr(self, "whole"):
-            return
         if not self.selections:
             a = self.some(self.x)
             assert a is not None
@@ -297,17 +304,14 @@ def _captures(formula: masks.Formula | None) -> bool:
 
 
 def random_program(rng: random.Random) -> Program:
-    setting = rng.choice(("plain",) * 6 + ("nested", "part"))
+    setting = rng.choice(("plain", "plain", "plain", "plain", "plain", "nested", "nested", "part", "selected"))
     builder = Builder(rng, rng.randrange(3, 7), setting)
     for _ in range(rng.randrange(4, 11)):
         builder.grow()
     return builder.program
 
 
-def observe(rng: random.Random, sources: int = 1, tries: int = 4) -> list[Observed]:
-    program = random_program(rng)
-    result = []
-    for _ in range(sources):
-        run = execute(program, tuple(rng.randrange(ALPHABET) for _ in range(program.rows)))
-        result.append(Observed(program, run, dependence(program, run, rng, tries)))
-    return result
+def observe_program(program: Program, rng: random.Random, tries: int = 4) -> Observed:
+    """One run on a random source, and what was seen in it."""
+    run = execute(program, tuple(rng.randrange(ALPHABET) for _ in program.places))
+    return Observed(program, run, dependence(program, run, rng, tries))

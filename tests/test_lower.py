@@ -13,7 +13,7 @@ from tests.small_models import DECODER, LEVELS, checked, model, tokens
 from weft.codegen.artifact import ArtifactError, compile_to
 from weft.codegen.lower import graph_text, lower, signature
 from weft.codegen.origin import origin
-from weft.codegen.pipeline import BASIC_PASSES, INFERENCE_PASSES, optimise
+from weft.codegen.pipeline import BASIC_PASSES, CPU_PASSES, optimise
 from weft.runtime.initialise import initialise
 from weft.runtime.model import Model, load
 from weft.runtime.packed import pack
@@ -119,7 +119,7 @@ def test_levels_by_hand():
     x = state["words.weight"][ids] + state["classes.weight"][label]
     weights = torch.softmax(x @ image.T * 6**-0.5, -1)
     expected = x + 0.25 * (weights @ (image @ state["y.linear.weight"].T))
-    got = small([torch.tensor([0]), ids], [torch.zeros(1, 6), image], [1, label], 0.25)[1]
+    got = small([torch.tensor([0]), ids], [torch.zeros(1, 6), image], [1, label], [1.0, 0.25])[1]
     torch.testing.assert_close(got, expected)
 
 
@@ -158,7 +158,7 @@ def test_meta_device_needs_no_memory(spec):
     assert all(parameter.is_meta for parameter in small.parameters())
 
 
-@pytest.mark.parametrize("passes", [BASIC_PASSES, INFERENCE_PASSES], ids=["basic", "inference"])
+@pytest.mark.parametrize("passes", [BASIC_PASSES, CPU_PASSES], ids=["basic", "cpu"])
 def test_passes_keep_the_meaning(spec, passes):
     for program in (spec.model, spec.objectives["next_token"]):
         reference = lower(program, working=torch.float64)

@@ -27,7 +27,7 @@ def levels_inputs(count: int, lengths=(3, 0, 5), frames=(2, 4, 1)):
         "tokens": tokens(lengths[:count], 7),
         "image": [torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in frames[:count]],
         "class": [2, 0, 1][:count],
-        "scale": 0.5,
+        "scale": [0.5, 2.0, -1.0][:count],
     }
 
 
@@ -45,7 +45,7 @@ def test_several_ragged_axes_and_levels(levels):
     inputs = levels_inputs(3)
     together = levels(**inputs)
     for i, result in enumerate(together):
-        one = {name: value if name == "scale" else value[i : i + 1] for name, value in inputs.items()}
+        one = {name: value[i : i + 1] for name, value in inputs.items()}
         torch.testing.assert_close(levels(**one)[0], result, rtol=0, atol=1e-12)
 
 

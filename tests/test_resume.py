@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent.parent / "bench" / "kill_resume.py"
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_and_resumed(seed):
-    """Kills at a random time, inside a checkpoint, and inside a line of the log. The longer run is the script's default."""
+    """At a random time, inside a checkpoint, inside a line of the log. The script by itself is the longer run."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     command = [sys.executable, str(SCRIPT), "--kills", "6", "--steps", "40", "--seed", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -1,0 +1,112 @@
+"""What the documents claim: examples check, generated pages are up to date, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from weft.codegen.ops import OPS
+from weft.dsl.check import check_all
+from weft.dsl.source import Source
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fenced block. `kind` is what follows ```: `weft`, `weft wrong` or `weft later`."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+
+
+def _examples(page: Path) -> list[Example]:
+    found = []
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```(weft[ a-z]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Example(page, line, match[1].strip(), match[2]))
+    return found
+
+
+# The error index repeats the pages of the error classes, which have tests of their own.
+EXAMPLES = [e for page in PAGES if page.name != "errors.md" for e in _examples(page)]
+
+
+def _codes(example: Example) -> list[str]:
+    # Blank lines in front, so that a diagnostic names the line of the page.
+    source = Source(str(example.page.relative_to(ROOT)), "\n" * example.line + example.text)
+    return [error.code for error in check_all(source, OPS).problems.errors]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: f"{e.page.name}:{e.line}")
+def test_examples(example: Example) -> None:
+    codes = _codes(example)
+    match example.kind:
+        case "weft":
+            assert codes == []
+        case "weft wrong":
+            wanted = re.findall(r"^# (E\d+)$", example.text, re.MULTILINE)
+            assert wanted, "say which code, as a comment"
+            assert codes == wanted
+        case "weft later":
+            assert codes
+            assert set(codes) == {"E901"}
+        case kind:
+            pytest.fail(f"no such kind of example: {kind}")
+
+
+def test_the_manual_shows_every_declaration_and_statement() -> None:
+    """A construct that no example uses is a construct that no reader finds."""
+    shown = "\n".join(example.text for example in EXAMPLES)
+    words = (
+        "size", "option", "axis", "enum", "shared", "mask", "block", "model", "objective", "init", "freeze", "optimise",
+        "weights", "hook", "memory", "extern", "for", "if", "return", "param", "loss", "routed", "segment",
+    )  # fmt: skip
+    missing = [word for word in words if not re.search(rf"^ *{word}\b", shown, re.MULTILINE)]
+    assert not missing
+
+
+def test_the_error_index_is_up_to_date() -> None:
+    from weft.error_index import index
+
+    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == index(), "run python -m weft.error_index"
+
+
+def test_the_operator_page_is_up_to_date() -> None:
+    from weft.op_index import index
+
+    assert (ROOT / "docs" / "operators.md").read_text(encoding="utf-8") == index(), "run python -m weft.op_index"
+
+
+def test_every_training_setting_is_in_the_manual() -> None:
+    from weft.runtime.run_config import RunConfig
+
+    section = (ROOT / "docs" / "manual.md").read_text(encoding="utf-8").partition("## 15.")[2].partition("## 16.")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in anchors, f"{page.name} links to {target}"
+
+
+def test_the_readme_shows_a_spec_of_about_thirty_lines() -> None:
+    first = next(example for example in EXAMPLES if example.page.name == "README.md")
+    assert 20 <= len([line for line in first.text.splitlines() if line.strip()]) <= 40
