@@ -4,8 +4,8 @@
     `**`    any number, also none  **.linear.weight
     other   that part, exactly     embed
 
-A pattern matches a path when it matches the whole of it or an ancestor at a part boundary: `embed` matches `embed.weight`,
-never `embedding.weight`.
+A pattern matches a path when it matches the whole of it or an ancestor at a part boundary: `embed` matches
+`embed.weight`, never `embedding.weight`.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import RuntimeFault
 
-# What may differ between a run and its continuation. The first line does not enter the arithmetic of a step. What
-# the second names is guarded by hashes of its contents in the checkpoint, so that files may lie elsewhere. `steps` moves the
-# end of a cosine or linear schedule: a longer run goes on from the same state at another rate.
+# What may differ between a run and its continuation. The first line does not enter the arithmetic of a step. What the
+# second names is guarded by hashes of its contents in the checkpoint, so that files may lie elsewhere. `steps` moves
+# the end of a cosine or linear schedule: a longer run goes on from the same state at another rate.
 CHANGEABLE_ON_RESUME = frozenset(
     {"out", "resume", "save_every", "keep", "eval_every", "eval_tokens", "log_every", "tensorboard", "stop_after"}
     | {"spec", "data", "format", "field", "suffixes", "tokenizer"}

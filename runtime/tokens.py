@@ -35,11 +35,17 @@ BEGIN_NAMES = ("<|begin_of_text|>", "<bos>", "<s>", "<|bos|>", "[BOS]", "[CLS]")
 class Tokens(Protocol):
     """A vocabulary. Equal digests: the same one. `end` and `begin` are None where there is no mark."""
 
-    name: str
-    vocab: int
-    end: int | None
-    begin: int | None
-    digest: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def end(self) -> int | None: ...
+
+    @property
+    def begin(self) -> int | None: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """Ids of each document, without marks."""
