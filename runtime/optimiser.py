@@ -20,15 +20,13 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..dsl.patterns import select
 from ..dsl.program import Optimiser as OptimiserSpec
 from .errors import RuntimeFault
 
 Settings = Iterable[tuple[str, float | tuple[float, ...]]]
-
-# The norm of a clip group is never 0 in the divisor. The value is part of the recipe (olmo2.md 3.2), not a tolerance.
-NORM_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,7 @@ class WeightOptimiser:
     def gradient_norms(self) -> tuple[Tensor, ...]:
         """The norm of each clip group, in the order of their numbers. Weights without a gradient get one of zeros."""
         norms = []
+        device = next(iter(self.weights.values())).device
         for number in range(1 + max(group.clip_group for group in self.groups)):
             members = [
                 self.weights[path] for group in self.groups if group.clip_group == number for path in group.paths
@@ -96,8 +95,8 @@ class WeightOptimiser:
             for weight in members:
                 if weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
-            each = torch._foreach_norm([weight.grad for weight in members if weight.grad is not None])
-            norms.append(torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros(()))
+            gradients = [weight.grad for weight in members if weight.grad is not None]
+            norms.append(get_total_norm(gradients).to(device))
         return tuple(norms)
 
     def step(self, factor: float, norms: Sequence[Tensor]) -> None:
@@ -105,9 +104,8 @@ class WeightOptimiser:
         for group, torch_group in zip(self.groups, self._adamw.param_groups, strict=True):
             torch_group["lr"] = group.settings.lr * factor
             if group.settings.clip > 0:
-                coefficient = (group.settings.clip / (norms[group.clip_group] + NORM_FLOOR)).clamp(max=1.0)
-                gradients = [weight.grad for weight in torch_group["params"]]
-                torch._foreach_mul_(gradients, coefficient)
+                # By min(1, clip / (norm + 1e-6)): the recipe's own formula (olmo2.md 3.2).
+                clip_grads_with_norm_(torch_group["params"], group.settings.clip, norms[group.clip_group])
         self._adamw.step()
 
     def state(self) -> OptimiserState:

@@ -73,6 +73,15 @@ class Bigram(torch.nn.Module):
         return losses
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The products here are tiny, and the suite runs a process per core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
