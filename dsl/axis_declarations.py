@@ -5,8 +5,9 @@ from __future__ import annotations
 from . import syntax
 from .axes import Axis, AxisKind, ByCase, Cut, Grid, Joined, Nested, Ragged, Scaled, Selected, Static
 from .diagnostics import Mistake, Noted
-from .errors.names import BadSize, StaticArithmetic
+from .errors.names import StaticArithmetic
 from .errors.signatures import BadType, NotAnAxis
+from .errors.sizes import BadSize
 from .expressions import Expressions
 from .length import Length
 from .source import Span
@@ -87,7 +88,7 @@ def _valued(body: Expressions, value: syntax.Expression, name: str, span: Span) 
     measured = length(body, value, name)
     if measured.number is None:
         raise Mistake(BadType(value.span, "an axis made from an ordered axis is `axis / n` or a sum of axes"))
-    return Axis(name, Static(), measured.form, _checked(measured.number, name, value.span), span)
+    return Axis(name, Static(), measured.form, check_length(measured.number, name, value.span), span)
 
 
 def _static_grid(body: Expressions, call: syntax.Call, name: str, span: Span) -> Axis:
@@ -97,7 +98,7 @@ def _static_grid(body: Expressions, call: syntax.Call, name: str, span: Span) ->
     height, width = sides
     assert height.number is not None
     assert width.number is not None
-    size = _checked(height.number * width.number, name, call.span)
+    size = check_length(height.number * width.number, name, call.span)
     return Axis(name, Grid((height.number, width.number)), height.form * width.form, size, span)
 
 
@@ -140,9 +141,14 @@ def _joined(body: Expressions, e: syntax.Expression) -> tuple[Axis | int, ...] |
     return tuple(parts) if any(isinstance(part, Axis) for part in parts) else None
 
 
-def _checked(number: int, name: str, at: Span) -> int:
-    if not 0 <= number < LARGEST:
-        raise Mistake(BadSize(at, name, f"is {number}, " + ("below 0" if number < 0 else "2^48 or more")))
+def check_length(number: int, name: str, at: Span) -> int:
+    """A length as it is, if it can be one."""
+    if number < 0:
+        raise Mistake(BadSize(at, name, f"is {number}, below 0"))
+    if number >= LARGEST:
+        raise Mistake(
+            BadSize(at, name, f"is {number:.3g}, which is 2^48 or more" if number < 1 << 64 else "is 2^48 or more")
+        )
     return number
 
 

@@ -15,7 +15,7 @@ from .errors.weights import TooLarge
 from .expressions import Expressions
 from .length import Length
 from .modules import Instance
-from .op_call import OpCalls, as_value, bind_arguments
+from .op_call import OpCalls, as_value, bind_arguments, none_of
 from .opdef import Accepts, Param
 from .program import Frame, Value
 from .signatures import STATIC_KINDS, Signatures, parameter
@@ -81,6 +81,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         if len(chain) >= NESTING_LIMIT:
             raise Mistake(TooLarge(at, f"calls nested deeper than {NESTING_LIMIT}"))
         chain.append((block.declaration, block.name))
+        self.build.expanded.add(id(block.declaration))
         try:
             yield
         finally:
@@ -140,6 +141,9 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             return self._as_size(written.name.text, given, at)
         if type.kind.text in STATIC_KINDS:
             return self._accept(replace(param, default=None), given, at)
+        if given is NONE and type.or_none and type.element is not None:
+            axis = self.axis(type.element)
+            return none_of(axis, at)
         # A static number stays static, so that the body may decide by it.
         if not type.axes and (is_static(given) or given is NONE):
             return number_of(given) if isinstance(given, Axis) else given
@@ -160,7 +164,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
     def checked_result(self, declaration: syntax.Block) -> object:
         """The body's result, if it fits the signature."""
         if self.result is None:
-            self.problems.add(NoResult(declaration.name.span, declaration.name.text, "does not return a value"))
+            self.note(NoResult(declaration.name.span, declaration.name.text, "does not return a value"))
             return UNKNOWN
         result, at = self.result
         if result is UNKNOWN:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from . import program, syntax
 from .axes import Axis, Static
-from .diagnostics import Mistake, Noted, Problems
+from .diagnostics import Mistake, Noted, Problems, SpecError
 from .errors.weights import TooLarge
 from .length import Length
+from .located import located
 from .modules import Instance, Library
 from .opdef import OpDef, OpTable
 from .program import LossTerm, Node, Value
@@ -25,6 +26,11 @@ from .weight_book import WeightBook
 
 NESTING_LIMIT = 64
 AXES_LIMIT = 16
+OPERATION_LIMIT = 200_000
+
+
+class Abandoned(Exception):
+    """Ends the elaboration of a program that grows past the limit although the count said otherwise."""
 
 
 @dataclass(eq=False)
@@ -41,6 +47,15 @@ class Build:
     enum_axes: dict[EnumType, Axis] = field(default_factory=dict)
     prelude: dict[str, Instance] = field(default_factory=dict)
     calls: list[tuple[object, str]] = field(default_factory=list)  # blocks being expanded, for circles and depth
+    expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
+    steps: int = 0
+
+    def step(self, at: Span) -> None:
+        """Counts one statement or operation."""
+        self.steps += 1
+        if self.steps > 2 * OPERATION_LIMIT:
+            self.problems.add(TooLarge(at, f"over {OPERATION_LIMIT:,} operations and statements, which is the limit"))
+            raise Abandoned
 
     def enum_axis(self, enum: EnumType) -> Axis:
         """The axis an enum's members count along: `embed(worth, ratio -> dim)`."""
@@ -69,6 +84,7 @@ class Body(ABC):
         self.frames = frames
         self.scope = scope or Scope()
         self.binding: str | None = None
+        self.naming: tuple[str, Span] | None = None  # the statement's target, and the expression it names
         self.precise = False
         self.result: tuple[object, Span] | None = None
         self.losses: list[LossTerm] = []
@@ -77,13 +93,17 @@ class Body(ABC):
     def problems(self) -> Problems:
         return self.build.problems
 
+    def note(self, error: SpecError) -> None:
+        """Adds a mistake, with the calls and turns it was met in."""
+        self.problems.add(located(error, self.frames, self.build.library.is_standard))
+
     @contextmanager
     def noted(self):
         """Records a mistake and goes on after the block."""
         try:
             yield
         except Mistake as mistake:
-            self.problems.add(mistake.error)
+            self.note(mistake.error)
         except Noted:
             pass
 
@@ -119,7 +139,9 @@ class Body(ABC):
         for type in types:
             if len(type.axes) > AXES_LIMIT:
                 raise Mistake(TooLarge(span, f"a value with {len(type.axes)} axes; the limit is {AXES_LIMIT}"))
-        name = self.binding or op.name
+        self.build.step(span)
+        # The value that a statement binds has its name, the values on the way that of their operator.
+        name = self.naming[0] if self.naming is not None and self.naming[1] == span else op.name
         outputs = tuple(Value(name, type, span) for type in types)
         if self.build.make_nodes:
             self.build.nodes.append(Node(op, attrs, inputs, outputs, span, self.frames, self.precise))

@@ -13,14 +13,23 @@ from . import syntax
 from .axes import Axis
 from .causality import check_targets
 from .diagnostics import Problems, SpecErrors
-from .elaborate import Spec, check_later, check_shared, elaborate_model, elaborate_objective, instantiate
+from .elaborate import (
+    Spec,
+    check_declarations,
+    check_later,
+    check_shared,
+    elaborate_model,
+    elaborate_objective,
+    instantiate,
+)
+from .errors.weights import PatternMatchesNothing
 from .modules import Library
 from .opdef import OpTable
 from .optimise import optimiser
 from .program import Optimiser, Program, Weight
 from .render import render
-from .sizes import check_choice
-from .source import Source, Span
+from .sizes import asked_for, check_choice, check_settings
+from .source import Source
 from .weight_map import WeightMap, weight_maps
 
 
@@ -72,6 +81,10 @@ class Result:
         return self.checked
 
 
+def _library(problems: Problems) -> Library:
+    return Library(load_used, prelude_sources(), problems, usable)
+
+
 def read_source(path: Path) -> Source:
     """The text of a spec file. Raises OSError, or ValueError when it is not UTF-8 text."""
     data = path.read_bytes()
@@ -89,6 +102,16 @@ def load_used(name: str, user: Source) -> Source | None:
         return read_source(beside)
     shipped = files("weft.specs") / relative
     return Source(str(shipped), shipped.read_text("utf-8")) if shipped.is_file() else None
+
+
+def usable(user: Source) -> tuple[str, ...]:
+    """The names that a `use` in this file could give."""
+    try:
+        beside = [item.stem for item in Path(user.name).parent.glob("*.weft")]
+    except (OSError, ValueError):
+        beside = []
+    shipped = [item.name.removesuffix(".weft") for item in files("weft.specs").iterdir() if item.name.endswith(".weft")]
+    return (*beside, *shipped)
 
 
 _DEFINES = re.compile(r"^(?:block|mask|model)\s+([A-Za-z_]\w*)", re.MULTILINE)
@@ -111,8 +134,7 @@ def check(
 ) -> Result:
     """Checks a spec for one choice of sizes. Without `size`, the sizes' defaults; a single preset is
     taken."""
-    problems = Problems()
-    library = Library(load_used, prelude_sources(), problems)
+    library = _library(Problems())
     module = library.module(source)
     if size is None and len(module.presets) == 1 and not overrides:
         size = next(iter(module.presets))
@@ -122,7 +144,7 @@ def check(
 def check_all(source: Source, ops: OpTable, overrides: Mapping[str, object] | None = None) -> Result:
     """Checks a spec under every preset; the result is the first preset's."""
     problems = Problems()
-    library = Library(load_used, prelude_sources(), problems)
+    library = _library(problems)
     module = library.module(source)
     results = [_check(library, source, ops, size, overrides or {}) for size in module.presets or (None,)]
     return results[0] if not problems else Result(None, problems)
@@ -131,13 +153,16 @@ def check_all(source: Source, ops: OpTable, overrides: Mapping[str, object] | No
 def _check(library: Library, source: Source, ops: OpTable, size: str | None, overrides: Mapping[str, object]) -> Result:
     problems = library.problems
     module = library.module(source)
-    check_choice(module, size, overrides, problems, Span(source, 0, 0))
+    given = asked_for(size, overrides)
+    check_choice(module, size, given, problems)
     if problems and (size is not None and size not in module.presets):
         return Result(None, problems)
-    spec = instantiate(module, size, overrides, library, ops)
+    check_settings(module, problems)
+    spec = instantiate(module, size, given, library, ops)
     check_later(module, spec)
     models = {m.name.text: elaborate_model(spec, m) for m in spec.root.models}
     objectives = {o.name.text: elaborate_objective(spec, o) for o in module.of(syntax.Objective)}
+    check_declarations(spec)
     if problems:
         return Result(None, problems)
     built = {name: program for name, program in models.items() if program is not None}
@@ -178,6 +203,8 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
         ]
         check_targets(program, targets, problems)
     check_shared(spec)
+    for declaration in spec.root.module.of(syntax.Objective):
+        _check_trains(spec, declaration, objectives.get(declaration.name.text))
     book = spec.book()
     matched: set[tuple[str, int]] = set()
     for program in (*models.values(), *objectives.values()):
@@ -187,6 +214,15 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
                 if book.applies(rule.pattern.text, rule.prefix, weight.path):
                     matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
     book.check_rules(matched)
+
+
+def _check_trains(spec: Spec, declaration: syntax.Objective, program: Program | None) -> None:
+    if program is None:
+        return
+    book, paths = spec.book(), tuple(weight.path for weight in program.weights)
+    for pattern in declaration.trains:
+        if not any(book.applies(pattern.text, (), path) for path in paths):
+            spec.library.problems.add(PatternMatchesNothing(pattern.span, pattern.text, paths))
 
 
 def _chosen(spec: Spec) -> tuple[dict[str, int], dict[str, object]]:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from . import syntax
 from .axes import Axis
+from .body import OPERATION_LIMIT
 from .diagnostics import Mistake, Noted
 from .errors.weights import TooLarge
 from .modules import Instance, Library
+from .names_read import all_words, first_line
 from .source import Span
-from .statements import syntax_names
 from .static_math import arithmetic, compare, is_static, number_of
 from .statics import BlockRef
 
-OPERATION_LIMIT = 200_000
 Statics = dict[str, object]
 
 
@@ -86,7 +86,7 @@ class _Counter:
     def _mentioned(self, statement: syntax.For) -> frozenset[str]:
         key = id(statement)
         if key not in self.mentions:
-            self.mentions[key] = frozenset(name.text for name in syntax_names(statement.body))
+            self.mentions[key] = frozenset(all_words(statement.body))
         return self.mentions[key]
 
     def _large(self, count: int, span: Span) -> int:
@@ -211,8 +211,4 @@ def check_size(declaration: syntax.Block | syntax.Objective, home: Instance, lib
     if total > OPERATION_LIMIT:
         at = counter.largest[1] if counter.largest else declaration.name.span
         count = f"over {total:,}" if total <= 10 * OPERATION_LIMIT else f"about {float(total):.0e}"
-        raise Mistake(TooLarge(_first_line(at), f"{count} operations; the limit is {OPERATION_LIMIT:,}"))
-
-
-def _first_line(span: Span) -> Span:
-    return Span(span.source, span.start, span.start + len(span.text.split("\n", 1)[0].rstrip()))
+        raise Mistake(TooLarge(first_line(at), f"{count} operations; the limit is {OPERATION_LIMIT:,}"))

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from . import syntax
-from .body import Build
+from .body import Abandoned, Build
 from .count import check_size
-from .diagnostics import Mistake, Noted
+from .diagnostics import Mistake
 from .distributions import distribution
 from .errors.later import NotBuiltYet
-from .errors.names import BadArguments, CircularUse, UnknownName
+from .errors.names import BadArguments
 from .errors.signatures import BadType
 from .errors.weights import NoLoss, UnusedShared
+from .instances import Instances, scratch_build
 from .modules import Instance, Library, Module
 from .opdef import OpTable
 from .program import Distribution, Frame, Program, Value
 from .signatures import STATIC_KINDS
-from .sizes import ChosenValues
-from .source import Span
+from .sizes import Given
 from .statements import Elaboration
-from .statics import NONE, UNKNOWN, BlockRef, Record
+from .statics import NONE, UNKNOWN, Record
 from .weight_book import Rule, WeightBook
 
 
@@ -33,6 +34,7 @@ class Spec:
     instances: tuple[Instance, ...]
     library: Library
     ops: OpTable
+    expanded: set[int] = field(default_factory=set)  # declarations of the blocks that were called, by id
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -50,7 +52,7 @@ class Spec:
         return WeightBook(self.library.problems, self.rules, models, self._init)
 
     def build(self, training: bool) -> Build:
-        return Build(self.ops, self.library, self.library.problems, self.book(), training)
+        return Build(self.ops, self.library, self.library.problems, self.book(), training, expanded=self.expanded)
 
     def _init(self, rule: Rule, fan_in: int, fan_out: int) -> Distribution:
         home = next(i for i in self.instances if i.module.source is rule.pattern.span.source)
@@ -61,78 +63,16 @@ class Spec:
         return distribution(body, rule.declaration.value)
 
     def _scratch(self) -> Build:
-        """For expressions outside any program."""
-        return Build(self.ops, self.library, self.library.problems, None, False)  # type: ignore[arg-type]
+        return scratch_build(self.library, self.ops)
 
 
 def instantiate(
-    module: Module, size: str | None, overrides: Mapping[str, object], library: Library, ops: OpTable
+    module: Module, size: str | None, overrides: Mapping[str, Given], library: Library, ops: OpTable
 ) -> Spec:
     """The spec's instance and those of the files it uses."""
-    instances: list[Instance] = []
-    cache: dict[tuple[str, str], Instance] = {}
-
-    def make(
-        module: Module, overrides: Mapping[str, object], path: tuple[str, ...], chain: tuple[str, ...]
-    ) -> Instance:
-        instance = Instance(module, {}, path)
-        scratch = Build(ops, library, library.problems, None, False)  # type: ignore[arg-type]
-
-        def body() -> Elaboration:
-            return Elaboration(scratch, instance, "size", ())
-
-        instance.make_axis = lambda home, declaration: Elaboration(scratch, home, "axis", ()).make_axis(
-            home, declaration, None
-        )
-        instance.values = ChosenValues(module, size, overrides, library.problems, body)
-        instances.append(instance)
-        for use in module.of(syntax.Use):
-            try:
-                _use(instance, use, body(), chain)
-            except Mistake as mistake:
-                library.problems.add(mistake.error)
-            except Noted:
-                pass
-        return instance
-
-    def _use(user: Instance, use: syntax.Use, body: Elaboration, chain: tuple[str, ...]) -> None:
-        name = use.module[-1].text
-        local = use.alias.text if use.alias else name
-        used = library.used(use, user.module.source)
-        if used is None:
-            for entry in use.names or ():
-                user.imports[(entry.alias or entry.name).text] = UNKNOWN
-            user.imports.setdefault(local, UNKNOWN)
-            return
-        if used.source.name in chain:
-            raise Mistake(CircularUse(use.span, (*chain[chain.index(used.source.name) :], used.source.name)))
-        settings = {s.name.text: body.evaluate(s.value) for s in use.settings if s.name is not None}
-        key = (used.source.name, local if use.alias or use.settings else name)
-        if key not in cache or use.settings:
-            cache[key] = make(used, settings, (*user.path, local), (*chain, used.source.name))
-        instance = cache[key]
-        for entry in use.names:
-            found = instance.lookup(entry.name.text)
-            if found is None:
-                library.problems.add(UnknownName(entry.name.span, entry.name.text, instance.names))
-                found = UNKNOWN
-            user.imports[(entry.alias or entry.name).text] = found
-        if not use.names:
-            _import_models(user, instance, name, local, use.span)
-
-    def _import_models(user: Instance, instance: Instance, name: str, local: str, at: Span) -> None:
-        models = instance.models
-        if len(models) == 1:
-            user.imports[local] = BlockRef(models[0], instance)
-            return
-        for model in models:
-            user.imports[model.name.text] = BlockRef(model, instance)
-        if not models:
-            for block in instance.module.of(syntax.Block):
-                user.imports[block.name.text] = BlockRef(block, instance)
-
-    root = make(module, overrides, (), (module.source.name,))
-    return Spec(root, tuple(instances), library, ops)
+    instances = Instances(size, library, ops)
+    root = instances.make(module, overrides, (), (module.source.name,))
+    return Spec(root, tuple(instances.made), library, ops)
 
 
 # ---- programs -----------------------------------------------------------------------------------
@@ -147,7 +87,10 @@ def elaborate_model(spec: Spec, declaration: syntax.Block) -> Program | None:
     inputs = _begin(spec, declaration, body)
     if inputs is None:
         return None
-    body.run(declaration.body)
+    try:
+        body.run(declaration.body)
+    except Abandoned:
+        return None
     result = body.checked_result(declaration)
     if result is UNKNOWN:
         return None
@@ -164,7 +107,10 @@ def elaborate_objective(spec: Spec, declaration: syntax.Objective) -> Program | 
     inputs = _begin(spec, declaration, body)
     if inputs is None:
         return None
-    body.run(declaration.body)
+    try:
+        body.run(declaration.body)
+    except Abandoned:
+        return None
     if not body.losses and not any(isinstance(s, syntax.Loss) for s in declaration.body):
         spec.library.problems.add(NoLoss(declaration.name.span, f"objective `{name}` has no `loss`"))
     trains = tuple(pattern.text for pattern in declaration.trains)
@@ -230,6 +176,41 @@ def check_shared(spec: Spec) -> None:
     for declaration in spec.root.module.of(syntax.Shared):
         if declaration.name.text not in spec.root.used:
             spec.library.problems.add(UnusedShared(declaration.name.span, declaration.name.text))
+
+
+def check_declarations(spec: Spec) -> None:
+    """What no program reads must hold too: axes, sizes, options, and blocks that nothing calls."""
+    body = Elaboration(spec.build(training=False), spec.root, "block", ())
+    names = [*spec.root.values, *(d.name.text for d in spec.root.module.of(syntax.Axis) if d.index is None)]
+    for name in names:
+        with body.noted():
+            spec.root.lookup(name)
+    for block in spec.root.module.of(syntax.Block):
+        if block.form == "block" and id(block) not in spec.expanded:
+            _check_uncalled(spec, block)
+
+
+def _check_uncalled(spec: Spec, block: syntax.Block) -> None:
+    """A block whose signature says all is elaborated as a model would be; of others, names are checked."""
+    body = Elaboration(spec.build(training=False), spec.root, "block", (), (Frame(block.name.text, None, block.span),))
+    concrete = not block.axes and all(_is_concrete(p) for p in block.parameters)
+    if concrete:
+        inputs = _begin(spec, block, body)
+        if inputs is not None:
+            with suppress(Abandoned):
+                body.run(block.body)
+                body.checked_result(block)
+        return
+    for axis in block.axes:
+        body.scope.bind(axis.text, UNKNOWN)
+    for parameter in block.parameters:
+        body.scope.bind(parameter.name.text, UNKNOWN)
+    body.check_names(block.body)
+
+
+def _is_concrete(parameter: syntax.Parameter) -> bool:
+    type = parameter.type
+    return type is not None and not type.any_axes and type.kind.text not in STATIC_KINDS
 
 
 LATER = {

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from . import syntax
 from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted
-from .errors.names import MisplacedStatement, NoSuchField, NoSuchMember, NotStatic, StaticArithmetic, UnknownName
+from .errors.names import (
+    CircularUse,
+    MisplacedStatement,
+    NoSuchField,
+    NoSuchMember,
+    NotStatic,
+    StaticArithmetic,
+    UnknownName,
+)
 from .errors.signatures import LiteralAxis, NotAnAxis
+from .errors.sizes import SizeNotSet
+from .op_call import none_of
 from .opdef import AxisMapping
 from .program import Value
 from .source import Span
 from .static_math import arithmetic, compare, is_static, number_of
 from .statics import NONE, UNKNOWN, AxisFamily, Builtin, Family, Member, Record, SharedFamily, describe
-from .value_type import EnumType
+from .value_type import EnumType, Id
 
 OPERATORS = {
     "+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "mod": "mod", "^": "pow", "and": "and_",
@@ -21,6 +34,8 @@ OPERATORS = {
     "==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge",
 }  # fmt: skip
 CONSTANTS = {"true": True, "false": False, "none": NONE}
+# Members of axis families made from other members: `axis a[i] = a[i - 1] / 2`.
+AXES_DEEP = 64
 BUILTINS = ("size", "static_axis", "static_axes", "last_axis", "row_axis", "precise")
 
 
@@ -29,7 +44,7 @@ class Expressions(Body):
         try:
             return self._evaluate(expression)
         except Mistake as mistake:
-            self.problems.add(mistake.error)
+            self.note(mistake.error)
         except Noted:
             pass
         return UNKNOWN
@@ -39,7 +54,9 @@ class Expressions(Body):
             case syntax.Number():
                 return e.value
             case syntax.Name():
-                return self.read(e.text, e.span)
+                found = self.read(e.text, e.span)
+                alone = isinstance(found, SharedFamily) and found.declaration.index is None
+                return self.shared(found, None, e.span) if alone else found
             case syntax.Group():
                 return self.evaluate(e.inner)
             case syntax.Call():
@@ -73,7 +90,13 @@ class Expressions(Body):
         """What a name stands for: a binding, then the file, then the standard library, the operators, the language."""
         if (bound := self.scope.read(name, at)) is not None:
             return bound
-        if (declared := self.home.lookup(name)) is not None:
+        try:
+            declared = self.home.lookup(name)
+        except Mistake as mistake:
+            if isinstance(mistake.error, SizeNotSet):
+                raise Mistake(replace(mistake.error, at=at)) from None
+            raise
+        if declared is not None:
             return declared
         if (standard := self.standard(name)) is not None:
             return standard
@@ -83,7 +106,11 @@ class Expressions(Body):
             return CONSTANTS[name]
         if name == "training":
             return self.build.training
-        return Builtin(name) if name in BUILTINS else None
+        if name in BUILTINS:
+            return Builtin(name)
+        if name == "or":
+            return self.build.ops["or_missing"]
+        return UNKNOWN if name in self.home.module.lost else None
 
     def standard(self, name: str) -> object | None:
         """What the standard library defines under a name."""
@@ -99,12 +126,13 @@ class Expressions(Body):
     def read(self, name: str, at: Span) -> object:
         found = self.find(name, at)
         if found is None:
-            known = (
-                *self.scope.bound, *self.home.names, *self.build.library.prelude_names, *self.build.ops.ops,
-                *BUILTINS, *CONSTANTS
-            )  # fmt: skip
-            raise Mistake(UnknownName(at, name, known))
+            raise Mistake(UnknownName(at, name, self.known_names()))
         return found
+
+    def known_names(self, local: Iterable[str] = ()) -> tuple[str, ...]:
+        """What may be read here, for suggestions."""
+        standard, ops = self.build.library.prelude_names, self.build.ops.ops
+        return (*local, *self.scope.bound, *self.home.names, *standard, *ops, *BUILTINS, *CONSTANTS)
 
     # ---- operators --------------------------------------------------------------------------------
 
@@ -135,7 +163,10 @@ class Expressions(Body):
             return UNKNOWN
         results: list[object] = []
         for symbol, left, right in zip(e.operators, values, values[1:], strict=False):
-            if is_static(left) and is_static(right):
+            left, right = self._as_none(left, right, e.span), self._as_none(right, left, e.span)
+            if (left is NONE or right is NONE) and symbol in ("==", "!="):
+                results.append((left is right) == (symbol == "=="))  # a parameter that was left out, or was not
+            elif is_static(left) and is_static(right):
                 results.append(compare(symbol, left, right, e.span))
             else:
                 results.append(self.apply(self.build.ops[OPERATORS[symbol]], {"a": left, "b": right}, e.span))
@@ -143,6 +174,12 @@ class Expressions(Body):
         for other in results[1:]:
             result = self.binary("and", result, other, e.span)
         return result
+
+    @staticmethod
+    def _as_none(side: object, other: object, at: Span) -> object:
+        """`none` beside an `id in A or none` is that id's `none`."""
+        kind = other.type.kind if side is NONE and isinstance(other, Value) else None
+        return none_of(kind.axis, at) if isinstance(kind, Id) and kind.or_none else side
 
     # ---- parts ------------------------------------------------------------------------------------
 
@@ -192,10 +229,18 @@ class Expressions(Body):
     def family_axis(self, family: AxisFamily, index: int, at: Span) -> Axis:
         """`level[2]`: made once per index."""
         name = f"{family.declaration.name.text}[{index}]"
-        known = family.home.axes.get(name)
+        home = family.home
+        known = home.axes.get(name)
         if known is None:
-            known = self.make_axis(family.home, family.declaration, index)
-            family.home.axes[name] = known
+            if name in home.making or len(home.making) > AXES_DEEP:
+                raise Mistake(CircularUse(at, (*home.making[-3:], name)))
+            home.making.append(name)
+            try:
+                known = self.make_axis(home, family.declaration, index)
+            finally:
+                home.making.pop()
+            home.axes[name] = known
+        assert isinstance(known, Axis)
         return known
 
     def shared(self, family: SharedFamily, index: int | None, at: Span) -> object:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from . import syntax
 from .axes import Axis
-from .diagnostics import Mistake
+from .diagnostics import Mistake, Noted
 from .errors.masks import BadMask
+from .errors.names import BadArguments, CircularUse
 from .expressions import Expressions
 from .masks import (
     Arithmetic,
@@ -24,83 +23,94 @@ from .masks import (
     Side,
     Term,
 )
+from .op_call import bind_arguments
+from .opdef import Accepts, Param
 from .program import Value
+from .scope import Scope
 from .static_math import number_of
-from .statics import UNKNOWN, MaskRef, Record
+from .statics import NONE, UNKNOWN, MaskRef, Member, Record, describe
+
+COMPARE = "compare `query(..)` with `key(..)`, or use a named mask such as `causal`"
 
 
 class _Writer:
-    """One mask under construction. `names` are the parameters of a mask definition being expanded."""
+    """One mask under construction: what it captures, and the definitions being expanded, for circles."""
 
-    def __init__(self, body: MaskCalls) -> None:
-        self.body = body
+    def __init__(self) -> None:
         self.captures: list[Value] = []
+        self.open: list[syntax.Mask] = []
 
-    def formula(self, e: syntax.Expression, names: Mapping[str, object]) -> Formula | None:
+    def formula(self, e: syntax.Expression, body: MaskCalls) -> Formula | None:
         match e:
             case syntax.Group():
-                return self.formula(e.inner, names)
+                return self.formula(e.inner, body)
             case syntax.Binary("and" | "or" as operator, left, right):
-                a, b = self.formula(left, names), self.formula(right, names)
+                a, b = self.formula(left, body), self.formula(right, body)
                 if operator == "and":
                     return b if a is None else a if b is None else Both(a, b)
                 return None if a is None or b is None else Either(a, b)
             case syntax.Unary("not", operand):
-                inner = self.formula(operand, names)
+                inner = self.formula(operand, body)
                 if inner is None:
                     raise Mistake(BadMask(e.span, "`not` of a mask that allows everything allows nothing"))
                 return Not(inner)
             case syntax.Comparison():
-                terms = [self.term(operand, names) for operand in e.operands]
+                terms = [self.term(operand, body) for operand in e.operands]
                 parts = [Compare(op, a, b) for op, a, b in zip(e.operators, terms, terms[1:], strict=False)]
                 result: Formula = parts[0]
                 for part in parts[1:]:
                     result = Both(result, part)
                 return result
             case syntax.Name():
-                found = names.get(e.text) or self.body.find(e.text, e.span)
-                return self._named(found, (), e, names)
+                return self._named(body.read(e.text, e.span), None, e, body)
             case syntax.Call():
-                callee = self.body.evaluate(e.callee)
-                return self._named(callee, e.arguments, e, names)
-            case _:
-                raise Mistake(
-                    BadMask(
-                        e.span,
-                        "this is no mask: a comparison of `query(..)` with `key(..)`, or a named mask, is wanted",
-                    )
-                )
+                return self._named(body.evaluate(e.callee), e, e, body)
+            case syntax.Field():
+                return self._named(body.evaluate(e), None, e, body)
+        raise Mistake(BadMask(e.span, "this is not a mask", COMPARE))
 
-    def _named(
-        self,
-        found: object,
-        arguments: tuple[syntax.Argument, ...],
-        e: syntax.Name | syntax.Call,
-        names: Mapping[str, object],
-    ) -> Formula | None:
+    def _named(self, found: object, call: syntax.Call | None, e: syntax.Expression, body: MaskCalls) -> Formula | None:
+        if found is UNKNOWN:
+            raise Noted
+        if found is NONE:
+            return None
         if isinstance(found, Mask):
             return self._captured(found)
         if not isinstance(found, MaskRef):
-            if found is None:
-                self.body.read(e.span.text.split("(")[0], e.span)
-            raise Mistake(BadMask(e.span, f"`{e.span.text}` is not a mask"))
-        parameters = found.declaration.parameters
-        if len(arguments) != len(parameters):
-            raise Mistake(
-                BadMask(
-                    e.span,
-                    f"mask `{found.declaration.name.text}` takes {len(parameters)} arguments, not {len(arguments)}",
-                )
-            )
+            what = e.callee if isinstance(e, syntax.Call) else e
+            raise Mistake(BadMask(e.span, f"`{what.span.text}` is {describe(found)}, not a mask", COMPARE))
+        declaration = found.declaration
+        if declaration in self.open:
+            names = [mask.name.text for mask in self.open[self.open.index(declaration) :]]
+            raise Mistake(CircularUse(e.span, (*names, declaration.name.text)))
+        scope = Scope(self._visible(found, body) | self._arguments(found, call, e, body))
+        inner = type(body)(body.build, found.home, "mask", body.path, body.frames, scope)
+        self.open.append(declaration)
+        try:
+            return self.formula(declaration.value, inner)
+        finally:
+            self.open.pop()
+
+    def _arguments(
+        self, found: MaskRef, call: syntax.Call | None, e: syntax.Expression, body: MaskCalls
+    ) -> dict[str, object]:
+        declaration = found.declaration
+        params = tuple(Param(parameter.name.text, Accepts.VALUE) for parameter in declaration.parameters)
+        bound = {} if call is None else bind_arguments(declaration.name.text, call, None, params)
         given: dict[str, object] = {}
-        for parameter, argument in zip(parameters, arguments, strict=True):
-            name = argument.name.text if argument.name else parameter.name.text
-            text = argument.value.text if isinstance(argument.value, syntax.Name) else None
-            given[name] = names[text] if text in names else self.body.evaluate(argument.value)
-            if given[name] is UNKNOWN:
-                raise Mistake(BadMask(argument.span, "the argument of a mask is unknown"))
-        # The definition's own free names belong to its file; it has parameters and the language's words only.
-        return self.formula(found.declaration.value, given)
+        for param in params:
+            if param.name not in bound:
+                raise Mistake(BadArguments(e.span, declaration.name.text, f"`{param.name}` is missing"))
+            given[param.name] = body.evaluate(bound[param.name])
+            if given[param.name] is UNKNOWN:
+                raise Noted
+        return given
+
+    @staticmethod
+    def _visible(found: MaskRef, body: MaskCalls) -> dict[str, object]:
+        """A mask captures values by name where it is used. What its own file declares comes first."""
+        own = set(found.home.names)
+        return {name: value for name, value in body.scope.bound.items() if name not in own}
 
     def _captured(self, mask: Mask) -> Formula | None:
         """A mask passed in from outside, with its captures renumbered into this one."""
@@ -108,56 +118,60 @@ class _Writer:
         self.captures.extend(mask.captures)
         return None if mask.formula is None else _shifted(mask.formula, start)
 
-    def term(self, e: syntax.Expression, names: Mapping[str, object]) -> Term:
+    def term(self, e: syntax.Expression, body: MaskCalls) -> Term:
         match e:
             case syntax.Group():
-                return self.term(e.inner, names)
+                return self.term(e.inner, body)
             case syntax.Binary("+" | "-" | "*" as operator, left, right):
-                return Arithmetic(operator, self.term(left, names), self.term(right, names))
+                return Arithmetic(operator, self.term(left, body), self.term(right, body))
             case syntax.Unary("-", operand):
-                return Arithmetic("-", self.term(operand, names))
+                return Arithmetic("-", self.term(operand, body))
             case syntax.Call(syntax.Name("abs"), (argument,)):
-                return Arithmetic("abs", self.term(argument.value, names))
-            case syntax.Call(syntax.Name("query" | "key" as side), (argument,)):
-                return Side(side, self._read(argument.value, names))
-            case _:
-                value = names.get(e.text) if isinstance(e, syntax.Name) else None
-                value = self.body.evaluate(e) if value is None else value
-                number = number_of(value)
-                if number is None:
-                    raise Mistake(BadMask(e.span, "a value in a mask is read at a row: write `query(..)` or `key(..)`"))
-                return Literal(number)
+                return Arithmetic("abs", self.term(argument.value, body))
+            case syntax.Call(syntax.Name("query" | "key" as side), arguments):
+                if len(arguments) != 1:
+                    raise Mistake(BadMask(e.span, f"`{side}(..)` takes one argument"))
+                return Side(side, self._read(arguments[0].value, body))
+        value = body.evaluate(e)
+        if value is UNKNOWN:
+            raise Noted
+        if isinstance(value, Member):
+            return Literal(value.index)
+        number = number_of(value)
+        if number is None or (isinstance(value, Axis) and value.is_ordered):
+            help = f"write `query({e.span.text})` or `key({e.span.text})`"
+            raise Mistake(BadMask(e.span, f"a mask compares rows; `{e.span.text}` does not say of which", help))
+        return Literal(number)
 
-    def _read(self, e: syntax.Expression, names: Mapping[str, object]) -> Position | Captured | SegmentIndex:
-        if isinstance(e, syntax.Name) and e.text == "position" and e.text not in names:
+    def _read(self, e: syntax.Expression, body: MaskCalls) -> Position | Captured | SegmentIndex:
+        if isinstance(e, syntax.Name) and e.text == "position" and e.text not in body.scope.bound:
             return Position()
         if isinstance(e, syntax.Call) and isinstance(e.callee, syntax.Name) and e.callee.text == "index":
-            axis = self._axis_of(e.arguments[0].value, names)
+            if not 1 <= len(e.arguments) <= 2:
+                raise Mistake(BadMask(e.span, "`index` takes a cut, and perhaps `closed`"))
             closed = len(e.arguments) > 1 and e.arguments[1].value.span.text == "closed"
-            return SegmentIndex(axis, "closed" if closed else "own")
-        value = names.get(e.text) if isinstance(e, syntax.Name) else None
-        value = self.body.evaluate(e) if value is None else value
+            return SegmentIndex(body.axis(e.arguments[0].value), "closed" if closed else "own")
+        value = body.evaluate(e)
+        if value is UNKNOWN:
+            raise Noted
         if isinstance(value, Record) and value.main is not None:
             value = value.main
-        if isinstance(value, Axis):
+        if isinstance(value, Axis) and value.is_ordered:
             return SegmentIndex(value)
         if not isinstance(value, Value):
-            raise Mistake(BadMask(e.span, "`query(..)` and `key(..)` read `position`, an axis or a value"))
+            what = f"`query(..)` and `key(..)` read `position`, an ordered axis or a value, not {describe(value)}"
+            raise Mistake(BadMask(e.span, what))
         if value not in self.captures:
             self.captures.append(value)
         return Captured(self.captures.index(value))
-
-    def _axis_of(self, e: syntax.Expression, names: Mapping[str, object]) -> Axis:
-        value = names.get(e.text) if isinstance(e, syntax.Name) else None
-        return value if isinstance(value, Axis) else self.body.axis(e)
 
 
 class MaskCalls(Expressions):
     """The part of elaboration that reads masks."""
 
     def mask(self, expression: syntax.Expression) -> Mask:
-        writer = _Writer(self)
-        formula = writer.formula(expression, {})
+        writer = _Writer()
+        formula = writer.formula(expression, self)
         return Mask(formula, tuple(writer.captures), expression.span)
 
 

@@ -15,7 +15,7 @@ from .program import Constant, Distribution, Value, Weight
 from .source import Span
 from .static_math import number_of
 from .statics import NONE, UNKNOWN, BlockRef, Member, Record, describe
-from .value_type import EnumType, Flag, Int, Real, Tag, ValueType
+from .value_type import EnumType, Flag, Id, Int, Real, Tag, ValueType
 
 
 class Call:
@@ -73,6 +73,12 @@ def as_value(body: Body, given: object, at: Span, parameter: str) -> Value:
         raise Mistake(WrongArgument(at, parameter, describe(given), "a value"))
     kind = Flag() if isinstance(number, bool) else Int() if isinstance(number, int) else Real()
     return Constant(f"{number:g}" if not isinstance(number, bool) else str(number).lower(), ValueType(kind), at, number)
+
+
+def none_of(axis: Axis, at: Span) -> Constant:
+    """`none` where an `id in axis or none` is wanted: the entry past the last."""
+    assert axis.size is not None
+    return Constant("none", ValueType(Id(axis, True)), at, axis.size)
 
 
 class OpCalls(Body):

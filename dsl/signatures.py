@@ -9,8 +9,8 @@ from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake
 from .errors.later import NotBuiltYet
-from .errors.names import WrongOption
 from .errors.signatures import ArgumentAxes, BadType
+from .errors.sizes import WrongOption
 from .opdef import REQUIRED, Accepts, Param
 from .program import Value
 from .source import Span

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from . import syntax
 from .axes import Axis, Static
-from .axis_declarations import length
+from .axis_declarations import check_length, length
 from .diagnostics import Mistake, Noted, Problems
-from .errors.names import BadSize, CircularUse, SizeNotSet, UnknownPreset, UnknownSize, WrongOption
+from .errors.names import CircularUse, did_you_mean
+from .errors.sizes import BadSize, SizeNotSet, UnknownPreset, UnknownSize, WrongOption
 from .expressions import Expressions
 from .length import Length
 from .modules import Instance, Module
 from .signatures import check_option
-from .source import Span
-from .static_math import LARGEST, Measure, number_of
+from .source import Source, Span
+from .static_math import Measure, number_of
 from .statics import UNKNOWN, Member, describe
 from .suggest import suggest
 from .value_type import EnumType
@@ -23,11 +25,19 @@ from .value_type import EnumType
 Override = int | float | bool | str
 
 
+@dataclass(frozen=True)
+class Given:
+    """A size or option given from outside: on a command line, by a program, or by the `use` of another file."""
+
+    value: object
+    at: Span
+
+
 class ChosenValues(dict):
     """Sizes and options by name, each computed when first read, so that defaults may use one another in any order."""
 
     def __init__(
-        self, module: Module, preset: str | None, overrides: Mapping[str, object], problems: Problems,
+        self, module: Module, preset: str | None, overrides: Mapping[str, Given], problems: Problems,
         body: Callable[[], Expressions],
     ) -> None:  # fmt: skip
         super().__init__()
@@ -50,13 +60,14 @@ class ChosenValues(dict):
 
     def __missing__(self, name: str) -> object:
         if name in self._computing:
-            at = self._defaults[name].name.span if name in self._defaults else self._settings[name].span
-            raise Mistake(CircularUse(at, (*self._computing[self._computing.index(name) :], name)))
+            raise Mistake(CircularUse(self._place(name), (*self._computing[self._computing.index(name) :], name)))
         self._computing.append(name)
         try:
             value = self._option(self._options[name]) if name in self._options else self._size(name)
         except Mistake as mistake:
             if isinstance(mistake.error, SizeNotSet):
+                # Said once, by the first reader, at the place where it reads the size.
+                self[name] = UNKNOWN
                 raise
             self._problems.add(mistake.error)
             value = UNKNOWN
@@ -72,10 +83,10 @@ class ChosenValues(dict):
     def _size(self, name: str) -> object:
         if name in self._overrides:
             given = self._overrides[name]
-            if isinstance(given, Axis):
-                return given
-            at = self._place(name)
-            return self._axis(name, Measure(Length.symbol(name, self._module.source.name), _whole(name, given, at)), at)
+            if isinstance(given.value, Axis) and given.value.is_static:
+                return given.value
+            symbol = Length.symbol(name, self._module.source.name)
+            return self._axis(name, Measure(symbol, _whole(name, given)), given.at)
         if name in self._settings:
             setting = self._settings[name]
             measured = length(self._body(), setting.value, name)
@@ -85,17 +96,15 @@ class ChosenValues(dict):
         if name in self._defaults:
             default = self._defaults[name]
             return self._axis(name, length(self._body(), default.value, name), default.value.span)
-        return UNKNOWN if self._preset is not None and self._preset not in self._module.presets else self._unset(name)
-
-    def _unset(self, name: str) -> object:
-        raise Mistake(SizeNotSet(self._place(name), name, self._preset))
+        preset = self._module.presets.get(self._preset or "")
+        known = tuple(self._module.presets)
+        raise Mistake(SizeNotSet(self._place(name), name, self._preset, known, preset.name.span if preset else None))
 
     def _axis(self, name: str, measured: Measure, at: Span) -> Axis:
         number = measured.number
         if number is None:
             raise Mistake(BadSize(at, name, "is not static"))
-        if not 0 <= number < LARGEST:
-            raise Mistake(BadSize(at, name, f"is {number}, " + ("below 0" if number < 0 else "2^48 or more")))
+        check_length(number, name, at)
         return Axis(name, Static(), measured.form, number, self._place(name))
 
     def _place(self, name: str) -> Span:
@@ -124,22 +133,35 @@ class ChosenValues(dict):
                 WrongOption(declaration.kind.span, declaration.kind.text, "unknown", "the kind of an option", help)
             )
         if name in self._overrides:
-            return check_option(declaration, _parsed(self._overrides[name], enum), enum, declaration.span)
+            given = self._overrides[name]
+            value = number_of(given.value) if isinstance(given.value, Axis) else _parsed(given.value, enum)
+            return check_option(declaration, value, enum, given.at)
         expression = self._settings[name].value if name in self._settings else declaration.default
+        if enum is not None and isinstance(expression, syntax.Name) and expression.text in enum.members:
+            return Member(enum, expression.text)  # whatever else the name stands for
+        if enum is not None and isinstance(expression, syntax.Name) and self._is_unknown(body, expression):
+            help = did_you_mean(expression.text, enum.members)
+            wanted = "one of " + ", ".join(enum.members)
+            raise Mistake(WrongOption(expression.span, name, f"`{expression.text}`", wanted, help))
         value = body.evaluate(expression)
         if value is UNKNOWN:
             return UNKNOWN
         number = number_of(value)
         return check_option(declaration, value if number is None else number, enum, expression.span)
 
+    @staticmethod
+    def _is_unknown(body: Expressions, name: syntax.Name) -> bool:
+        return body.find(name.text, name.span) is None
 
-def _whole(name: str, given: object, at: Span) -> int:
-    """An override's whole number, whether typed on a command line or passed by a program."""
-    number = _parsed(given, None)
-    if isinstance(number, float) and number == int(number):
+
+def _whole(name: str, given: Given) -> int:
+    """A whole number, whether typed on a command line, passed by a program or written in a `use`."""
+    number = _parsed(given.value, None)
+    if isinstance(number, float) and math.isfinite(number) and number == int(number):
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise Mistake(WrongOption(at, name, f"`{given}`", "a whole number"))
+        found = f"`{given.value}`" if isinstance(given.value, str) else describe(given.value)
+        raise Mistake(WrongOption(given.at, name, found, "a whole number"))
     return number
 
 
@@ -162,24 +184,34 @@ def _parsed(given: object, enum: EnumType | None) -> object:
         return given
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The sizes asked for: a preset's name (None: defaults only) and overrides by name."""
+def asked_for(size: str | None, overrides: Mapping[str, object]) -> dict[str, Given]:
+    """Overrides with a text to point at: what was asked for, as a preset line would say it."""
+    start = "size" if size is None else f"size {size}"
+    text, spans = f"{start}: ", {}
+    for name, value in overrides.items():
+        written = f"{name} = {str(value).lower() if isinstance(value, bool) else value}"
+        spans[name] = (len(text), len(text) + len(written))
+        text += written + ", "
+    source = Source("<sizes asked for>", text.rstrip(": ").rstrip(","))
+    return {name: Given(overrides[name], Span(source, *spans[name])) for name in overrides}
 
-    size: str | None = None
-    overrides: Mapping[str, object] = ()  # type: ignore[assignment]
 
-
-def check_choice(
-    module: Module, size: str | None, overrides: Mapping[str, object], problems: Problems, at: Span
-) -> None:
+def check_choice(module: Module, size: str | None, overrides: Mapping[str, Given], problems: Problems) -> None:
     """The preset exists, and every override names a size or option of the file."""
     if size is not None and size not in module.presets:
+        at = Span(Source("<sizes asked for>", f"size {size}"), len("size "), len(f"size {size}"))
         problems.add(UnknownPreset(at, size, tuple(module.presets)))
-    known = (*module.size_names, *(option.name.text for option in module.of(syntax.OptionDeclaration)))
-    for name in overrides:
-        if name not in known:
-            problems.add(UnknownSize(at, name, known))
+    for name, given in overrides.items():
+        if name not in module.settable:
+            problems.add(UnknownSize(given.at, name, module.settable))
 
 
-__all__ = ["Choice", "ChosenValues", "Instance", "Override", "check_choice", "describe"]
+def check_settings(module: Module, problems: Problems) -> None:
+    """Every line of a preset sets something that the file reads."""
+    for preset in module.of(syntax.Preset):
+        for setting in preset.settings:
+            if setting.name.text not in module.settable:
+                problems.add(UnknownSize(setting.name.span, setting.name.text, module.settable))
+
+
+__all__ = ["ChosenValues", "Given", "Instance", "Override", "asked_for", "check_choice", "check_settings", "describe"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from . import syntax
 from .axis_declarations import declared_axis
-from .block_call import BlockCalls
 from .body import Build
 from .diagnostics import Mistake, Noted
 from .distributions import distribution
@@ -20,17 +19,19 @@ from .errors.names import (
 from .errors.weights import NoLoss
 from .mask_calls import MaskCalls
 from .modules import Instance
+from .names_read import MASK_WORDS, bound_names, first_line, later_statements, names_read
 from .op_call import as_value
 from .opdef import OpDef
 from .program import Distribution, Frame, LossTerm, Value
 from .scope import Scope
+from .shared_calls import DEFAULT_INIT, SharedCalls
 from .source import Span
 from .static_math import number_of
-from .statics import UNKNOWN, BlockRef, Builtin, Family, SharedBlock, SharedFamily, describe
-from .value_type import Flag
+from .statics import UNKNOWN, BlockRef, Builtin, Family, Record, SharedBlock, SharedFamily, describe
+from .value_type import Flag, Real, ValueType
 
 
-class Elaboration(BlockCalls, MaskCalls):
+class Elaboration(SharedCalls, MaskCalls):
     """A body with every layer in place."""
 
     def __init__(
@@ -39,6 +40,8 @@ class Elaboration(BlockCalls, MaskCalls):
         super().__init__(build, home, kind, path, frames, scope)
         self.local_axes: set[str] = set()
         self.loops = 0
+        self.choices = 0
+        self.returned_early = False
 
     # ---- calls ------------------------------------------------------------------------------------
 
@@ -52,11 +55,14 @@ class Elaboration(BlockCalls, MaskCalls):
             case BlockRef():
                 return self.expand(callee, call, piped)
             case SharedBlock():
-                return self._call_shared(callee, call, piped)
+                return self.call_shared(callee, call, piped)
             case Builtin():
                 return self._call_builtin(callee, call, piped)
             case _:
-                raise Mistake(NotCallable(call.callee.span, describe(callee)))
+                help = None
+                if isinstance(callee, Value | Record):
+                    help = "to multiply, write `*`; to read an entry, write `x[index]`"
+                raise Mistake(NotCallable(call.callee.span, describe(callee), help))
 
     def _callee(self, expression: syntax.Expression) -> object:
         """A callee may share its name with a value: `scale = ...` does not hide an operator `scale`."""
@@ -113,78 +119,21 @@ class Elaboration(BlockCalls, MaskCalls):
             raise Mistake(BadArguments(at, name, f"{value.type} has {what}", "say which: `over=...`"))
         return static[-1]
 
-    # ---- shared values and blocks -----------------------------------------------------------------
-
-    def shared(self, family: SharedFamily, index: int | None, at: Span) -> object:
-        """A shared weight, or a shared block instance."""
-        declaration, home = family.declaration, family.home
-        home.used.add(declaration.name.text)
-        name = declaration.name.text
-        path = (*home.path, name) if index is None else (*home.path, name, str(index))
-        if declaration.call is not None:
-            return self._shared_block(family, path, index)
-        owner = Elaboration(self.build, home, "shared", path, self.frames)
-        if declaration.index is not None and index is not None:
-            owner.scope.bind(declaration.index.text, index)
-        assert declaration.type is not None
-        type = owner.value_type(declaration.type)
-        init = (
-            owner.distribution(declaration.init)
-            if declaration.init is not None
-            else Distribution("normal", (("std", 0.02),))
-        )
-        with self.build.book.instance():
-            return self.build.book.make(
-                ".".join(path), type, init, 0, declaration.span, declaration.init is not None, name
-            )
-
-    def _shared_block(self, family: SharedFamily, path: tuple[str, ...], index: int | None) -> SharedBlock:
-        declaration, home = family.declaration, family.home
-        call = declaration.call
-        if not isinstance(call, syntax.Call):
-            callee, settings = call, ()
-        else:
-            callee, settings = call.callee, call.arguments
-        assert callee is not None
-        block = Elaboration(self.build, home, "shared", (), ()).evaluate(callee)
-        if not isinstance(block, BlockRef):
-            raise Mistake(NotCallable(callee.span, describe(block)))
-        index_name = declaration.index.text if declaration.index else None
-        return SharedBlock(block, settings, home, path, index_name, index)
-
-    def _call_shared(self, shared: SharedBlock, call: syntax.Call, piped: syntax.Expression | None) -> object:
-        """Settings from the declaration, arguments from the call; weights under the declaration's path."""
-        owner = Elaboration(self.build, shared.home, "shared", (), self.frames)
-        if shared.index_name is not None:
-            owner.scope.bind(shared.index_name, shared.index)
-        given = {argument.name.text: owner.evaluate(argument.value) for argument in shared.settings if argument.name}
-        names = {argument.name.text for argument in call.arguments if argument.name}
-        positional = ([piped] if piped else []) + [a.value for a in call.arguments if a.name is None]
-        free = [
-            p.name.text
-            for p in shared.block.declaration.parameters
-            if p.name.text not in given and p.name.text not in names
-        ]
-        if len(positional) > len(free):
-            raise Mistake(
-                BadArguments(call.span, shared.block.name, f"takes {len(free)} arguments here, not {len(positional)}")
-            )
-        expressions = dict(zip(free, positional, strict=False)) | {
-            a.name.text: a.value for a in call.arguments if a.name
-        }
-        arguments = given | {name: self.evaluate(expression) for name, expression in expressions.items()}
-        if any(value is UNKNOWN for value in arguments.values()):
-            return UNKNOWN
-        before, self.path = self.path, ()
-        try:
-            with self.build.book.instance():
-                spans = {name: expression.span for name, expression in expressions.items()}
-                return self.expand_with(shared.block, arguments, spans, call.span, shared.path)
-        finally:
-            self.path = before
+    # ---- what other layers ask for ----------------------------------------------------------------
 
     def distribution(self, expression: syntax.Expression) -> Distribution:
         return distribution(self, expression)
+
+    def want_weight_axes(self, type: ValueType, at: Span) -> None:
+        for axis in type.axes:
+            if axis.is_ordered:
+                raise Mistake(
+                    MisplacedStatement(
+                        at, f"a weight has static axes only; `{axis.name}` has another length in each example"
+                    )
+                )
+        if not isinstance(type.kind, Real):
+            raise Mistake(MisplacedStatement(at, f"a weight is real, not {type.kind}"))
 
     def make_axis(self, home: Instance, declaration: syntax.Axis, index: int | None):
         return declared_axis(Elaboration(self.build, home, "axis", (), ()), declaration, index)
@@ -192,14 +141,18 @@ class Elaboration(BlockCalls, MaskCalls):
     # ---- statements -------------------------------------------------------------------------------
 
     def run(self, statements: tuple[syntax.Statement, ...]) -> None:
-        for statement in statements:
+        for number, statement in enumerate(statements):
             if self.result is not None:
-                self.problems.add(NoResult(statement.span, "return", "is followed by statements that nothing reaches"))
+                if not self.returned_early:
+                    self.note(NoResult(statement.span, "return", "is followed by statements that nothing reaches"))
+                # After a `return` in a static `if` the rest belongs to the other choice.
+                self.check_names(statements[number:])
                 return
+            self.build.step(statement.span)
             try:
                 self._run(statement)
             except Mistake as mistake:
-                self.problems.add(mistake.error)
+                self.note(mistake.error)
                 self._forget(statement)
             except Noted:
                 self._forget(statement)
@@ -232,26 +185,22 @@ class Elaboration(BlockCalls, MaskCalls):
                 self.scope.bind(name, axis)
             case syntax.Evaluate():
                 self.evaluate(statement.value)
-            case syntax.Routed():
-                raise Mistake(NotBuiltYet(_head(statement), "`routed by`"))
-            case syntax.Match():
-                raise Mistake(NotBuiltYet(_head(statement), "`match`"))
-            case syntax.Segment():
-                raise Mistake(NotBuiltYet(statement.span, "`segment`"))
-            case syntax.OptionalInput():
-                raise Mistake(NotBuiltYet(statement.span, "an optional `input`"))
+            case syntax.Routed() | syntax.Match() | syntax.Segment() | syntax.OptionalInput():
+                raise Mistake(not_built(statement))
             case syntax.Send() | syntax.On():
-                raise Mistake(MisplacedStatement(_head(statement), "this belongs into a `generate` program"))
+                raise Mistake(MisplacedStatement(first_line(statement.span), "this belongs in a `generate` program"))
 
     def _bind(self, statement: syntax.Bind) -> None:
         targets = statement.targets
         single = targets[0].name.text if len(targets) == 1 else None
-        fresh = single is not None and single not in self.scope.bound
-        before, self.binding = self.binding, single if fresh else None
+        fresh = single is not None and targets[0].index is None and single not in self.scope.bound
+        before = self.binding, self.naming
+        self.binding = single if fresh else None
+        self.naming = None if single is None else (single, _outermost(statement.value))
         try:
             value = self.evaluate(statement.value)
         finally:
-            self.binding = before
+            self.binding, self.naming = before
         if isinstance(value, Builtin | OpDef) or value is None:
             raise Mistake(MisplacedStatement(statement.value.span, f"{describe(value)} is no value"))
         if len(targets) == 1:
@@ -280,6 +229,7 @@ class Elaboration(BlockCalls, MaskCalls):
                 )
             )
         self.result = (self.evaluate(statement.value), statement.value.span)
+        self.returned_early = self.choices > 0
 
     def _for(self, statement: syntax.For) -> None:
         turns = self.evaluate(statement.over)
@@ -324,26 +274,35 @@ class Elaboration(BlockCalls, MaskCalls):
             )
         taken, other = (statement.body, statement.orelse) if condition else (statement.orelse, statement.body)
         before = set(self.scope.bound)
-        self.run(taken)
-        self._check_names(other)
+        self.choices += 1
+        try:
+            self.run(taken)
+        finally:
+            self.choices -= 1
+        self.check_names(other)
         both = set(bound_names(statement.body)) & set(bound_names(statement.orelse))
         for name in (set(bound_names(taken)) | set(bound_names(other))) - before - both:
             if not isinstance(self.scope.bound.get(name), Family):
                 self.scope.bound.pop(name, None)
-                self.scope.branches[name] = statement.span
+                self.scope.branches[name] = first_line(statement.span)
 
-    def _check_names(self, statements: tuple[syntax.Statement, ...]) -> None:
-        """The branch not taken: every name in it must exist. Its types are checked under the sizes that take it."""
-        later = set(bound_names(statements))
-        for name in syntax_names(statements):
-            if name.text in later or name.text in ("query", "key", "ones", "zeros"):
+    def check_names(self, statements: tuple[syntax.Statement, ...]) -> None:
+        """Text that is not run, such as the branch not taken: every name in it exists, and it is built at all. Its
+        types are checked under the sizes and options that run it."""
+        local = set(bound_names(statements))
+        for name in names_read(statements):
+            if name.text in local or name.text in MASK_WORDS:
                 continue
             try:
                 found = self.find(name.text, name.span)
             except Mistake:
                 continue
+            if isinstance(found, SharedFamily):
+                found.home.used.add(name.text)
             if found is None:
-                self.problems.add(UnknownName(name.span, name.text, (*self.scope.bound, *self.home.names)))
+                self.note(UnknownName(name.span, name.text, self.known_names(local)))
+        for statement in later_statements(statements):
+            self.note(not_built(statement))
 
     def _loss(self, statement: syntax.Loss) -> None:
         if self.form != "objective":
@@ -364,13 +323,8 @@ class Elaboration(BlockCalls, MaskCalls):
 
     def _param(self, statement: syntax.Param) -> None:
         type = self.value_type(statement.type)
-        if any(axis.is_ordered for axis in type.axes):
-            raise Mistake(MisplacedStatement(statement.type.span, "a weight has static axes only"))
-        init = (
-            self.distribution(statement.init)
-            if statement.init is not None
-            else Distribution("normal", (("std", 0.02),))
-        )
+        self.want_weight_axes(type, statement.type.span)
+        init = DEFAULT_INIT if statement.init is None else self.distribution(statement.init)
         name = statement.name.text
         # The init in a block's text is that block's default: patterns of the spec may override it.
         at_site = statement.init is not None and self.form != "block"
@@ -378,47 +332,16 @@ class Elaboration(BlockCalls, MaskCalls):
         self.scope.bind(name, weight)
 
 
-def _head(statement: syntax.Routed | syntax.Match | syntax.Send | syntax.On) -> Span:
-    """The first line of a statement with a body."""
-    span = statement.span
-    line = span.text.split("\n", 1)[0].rstrip()
-    return Span(span.source, span.start, span.start + len(line))
+def not_built(statement: syntax.Statement) -> NotBuiltYet:
+    what = {
+        syntax.Routed: "`routed by`", syntax.Match: "`match`", syntax.Segment: "`segment`",
+        syntax.OptionalInput: "an optional `input`",
+    }[type(statement)]  # fmt: skip
+    return NotBuiltYet(first_line(statement.span), what)
 
 
-def bound_names(statements: tuple[syntax.Statement, ...]) -> list[str]:
-    """Names that statements bind where they stand, loops' own variables left out."""
-    names: list[str] = []
-    for statement in statements:
-        match statement:
-            case syntax.Bind():
-                names += [target.name.text for target in statement.targets]
-            case syntax.Param() | syntax.OptionalInput():
-                names.append(statement.name.text)
-            case syntax.LocalAxis():
-                names.append(statement.declaration.name.text)
-            case syntax.Segment():
-                names.append(statement.into.text)
-            case syntax.For() | syntax.Routed():
-                names += bound_names(statement.body)
-            case syntax.If():
-                names += bound_names(statement.body) + bound_names(statement.orelse)
-            case syntax.Match():
-                names += [name for arm in statement.arms for name in bound_names(arm.body)]
-    return names
-
-
-def syntax_names(node: object) -> list[syntax.Name]:
-    """Every name that is read below a node, argument choices included only where they are plain expressions."""
-    if isinstance(node, syntax.Name):
-        return [node]
-    if isinstance(node, tuple):
-        return [name for item in node for name in syntax_names(item)]
-    if isinstance(node, syntax.For):
-        inner = [name for name in syntax_names(node.body) if name.text != node.variable.text]
-        return syntax_names(node.over) + inner
-    if isinstance(node, syntax.Argument) and node.name is not None and isinstance(node.value, syntax.Name):
-        return []  # may be a choice such as `by=max`
-    fields = getattr(type(node), "__dataclass_fields__", {})
-    if not type(node).__module__.endswith("syntax"):
-        return []
-    return [name for field in fields if field != "span" for name in syntax_names(getattr(node, field))]
+def _outermost(e: syntax.Expression) -> Span:
+    """The span of the operation that an expression ends with."""
+    while isinstance(e, syntax.Group):
+        e = e.inner
+    return e.call.span if isinstance(e, syntax.Pipe) else e.span

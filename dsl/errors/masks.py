@@ -27,6 +27,7 @@ class BadMask(SpecError, code="E261"):
     """
 
     what: str
+    help: str | None = None
 
     def describe(self) -> Diagnostic:
-        return self.say(self.what)
+        return self.say(self.what, "", help=self.help)

@@ -1,4 +1,4 @@
-"""E3xx: names, sizes, presets, options, files."""
+"""E3xx: names, arguments, files. Sizes and options are in sizes.py."""
 
 from __future__ import annotations
 
@@ -66,126 +66,6 @@ class DuplicateName(SpecError, code="E302"):
 
 
 @dataclass(frozen=True)
-class UnknownSize(SpecError, code="E303"):
-    """A preset or an override sets a size or option that nothing uses.
-
-    A setting that the spec does not know would be dropped in silence; it is an error instead. A size is known when a
-    name in the file reads it, or when it has a default (`size dim = 64`).
-
-    Wrong:
-        size tiny: dim = 8, dmi = 9
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, dim]:
-            return x
-    Right:
-        size tiny: dim = 8
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, dim]:
-            return x
-    """
-
-    name: str
-    candidates: tuple[str, ...]
-
-    def describe(self) -> Diagnostic:
-        return self.say(
-            f"unknown size or option `{self.name}`", "nothing reads it", help=did_you_mean(self.name, self.candidates)
-        )
-
-
-@dataclass(frozen=True)
-class UnknownPreset(SpecError, code="E304"):
-    """The size asked for is not among the spec's presets.
-
-    Presets are the named lines `size tiny: ...`. Choose one of them.
-
-    Wrong:
-        # weft check spec.weft --size small
-        size tiny: dim = 8
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, dim]:
-            return x
-    Right:
-        # weft check spec.weft --size tiny
-        size tiny: dim = 8
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, dim]:
-            return x
-    """
-
-    name: str
-    presets: tuple[str, ...]
-
-    def describe(self) -> Diagnostic:
-        known = ", ".join(self.presets) or "none"
-        return self.say(
-            f"no size `{self.name}`",
-            "",
-            notes=(f"sizes of this spec: {known}",),
-            help=did_you_mean(self.name, self.presets),
-        )
-
-
-@dataclass(frozen=True)
-class SizeNotSet(SpecError, code="E305"):
-    """A size is used but no preset, default or override gives it a number.
-
-    Give it in the preset that is compiled, or with a default: `size dim = 64`.
-
-    Wrong:
-        size tiny: dim = 8
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, width]:
-            return linear(x, dim -> width)
-    Right:
-        size tiny: dim = 8, width = 16
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, width]:
-            return linear(x, dim -> width)
-    """
-
-    name: str
-    preset: str | None
-
-    def describe(self) -> Diagnostic:
-        where = f"in size `{self.preset}`" if self.preset else "and no size was chosen"
-        return self.say(
-            f"`{self.name}` has no number {where}",
-            "used here",
-            help=f"set `{self.name}` there, or give it a default: `size {self.name} = 64`",
-        )
-
-
-@dataclass(frozen=True)
-class BadSize(SpecError, code="E306"):
-    """A size or an axis length is not a whole number from 0 to 2^48.
-
-    `/` must divide exactly; use `//` to round down. Lengths are counted in entries, so they are never negative.
-
-    Wrong:
-        size dim = 10
-        axis half = dim / 4
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, half]:
-            return linear(x, dim -> half)
-    Right:
-        size dim = 12
-        axis half = dim / 4
-        axis seq
-        model m(x: real[seq, dim]) -> real[seq, half]:
-            return linear(x, dim -> half)
-    """
-
-    name: str
-    what: str
-
-    def describe(self) -> Diagnostic:
-        return self.say(
-            f"the length of `{self.name}` {self.what}", "", help="a length is a whole number; `/` must divide"
-        )
-
-
-@dataclass(frozen=True)
 class FileNotFound(SpecError, code="E307"):
     """`use` names a file that is neither beside the spec nor among the shipped specs.
 
@@ -199,8 +79,11 @@ class FileNotFound(SpecError, code="E307"):
 
     name: str
     candidates: tuple[str, ...] = ()
+    reason: str | None = None
 
     def describe(self) -> Diagnostic:
+        if self.reason is not None:
+            return self.say(f"`{self.name}` cannot be read: {self.reason}", "used here")
         return self.say(
             f"no spec `{self.name}.weft`",
             "looked beside this file and in the shipped specs",
@@ -237,35 +120,6 @@ class CircularUse(SpecError, code="E308"):
 
 
 @dataclass(frozen=True)
-class WrongOption(SpecError, code="E309"):
-    """An option, size or constant is given a value of the wrong sort.
-
-    An option of an enum takes one of its members, `real` takes a number, `int` a whole number, `flag` true or false.
-
-    Wrong:
-        enum rule: space, entropy
-        option cut: rule = spaces
-        axis seq
-        model m(x: real[seq]) -> real[seq]:
-            return x
-    Right:
-        enum rule: space, entropy
-        option cut: rule = space
-        axis seq
-        model m(x: real[seq]) -> real[seq]:
-            return x
-    """
-
-    name: str
-    found: str
-    wanted: str
-    help: str | None = None
-
-    def describe(self) -> Diagnostic:
-        return self.say(f"`{self.name}` is {self.found}, not {self.wanted}", f"wanted {self.wanted}", help=self.help)
-
-
-@dataclass(frozen=True)
 class NotCallable(SpecError, code="E310"):
     """Something that is not a block, model or operator is called.
 
@@ -282,9 +136,10 @@ class NotCallable(SpecError, code="E310"):
     """
 
     found: str
+    help: str | None = None
 
     def describe(self) -> Diagnostic:
-        return self.say(f"{self.found} cannot be called", "called here")
+        return self.say(f"{self.found} cannot be called", "called here", help=self.help)
 
 
 @dataclass(frozen=True)
@@ -318,13 +173,13 @@ class WrongArgument(SpecError, code="E312"):
     Wrong:
         size dim = 8
         axis seq
-        model m(x: real[seq, dim]) -> real[seq]:
-            return sum(x, over=3)
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return rms_norm(x, eps=x)
     Right:
         size dim = 8
         axis seq
-        model m(x: real[seq, dim]) -> real[seq]:
-            return sum(x, over=dim)
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return rms_norm(x, eps=1e-6)
     """
 
     parameter: str
