@@ -39,8 +39,8 @@ SPEC = """size tiny: dim = 16, vocab = 260
 axis seq
 
 model toy(tokens: id[seq] in vocab) -> real[seq, vocab]:
-    x = embed(tokens, vocab -> dim)
-    return linear(x, dim -> vocab)
+    x = embed(tokens, vocab -> dim) as embed
+    return linear(x, dim -> vocab) as head
 
 objective noisy(tokens: id[seq] in vocab):
     logits = toy(tokens)

@@ -29,8 +29,8 @@ SPEC = """size tiny: dim = 16, vocab = 260
 axis seq
 
 model toy(tokens: id[seq] in vocab) -> real[seq, vocab]:
-    x = embed(tokens, vocab -> dim)
-    return linear(x, dim -> vocab)
+    x = embed(tokens, vocab -> dim) as embed
+    return linear(x, dim -> vocab) as head
 
 objective next_token(tokens: id[seq] in vocab):
     logits = toy(tokens)
@@ -392,7 +392,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
 
 def test_frozen_weights_stay(config, tmp_path):
     spec = tmp_path / "toy.weft"
-    spec.write_text(SPEC.replace("optimise by", "freeze linear\n\noptimise by"))
+    spec.write_text(SPEC.replace("optimise by", "freeze head\n\noptimise by"))
     events = []
     result = train(config(save_every=1, keep=20), events.append)
     first = read_weights(result.checkpoint.with_name("step-00000001"))
