@@ -119,8 +119,8 @@ def _module_text(
     header = f'"""{what} from {source}{size} by weft {weft_version}. Computes in {_short(dtype)}.\n'
     return (
         header
-        + "\nIt needs torch and the files beside it. A ragged input is packed: rows of all examples end to end, and int32\n"
-        + "offsets [batch + 1].\n"
+        + "\nIt needs torch and the files beside it. A ragged input is packed: rows of all examples end to\n"
+        + "end, and int32 offsets [batch + 1].\n"
         + _argument_lines(graphs)
         + '"""\n\n'
         + "\n".join(imports.lines)
@@ -143,7 +143,7 @@ from .model import Model, load
 __all__ = ["Model", "load"]
 """
 
-_CONSTRUCTOR = '''    """Parameters are named by weight path. They start as the spec says, from `seed`; None leaves them be."""
+_CONSTRUCTOR = '''    """Parameters are named by weight path. They start as the spec says, from `seed`; None: not."""
 
     def __init__(self, device=None, seed=0):
         super().__init__()

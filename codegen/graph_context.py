@@ -295,7 +295,8 @@ class GraphContext:
         return self.call(packing.position, self.offsets(axis), self.row_example(axis))
 
     def _any_tensor(self) -> fx.Node | None:
-        return next((node for node in self.graph.nodes if node.op in ("placeholder", "get_attr")), None)
+        known = (node for node in self.graph.nodes if node.op in ("placeholder", "get_attr"))
+        return next((node for node in known if node.target not in DRAW_ARGUMENTS), None)
 
     def _site(self, node: Node) -> int:
         """A number for the place of a random op: its scope, its name, and a count among equals there."""

@@ -1,7 +1,7 @@
-"""The visible list of passes over an fx graph.
+"""The visible lists of passes over an fx graph.
 
-A pass takes a graph module and changes it; origins are kept (`origin.inherit`). `optimise` works on a copy of the
-graph that reads the same weights, so that the reference graph stays what `weft verify` compares with.
+A pass takes a graph module and changes its graph; origins are kept (`origin.inherit`). `optimise` works on a copy of
+the graph that reads the same weights, so that the reference graph stays what `weft verify` compares with.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.streamed_logits import stream_logits
+from .weight_tree import WeightTree
 
 
 @dataclass(frozen=True)
 class Pass:
-    """`function(module)` changes the module's graph in place. `why` says what it is for and why it stands where it
-    stands."""
+    """`function(module)` changes the module's graph in place. `why`: what it is for, why it stands where it does."""
 
     name: str
     function: Callable[[fx.GraphModule], None]
@@ -38,28 +38,25 @@ REFERENCE_PASSES: tuple[Pass, ...] = ()
 
 BASIC_PASSES: tuple[Pass, ...] = (
     Pass("dead-code", drop_dead_code, "nodes nobody reads; first, so that later passes see only what counts"),
-    Pass(
-        "common-subexpressions",
-        join_common_subexpressions,
-        "equal calls once; makes the shared input of joined linears one node",
-    ),
+    Pass("common-subexpressions", join_common_subexpressions, "equal calls once, such as the angles of all layers"),
 )
 
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
-    Pass("activations", recognise_activations, "silu and gelu as one function; gates look for them"),
-    Pass("rotary", recognise_rotary, "a turn of halves over tables that all layers share"),
-    Pass("rms-norms", recognise_rms_norms, "one function, one number kept per row"),
-    Pass("residuals", join_residuals, "the addition after a norm in its last pass; needs the norms"),
-    Pass("bands", recognise_bands, "attention under causal, window and full masks to torch's fused kernel"),
-    Pass("streamed-logits", stream_logits, "logits that only losses read are never whole"),
-    Pass("dead-code", drop_dead_code, "replaced formulas still count as readers; gates ask who reads"),
-    Pass("joined-linears", join_linears, "linears of one input as one product; their input is one node by now"),
-    Pass("gates", recognise_gates, "both halves of a gated unit in one tensor; needs activations and joined linears"),
-    Pass("reshapes", cancel_reshapes, "what norms over several axes left behind"),
-    Pass("dead-code", drop_dead_code, "the formulas that were replaced"),
-    Pass("common-subexpressions", join_common_subexpressions, "plans and tables once per graph"),
-    Pass("linears", choose_linears, "the faster matrix library; last, so that no pass has to know two kinds of linear"),
+    Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
+    Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
+    Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),
+    Pass("rms-norms", recognise_rms_norms, "norm formulas"),
+    Pass("residuals", join_residuals, "a residual added to a norm; after norms"),
+    Pass("bands", recognise_bands, "attention in a band to the fused kernel"),
+    Pass("joined-linears", join_linears, "linears of one input are one product; needs shared inputs to be one node"),
+    Pass("gates", recognise_gates, "a gate and its partner; after joined linears and activations"),
+    Pass("streamed-logits", stream_logits, "losses that never store their logits"),
+    Pass(
+        "linears", choose_linears, "the faster matrix library for each linear; last, so that others see plain linears"
+    ),
+    Pass("shared-plans", join_common_subexpressions, "weights, tables and plans the recognised functions read, once"),
+    Pass("unread", drop_dead_code, "what the recognised formulas were made of"),
 )
 
 Watch = Callable[[Pass, fx.GraphModule], None]
@@ -68,12 +65,13 @@ Watch = Callable[[Pass, fx.GraphModule], None]
 def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | None = None) -> fx.GraphModule:
     """A new module after the passes. `watch` sees the module after each."""
     graph = fx.Graph()
-    result = graph.graph_copy(module.graph, copied := {})
-    graph.output(result)
+    copied: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, copied))
     for old, new in copied.items():
         new.meta = dict(old.meta)
-    signature = module.meta[SIGNATURE]
-    optimised = graph_module(graph, module.weights, signature, signature.name)
+    signature, weights = module.meta[SIGNATURE], module.weights
+    assert isinstance(weights, WeightTree)
+    optimised = graph_module(graph, weights, signature, signature.name)
     for pass_ in passes:
         pass_.function(optimised)
         try:

@@ -19,12 +19,13 @@ from torch import Tensor, fx
 
 from ..codegen.decode import DecodeGraphs, derive
 from ..codegen.graph_context import NotLowered
+from ..codegen.signature import Slot
 from ..dsl.diagnostics import Mistake, SpecErrors
 from ..dsl.program import Program
 from ..dsl.render import render
 from .errors import GenerateFault, InputFault
 from .model import Model
-from .packed import pack
+from .packed import offsets_of, pack
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,6 @@ class DecodeState:
     @property
     def is_even(self) -> bool:
         return len(set(self.known_lengths)) <= 1
-
-    def select(self, kept: Sequence[int]) -> DecodeState:
-        """The state of some of the sequences. Caches are copied."""
-        if self.carried:
-            raise GenerateFault("sequences of a model with inputs beside its rows cannot leave the batch")
-        index = torch.tensor(list(kept), dtype=torch.int64, device=self.lengths.device)
-        return replace(
-            self,
-            caches=tuple(cache.index_select(0, index) for cache in self.caches),
-            lengths=self.lengths.index_select(0, index),
-            known_lengths=tuple(self.known_lengths[i] for i in kept),
-        )
 
 
 class Decoder:
@@ -88,13 +77,14 @@ class Decoder:
         batch = pack(shape, (), inputs or {}, self.dtype, device)
         if batch.size not in (None, size):
             raise InputFault(f"there are {size} sequences, but inputs for {batch.size}")
-        carried = self.graphs.begin(*batch.arguments(shape))
+        # What is made from nothing is made on the CPU.
+        carried = tuple(value.to(device) for value in self.graphs.begin(*batch.arguments(shape)))
         caches = tuple(
             torch.zeros(spec.shape(size, capacity), dtype=spec.dtype, device=device) for spec in self.graphs.caches
         )
         lengths = torch.zeros(size, dtype=torch.int64, device=device)
         offsets = tuple(batch.offsets[axis] for axis in shape.axes)
-        return DecodeState(caches, lengths, (0,) * size, capacity, tuple(carried), offsets)
+        return DecodeState(caches, lengths, (0,) * size, capacity, carried, offsets)
 
     def prefill(self, prompts: Any, capacity: int, inputs: Mapping[str, Any] | None = None) -> tuple[Any, DecodeState]:
         """Begins with the rows of each prompt: the results of every prompt's last row, `[batch, ...]`, and the state.
@@ -105,6 +95,28 @@ class Decoder:
         given = prompts if isinstance(prompts, Mapping) else {self.row_inputs[0]: prompts}
         size = pack(shape, (), given, self.dtype).size or 0
         return self.extend(self.begin(size, capacity, inputs), given, last_only=True)
+
+    def select(self, state: DecodeState, kept: Sequence[int]) -> DecodeState:
+        """The state of some of the sequences, in the order given. Caches are copied."""
+        index = torch.tensor(list(kept), dtype=torch.int64, device=state.lengths.device)
+        shape = self.graphs.once_signature
+        starts = {axis: offsets.tolist() for axis, offsets in zip(shape.axes, state.carried_offsets, strict=True)}
+
+        def chosen(value: Tensor, slot: Slot) -> Tensor:
+            if slot.rows is not None:
+                bounds = starts[slot.rows]
+                return torch.cat([value[bounds[i] : bounds[i + 1]] for i in kept])
+            return value.index_select(0, index) if slot.per_example else value
+
+        offsets = [offsets_of([starts[axis][i + 1] - starts[axis][i] for i in kept]) for axis in shape.axes]
+        return replace(
+            state,
+            caches=tuple(cache.index_select(0, index) for cache in state.caches),
+            lengths=state.lengths.index_select(0, index),
+            known_lengths=tuple(state.known_lengths[i] for i in kept),
+            carried=tuple(chosen(value, slot) for value, slot in zip(state.carried, shape.outputs, strict=True)),
+            carried_offsets=tuple(bounds.to(index.device) for bounds in offsets),
+        )
 
     # -- going on ----------------------------------------------------------------------------------
 
@@ -164,6 +176,14 @@ class Decoder:
         outputs = {slot.name: value for slot, value in zip(self.graphs.row_signature.outputs, results, strict=True)}
         result = next(iter(outputs.values())) if len(outputs) == 1 else outputs
         return result, replace(state, lengths=state.lengths + grown, known_lengths=known)
+
+
+def decoder_of(model: Model) -> Decoder:
+    """The decoder of a model's main model, derived once for each type of its weights."""
+    decoder = model.decoders.get(model.dtype)
+    if decoder is None:
+        decoder = model.decoders[model.dtype] = Decoder(model)
+    return decoder
 
 
 def _derived(program: Program, model: Model) -> DecodeGraphs:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..codegen.signature import Signature
-from .decoder import Decoder
+from .decoder import Decoder, decoder_of
 from .errors import GenerateFault
 from .model import Model
 from .sampling import Sampling, sample
@@ -50,7 +50,7 @@ def generate(
     prompts possible. `capacity` bounds prompt and continuation together; without it what is asked for fits. `inputs`
     are the model's other inputs.
     """
-    decoder = decoder or Decoder(model)
+    decoder = decoder or decoder_of(model)
     limit = _vocabulary(decoder)
     sampling = Sampling(temperature, top_k, top_p)
     given = [_with_begin(prompt, begin) for prompt in prompts]
@@ -109,9 +109,9 @@ def _run(
         if not left:
             return [Continuation(tuple(found), end) for found, end in zip(tokens, stopped, strict=True)]
         # Ended sequences are computed and ignored until they are half of the batch: leaving costs a copy of the caches.
-        if left <= len(active) // 2 and not state.carried:
+        if left <= len(active) // 2:
             kept = [place for place, flag in enumerate(active) if flag]
-            state = state.select(kept)
+            state = decoder.select(state, kept)
             index = torch.tensor(kept, dtype=torch.int64, device=device)
             chosen, seeds_B = chosen[index], seeds_B[index]
             running, active = [running[place] for place in kept], [True] * left

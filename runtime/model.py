@@ -60,6 +60,7 @@ class Model(WeightTree):
         self.weights: dict[str, Weight] = checked.weights
         self.passes = passes
         self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
+        self.decoders: dict[torch.dtype, Any] = {}  # filled by decoder.decoder_of
         tree = empty_weights(self.weights.values(), dtype, device)
         self._parameters.update(tree._parameters)
         self._modules.update(tree._modules)

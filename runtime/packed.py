@@ -236,7 +236,8 @@ def _entries(slot: Slot, given: Any, dtype: torch.dtype, what: str, shape: tuple
         want in (None, have) for want, have in zip(shape, given.shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join("rows" if want is None else str(want) for want in shape)
+        lead = "rows" if slot.rows else "batch"
+        wanted = ", ".join(lead if want is None else str(want) for want in shape)
         raise InputFault(f"{what} has shape {_shape(given)}, not [{wanted}] ({slot.describe()})")
     return given.to(_stored(slot, dtype))
 

@@ -39,7 +39,7 @@ def sample(logits_BV: Tensor, sampling: Sampling, seeds_B: Tensor, positions_B: 
         return torch.max(logits_BV, -1).indices
     scores_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / sampling.temperature
     # Likeliest first: what is left out is then the end of the row.
-    sorted_BV, ids_BV = torch.sort(scores_BV, -1, descending=True, stable=True)
+    sorted_BV, ids_BV = torch.sort(scores_BV, dim=-1, descending=True, stable=True)
     if sampling.top_k is not None:
         sorted_BV, ids_BV = sorted_BV[:, : sampling.top_k], ids_BV[:, : sampling.top_k]
     probabilities_BV = torch.softmax(sorted_BV.double(), -1)

@@ -137,9 +137,17 @@ def test_sequences_may_leave():
     decoder = Decoder(small)
     _, state = decoder.prefill(batch, 9)
     alone, _ = decoder.step(decoder.prefill(batch[2:], 9)[1], torch.tensor([3]))
-    kept, state = decoder.step(state.select([2, 0]), torch.tensor([3, 4]))
+    kept, state = decoder.step(decoder.select(state, [2, 0]), torch.tensor([3, 4]))
     torch.testing.assert_close(kept[:1], alone, rtol=0, atol=1e-12)
     assert state.known_lengths == (8, 6)
+    beside = model(ENCODER)
+    decoder, batch = Decoder(beside), tokens((2, 1, 3), 11)
+    inputs = {"words": tokens((3, 0, 6), 11, seed=2), "class": [0, 2, 1]}
+    _, state = decoder.prefill(batch, 9, inputs)
+    every, _ = decoder.step(state, torch.tensor([1, 2, 3]))
+    _, state = decoder.prefill(batch, 9, inputs)
+    some, _ = decoder.step(decoder.select(state, [2, 0]), torch.tensor([3, 1]))
+    torch.testing.assert_close(some, every[[2, 0]], rtol=0, atol=1e-12)
 
 
 def test_neighbours_do_not_change_a_bit():
