@@ -6,9 +6,11 @@ and nothing else. Exit codes: 0 done, 1 mistakes found or the work failed, 2 wro
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from inspect import getdoc
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -66,9 +68,18 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command; options named in `greedy` take every word up to the next option, as a shell's `docs/*.md` needs."""
+    """A command. Options named in `greedy` take every word up to the next option, as a shell's `docs/*.md` needs.
+
+    `is_brief`: it ends before its garbage is worth collecting.
+    """
 
     greedy: tuple[str, ...] = ()
+    is_brief = False
+
+    def invoke(self, ctx: Any) -> Any:
+        if not self.is_brief:
+            gc.enable()
+        return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _spread(args, self.greedy))
@@ -109,6 +120,7 @@ def load(name: str) -> TyperCommand:
     command = typer.main.get_command(app)
     assert isinstance(command, _Command)
     command.greedy = getattr(module, "GREEDY", ())
+    command.is_brief = getattr(module, "BRIEF", False)
     return command
 
 
@@ -140,9 +152,11 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. Every exception ends here, as one line or a report."""
+    # Looking for garbage takes a quarter of a check's time, and finds almost none. Long commands turn it on again.
+    gc.disable()
     # A terminal that cannot show a character gets an escape instead of a crash in the middle of a line.
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         code = typer.main.get_command(app)(args=arguments, prog_name="weft", standalone_mode=False)

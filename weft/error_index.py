@@ -17,8 +17,9 @@ _PART = {
     "E1": "Syntax",
     "E2": "Axes and types",
     "E3": "Names, sizes and weights",
-    "E4": "Limits",
-    "E5": "Causality",
+    "E4": "Causality",
+    "E5": "Weights, objectives and limits",
+    "E9": "Not built yet",
 }
 
 _HEAD = """# Error index

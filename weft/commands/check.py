@@ -14,6 +14,8 @@ Examples:
   weft check model.weft --size 7b --set kv_heads=8 --json
 """
 
+BRIEF = True
+
 
 def run(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Specs to check; - reads standard input.")],

@@ -13,6 +13,8 @@ Examples:
   weft explain --list
 """
 
+BRIEF = True
+
 
 def run(
     code: Annotated[str | None, typer.Argument(metavar="CODE", help="A code such as E301.")] = None,

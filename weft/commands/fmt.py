@@ -14,6 +14,8 @@ Examples:
   weft fmt - < model.weft             print the formatted text
 """
 
+BRIEF = True
+
 
 def run(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Specs to format; - is standard input.")],

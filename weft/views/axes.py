@@ -45,25 +45,27 @@ def _axes(checked: Checked) -> list[Axis]:
 
 
 def _kind(axis: Axis) -> str:
-    if axis.is_static:
-        return "static"
-    return type(axis.kind).__name__.lower()
+    return "static" if axis.is_static else type(axis.kind).__name__.lower()
 
 
 def _length(axis: Axis) -> str:
+    from weft.dsl.axes import ByCase, Cut, Joined, Nested, Scaled, Selected
+
     if axis.is_static:
         written = str(axis.length)
         return written if written not in (axis.name, str(axis.size)) else ""
-    match type(axis.kind).__name__:
-        case "Scaled":
-            return f"ceil({axis.kind.parent.name} / {axis.kind.divisor})"
-        case "Nested":
-            return f"one per row of {axis.kind.parent.name}"
-        case "Cut":
-            return f"cut from {axis.kind.parent.name}"
-        case "Selected":
-            return f"rows of {axis.kind.parent.name} where {axis.kind.tag} == {axis.kind.member}"
-        case "Joined":
-            return " + ".join(str(part) if isinstance(part, int) else part.name for part in axis.kind.parts)
+    match axis.kind:
+        case Scaled(parent, divisor):
+            return f"ceil({parent.name} / {divisor})"
+        case Nested(parent):
+            return f"one per row of {parent.name}"
+        case Cut(parent):
+            return f"cut from {parent.name}"
+        case Selected(parent, tag, member):
+            return f"rows of {parent.name} where {tag} == {member}"
+        case Joined(parts):
+            return " + ".join(str(part) if isinstance(part, int) else part.name for part in parts)
+        case ByCase(tag, cases):
+            return f"{tag}: " + ", ".join(f"{member} {of.name}" for member, of in cases)
         case _:
             return ""
