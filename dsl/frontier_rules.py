@@ -122,10 +122,21 @@ def previous(f: Frontier, k: int, along: Axis | None = None) -> Frontier:
             return last(f.axis, -k)
         case Kind.LAST if along is None or on_level(along, f.axis):
             return last(f.axis, f.shift - k)
-        case Kind.LENGTH:
-            return f
         case _:
-            return f  # monotone, so an earlier row has no later frontier
+            return so_far(f, along)
+
+
+def so_far(f: Frontier, along: Axis | None = None) -> Frontier:
+    """F of a value that reads rows up to its own: elements are monotone, so the last row read has the latest.
+
+    All but one: rows between two rows of a segment may be in no segment where a cut groups the rows of a selection.
+    """
+    if f.kind is not Kind.END or f.axis is None:
+        return f
+    grouped = fine_axis(f.axis)
+    if grouped is None or not isinstance(grouped.kind, Selected) or (along is not None and is_part_of(along, grouped)):
+        return f
+    return ALL
 
 
 def following(f: Frontier, k: int, along: Axis | None = None) -> Frontier:
@@ -148,12 +159,12 @@ def following(f: Frontier, k: int, along: Axis | None = None) -> Frontier:
 
 def scan(f: Frontier, along: Axis, backward: bool = False) -> Frontier:
     """A scan reads its own row and those before it, or those after it."""
-    return reduce_over_axis(f, along, keep=True) if backward else f
+    return reduce_over_axis(f, along, keep=True) if backward else so_far(f, along)
 
 
 def conv(f: Frontier, along: Axis, reach: int = 0) -> Frontier:
     """1-D convolution that reads up to `reach` rows ahead; 0: causal, less: only rows before."""
-    return following(f, reach, along) if reach >= 0 else previous(f, -reach, along)
+    return so_far(following(f, reach, along) if reach >= 0 else previous(f, -reach, along), along)
 
 
 def conv_strided(f: Frontier, cut: Segments, reach: int = 0) -> Frontier:

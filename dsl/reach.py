@@ -9,7 +9,17 @@ from math import ceil, floor
 from . import masks
 from .axes import Axis
 from .frontier_elements import ALL, NONE, Frontier, is_part_of, join, least, on_level, row, touches
-from .frontier_rules import Segments, following, pool, previous, reduce_over_axis, segment_index, segments, spread
+from .frontier_rules import (
+    Segments,
+    following,
+    pool,
+    previous,
+    reduce_over_axis,
+    segment_index,
+    segments,
+    so_far,
+    spread,
+)
 
 
 @dataclass(frozen=True)
@@ -110,20 +120,29 @@ def _keys_by_difference(f: Frontier, reach: Reach, most: int) -> Frontier:
         return ALL  # row numbers of two axes say nothing about where their rows are
     if most > 0:
         return following(f, most, reach.keys)
-    return previous(f, -most, reach.keys)
+    return so_far(previous(f, -most, reach.keys), reach.keys)
 
 
 def _keys_of_segment(f: Frontier, reach: Reach, cut: Segments) -> Frontier:
     on_segments = reach.queries is not None and on_level(reach.queries, cut.axis)
+    if not on_segments and not _has_index(reach.queries, cut):
+        return reduce_over_axis(f, reach.keys, keep=True)
     if on_level(reach.keys, cut.axis):
         return f if on_segments else spread(f, cut, "own")
     pooled = pool(f, cut, "last") if is_part_of(reach.keys, cut.along) else reduce_over_axis(f, reach.keys, keep=True)
     return pooled if on_segments else spread(pooled, cut, "own")
 
 
+def _has_index(axis: Axis | None, cut: Segments) -> bool:
+    """Whether rows of `axis` are rows the cut groups, so that `index` of them is what `spread` reads."""
+    return axis is not None and is_part_of(axis, cut.along)
+
+
 def _keys_by_index(f: Frontier, reach: Reach, cut: Segments, which: str, most: int) -> Frontier:
     on_segments = reach.queries is not None and on_level(reach.queries, cut.axis)
     moved = following if most > 0 else previous
+    if not on_segments and not _has_index(reach.queries, cut):
+        return reduce_over_axis(f, reach.keys, keep=True)
     if cut.gaps and most >= 0 and which == "own" and not on_segments:
         # A row in a gap has the index of the segment to come, which is known nowhere before it.
         return NONE if f.is_none and cut.ends.is_none else ALL

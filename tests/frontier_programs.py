@@ -81,7 +81,7 @@ class Builder(Operators):
 
     # Attention
 
-    def attend(self, q: int, k: int) -> int:
+    def attend(self, q: int, k: int, formula: masks.Formula | None = None) -> int:
         salt = self.new_salt()
         queries, keys = self.steps[q].level, self.steps[k].level
         assert queries is not None
@@ -89,7 +89,8 @@ class Builder(Operators):
         a, b = self.some(keys), self.some(queries)
         assert a is not None
         assert b is not None
-        formula = self.formula(keys, queries, 0) if self.rng.random() < 0.95 else None
+        if formula is None and self.rng.random() < 0.95:
+            formula = self.formula(keys, queries, 0)
         mask = masks.Mask(formula)
         reads_captured = _captures(formula)
 
@@ -118,13 +119,13 @@ class Builder(Operators):
     def formula(self, keys: Axis, queries: Axis, depth: int) -> masks.Formula:
         rng = self.rng
         draw = rng.random()
-        if depth < 2 and draw < 0.2:
+        if depth < 2 and draw < 0.15:
             return masks.Both(self.formula(keys, queries, depth + 1), self.formula(keys, queries, depth + 1))
-        if depth < 2 and draw < 0.35:
+        if depth < 2 and draw < 0.3:
             return masks.Either(self.formula(keys, queries, depth + 1), self.formula(keys, queries, depth + 1))
-        if draw < 0.4:
+        if draw < 0.33:
             return masks.Not(self.formula(keys, queries, 3))
-        if draw < 0.5:
+        if draw < 0.4:
             key, query = masks.Side("key", masks.Captured(0)), masks.Side("query", masks.Captured(1))
             return masks.Compare("==", key, query)
         readable = [
@@ -132,11 +133,11 @@ class Builder(Operators):
             for cut, along in self.cut_axes.items()
             if (keys in (cut, along) and queries in (cut, along) and keys is not queries) or keys is queries is along
         ]
-        if readable and draw < 0.85:
+        if readable and draw < 0.9:
             cut = rng.choice(readable)
             key = masks.Side("key", masks.SegmentIndex(cut, rng.choice(("own", "own", "closed"))))
             query = masks.Side("query", masks.SegmentIndex(cut, rng.choice(("own", "closed"))))
-            if rng.random() < 0.4:
+            if rng.random() < 0.3:
                 own = masks.SegmentIndex(cut)
                 return masks.Compare("==", masks.Side("key", own), masks.Side("query", own))
         else:
@@ -179,10 +180,11 @@ class Builder(Operators):
             (1, lambda a: self.gather(a, self.some(self.rng.choice(self.ordered())) or 0)),
             (5, self.around_masks),
             (2 if len(self.cut_axes) < 3 else 0, lambda a: self.new_cut()),
+            (1 if cuts else 0, lambda a: self.up_to_my_segment()),
             (2 if cuts else 0, self.to_a_cut),
             (2 if cuts else 0, self.from_a_cut),
-            (3 if cuts else 0, self.there_and_back),
-            (1 if len(self.cut_axes) > 1 else 0, self.through_two_cuts),
+            (3 if cuts else 0, lambda a: self.there_and_back(self.rng.choice(list(self.cut_axes)))),
+            (2 if len(self.cut_axes) > 1 else 0, lambda a: self.through_two_cuts()),
             (0 if whole else 1 if not selections else 2, lambda a: self.around_selections()),
             (0 if whole or selections else 1, self.pictures_in_a_text),
             (2 if whole else 0, lambda a: self.to_whole(self.one_of(self.x))),
@@ -199,6 +201,8 @@ class Builder(Operators):
         level = self.steps[a].level
         upper = level.parent if level is not None and self.rng.random() < 0.8 else None
         b = self.some(upper)
+        if upper in self.cut_axes and self.rng.random() < 0.5:
+            b = self.pool(a, upper)
         if b is not None and self.steps[b].name not in EMPTY and self.steps[b].level is not level:
             self.broadcast(a, b)
 
@@ -215,6 +219,14 @@ class Builder(Operators):
             a, k = self.position(queries), self.position(keys)
         self.attend(a, k)
 
+    def up_to_my_segment(self) -> None:
+        cut = self.rng.choice(list(self.cut_axes))
+        along = self.cut_axes[cut]
+        read = masks.SegmentIndex(cut, self.rng.choice(("own", "own", "closed")))
+        key, query = masks.Side("key", masks.SegmentIndex(cut)), masks.Side("query", read)
+        formula = masks.Compare(self.rng.choice(("<=", "<=", "<")), key, query)
+        self.attend(self.one_of(along), self.one_of(self.rng.choice((cut, along))), formula)
+
     def to_a_cut(self, a: int) -> None:
         cut = self.rng.choice(list(self.cut_axes))
         fine = self.one_of(self.cut_axes[cut])
@@ -227,18 +239,17 @@ class Builder(Operators):
         cut = self.rng.choice(list(self.cut_axes))
         self.spread(self.one_of(cut), cut) if self.rng.random() < 0.85 else self.index(cut)
 
-    def there_and_back(self, a: int) -> int:
+    def there_and_back(self, cut: Axis) -> int:
         """To a cut and back: the shortest way to most of the table."""
-        cut = self.rng.choice(list(self.cut_axes))
         coarse = self.pool(self.one_of(self.cut_axes[cut]), cut)
         if self.rng.random() < 0.3:
             coarse = self.previous(coarse)
         return self.spread(coarse, cut)
 
-    def through_two_cuts(self, a: int) -> None:
-        b, c = self.there_and_back(a), self.there_and_back(a)
-        if self.steps[b].level is self.steps[c].level:
-            self.pointwise(b, c)
+    def through_two_cuts(self) -> None:
+        one, other = self.rng.sample(list(self.cut_axes), 2)
+        if self.cut_axes[one] is self.cut_axes[other]:
+            self.pointwise(self.there_and_back(one), self.there_and_back(other))
 
     def pictures_in_a_text(self, a: int) -> None:
         """A cut of a selection, seen along the whole axis and in the other selections."""
@@ -257,11 +268,11 @@ class Builder(Operators):
         draw = rng.random()
         if along is not self.x:
             (self.segment_by_flags if draw < 0.7 or along is not self.whole else self.segment_by_value)(a)
-        elif draw < 0.45:
+        elif draw < 0.35:
             self.segment_by_flags(a)
-        elif draw < 0.65:
+        elif draw < 0.6:
             self.segment_by_value(a)
-        elif draw < 0.85:
+        elif draw < 0.88:
             self.segment_by_length(self.following(a) if rng.random() < 0.2 else a)
         else:
             self.scaled()

@@ -95,7 +95,7 @@ WEAKENED = {
     "t+1 joined with end(P) stays": Weakened(
         "leq", lambda rule: lambda a, b: (a.kind is Kind.ROW and b.kind is Kind.END) or rule(a, b)
     ),
-    "C gathered down is t": lowered("_brought_down", is_kind(Kind.END), lambda args, f: row(args[1] or X)),
+    "C gathered down is t": lowered("brought_down", is_kind(Kind.END), lambda args, f: row(args[1] or X)),
     "previous moves a row more": lowered("previous", is_kind(Kind.ROW), lambda args, f: earlier(f)),
     "previous moves a segment more": lowered(
         "previous", lambda f: f.kind is Kind.LAST and f.shift < 0, lambda args, f: earlier(f)
@@ -176,7 +176,6 @@ WEAKENED = {
             row(whole, f.shift) if f.kind is Kind.ROW and f.axis is not None and f.shift > 0 else rule(f, whole)
         ),
     ),
-    "the length is not data": Weakened("length_of", lambda rule: lambda axis: NONE),
     "a window is a row shorter": Weakened(
         "_keys_by_difference", lambda rule: lambda f, r, most: rule(f, r, most - 1)
     ),
