@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weft.dsl.opdef import REQUIRED
+
 if TYPE_CHECKING:
     from weft.dsl.opdef import OpDef, Param
 
@@ -13,14 +15,6 @@ _HEAD = """# Operators
 The primitives of the language, grouped by file. What is built on them (`rms_norm`, `rope`, `swiglu`, `cross_entropy`,
 masks) is written in Weft under `specs/std`. This page is generated from the op table by `python -m weft.op_index`.
 """
-
-# Operators that are written between or before their operands, under their names in the table.
-_SYMBOLS = {
-    "add": "a + b", "sub": "a - b", "mul": "a * b", "div": "a / b", "floordiv": "a // b", "mod": "a mod b",
-    "pow": "a ^ b", "neg": "-a", "eq": "a == b", "ne": "a != b", "lt": "a < b", "le": "a <= b", "gt": "a > b",
-    "ge": "a >= b",
-    "and_": "a and b", "or_": "a or b", "not_": "not a", "gather": "x[index]",
-}  # fmt: skip
 
 
 def index() -> str:
@@ -38,19 +32,18 @@ def index() -> str:
 
 
 def _entry(op: OpDef) -> str:
-    written = _SYMBOLS.get(op.name) or f"{op.name}({', '.join(_parameter(param) for param in op.params)})"
-    return f"### `{written}`\n\n{' '.join(op.doc.split())}\n"
+    """A doc begins with how the operator is written; the parameters it leaves out of that follow."""
+    doc = " ".join(op.doc.split())
+    unnamed = [param for param in op.params if f"{param.name}=" not in doc and param.default is not REQUIRED]
+    more = "".join(f"\n\n`{param.name}`: {_default(param)}." for param in unnamed)
+    return f"### {op.name.rstrip('_')}\n\n{doc}{more}\n"
 
 
-def _parameter(param: Param) -> str:
-    from weft.dsl.opdef import REQUIRED
-
-    if param.default is REQUIRED:
-        return param.name
+def _default(param: Param) -> str:
     if param.default is None:
-        return f"{param.name}="
+        return "may be left out"
     default = str(param.default).lower() if isinstance(param.default, bool) else str(param.default)
-    return f"{param.name}={default}"
+    return f"{default} where it is left out"
 
 
 if __name__ == "__main__":
