@@ -24,7 +24,12 @@ from weft.dsl.source import Source
 from weft.dsl.value_type import Flag, Id, Real, Tag, ValueType
 
 DECLARATIONS = """
-size tiny: dim = 5, heads = 4, kv_heads = 2, head_dim = 3, ffn = 7, vocab = 11
+size dim = 5
+size heads = 4
+size kv_heads = 2
+size head_dim = 3
+size ffn = 7
+size vocab = 11
 axis two = 2
 axis three = 3
 axis four = 4
@@ -80,7 +85,7 @@ def reversed_axes(text: str) -> str:
 
 def elaborate(text: str) -> Program:
     """The program of a sample."""
-    return check(Source("sample.weft", spec(text)), OPS, "tiny").value().models["m"]
+    return check(Source("sample.weft", spec(text)), OPS).value().models["m"]
 
 
 def module(program: Program, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.fx.GraphModule:

@@ -15,7 +15,7 @@ from weft.codegen.ops import OPS
 from weft.codegen.origin import origin
 from weft.dsl.check import check
 from weft.dsl.diagnostics import SpecError
-from weft.dsl.errors import axes as axis_errors
+from weft.dsl.errors import axes, operators
 from weft.dsl.opdef import OpDef
 from weft.dsl.source import Source
 from weft.dsl.value_type import Flag, Real
@@ -190,7 +190,9 @@ def test_lower_precision_is_close(sample: Sample) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5)
 
 
-MISTAKES = sorted((code, cls) for code, cls in SpecError.by_code.items() if cls.__module__ == axis_errors.__name__)
+MISTAKES = sorted(
+    (code, cls) for code, cls in SpecError.by_code.items() if cls.__module__ in (axes.__name__, operators.__name__)
+)
 
 
 @pytest.mark.parametrize(("code", "mistake"), MISTAKES, ids=[code for code, _ in MISTAKES])

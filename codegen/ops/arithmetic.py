@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable
 
 from ...dsl import frontier
-from ...dsl.errors.axes import InexactDivision
+from ...dsl.errors.operators import InexactDivision
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Constant, Value
 from ...dsl.value_type import Int, Real

@@ -17,8 +17,9 @@ from typing import Any
 
 from ...dsl import frontier, masks
 from ...dsl.axes import Axis
-from ...dsl.errors.axes import AxisTwice, AxisUnshared, GroupMismatch, NotAlong, SidewaysLevels, WrongAxisKind
+from ...dsl.errors.axes import AxisTwice, NotAlong, SidewaysLevels, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
+from ...dsl.errors.operators import AxisUnshared, GroupMismatch
 from ...dsl.frontier import Frontier
 from ...dsl.masks import (
     Arithmetic,

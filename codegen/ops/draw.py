@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
-from ...dsl.errors.axes import BadNumber, LowerLevel
+from ...dsl.errors.axes import LowerLevel
+from ...dsl.errors.operators import BadNumber
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.value_type import Flag, Int, Kind, Real, ValueType, ordered_first

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...dsl import frontier
-from ...dsl.errors.axes import BadNumber
+from ...dsl.errors.operators import BadNumber
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.value_type import Real

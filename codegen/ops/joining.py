@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from ...dsl.axes import Axis
 from ...dsl.errors.axes import (
     AxisMissing,
-    IdMismatch,
     KindMismatch,
     LowerLevel,
     MissingRows,
@@ -20,6 +19,7 @@ from ...dsl.errors.axes import (
     SidewaysLevels,
     WrongAxisKind,
 )
+from ...dsl.errors.operators import IdMismatch
 from ...dsl.opdef import OpCall
 from ...dsl.program import Constant, Value
 from ...dsl.source import Span

@@ -11,8 +11,9 @@ from functools import wraps
 
 from ...dsl import frontier
 from ...dsl.axes import Axis, Cut, Selected
-from ...dsl.errors.axes import AxisTwice, BadNumber, NotACut, NotAlong, WrongAxisKind
+from ...dsl.errors.axes import AxisTwice, NotAlong, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
+from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
-from ...dsl.errors.axes import AxisTwice, WeightAxes
+from ...dsl.errors.axes import AxisTwice
+from ...dsl.errors.operators import WeightAxes
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Distribution, Node, Value
 from ...dsl.value_type import Real, ValueType, ordered_first

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
-from ...dsl.errors.axes import AxisTwice, BadNumber, LengthMismatch
+from ...dsl.errors.axes import AxisTwice, LengthMismatch
 from ...dsl.errors.later import NotBuiltYet
+from ...dsl.errors.operators import BadNumber
 from ...dsl.length import Length
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value

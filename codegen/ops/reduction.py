@@ -13,8 +13,9 @@ from typing import Any
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
-from ...dsl.errors.axes import BadNumber, NotAlong, OverNeeded, WrongAxisKind
+from ...dsl.errors.axes import NotAlong, OverNeeded, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
+from ...dsl.errors.operators import BadNumber
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value

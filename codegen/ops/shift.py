@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
-from ...dsl.errors.axes import BadNumber, NotAlong, WrongAxisKind
+from ...dsl.errors.axes import NotAlong, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
+from ...dsl.errors.operators import BadNumber
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
-from ...dsl.errors.axes import AxisTwice, BadNumber, LengthMismatch
+from ...dsl.errors.axes import AxisTwice, LengthMismatch
+from ...dsl.errors.operators import BadNumber
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.value_type import Id, Real, ValueType
