@@ -19,6 +19,7 @@ from .located import located
 from .modules import Instance, Library
 from .opdef import OpDef, OpTable
 from .program import LossTerm, Node, Value
+from .repeats import Turns
 from .scope import Scope
 from .source import Span
 from .value_type import EnumType, ValueType
@@ -43,6 +44,7 @@ class Build:
     book: WeightBook
     training: bool
     make_nodes: bool = True
+    turns: Turns | None = None  # set: loops whose turns are alike are cut short
     nodes: list[Node] = field(default_factory=list)
     enum_axes: dict[EnumType, Axis] = field(default_factory=dict)
     prelude: dict[str, Instance] = field(default_factory=dict)

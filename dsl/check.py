@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import syntax
 from .axes import Axis
-from .causality import check_targets
+from .causality import check_targets, frontiers
 from .diagnostics import Problems, SpecErrors
 from .elaborate import (
     Spec,
@@ -27,7 +27,7 @@ from .modules import Library
 from .opdef import OpTable
 from .optimise import optimiser
 from .program import Optimiser, Program, Weight
-from .render import render
+from .repeats import Turns
 from .sizes import asked_for, check_choice, check_settings
 from .source import Source
 from .weight_map import WeightMap, weight_maps
@@ -76,6 +76,8 @@ class Result:
     def value(self) -> Checked:
         """The checked spec; raises SpecErrors, worded as on the terminal."""
         if self.checked is None:
+            from .render import render  # wanted for mistakes only
+
             text = "\n\n".join(render(error.describe(), color=False) for error in self.problems.errors)
             raise SpecErrors(self.problems.errors, text)
         return self.checked
@@ -146,11 +148,18 @@ def check_all(source: Source, ops: OpTable, overrides: Mapping[str, object] | No
     problems = Problems()
     library = _library(problems)
     module = library.module(source)
-    results = [_check(library, source, ops, size, overrides or {}) for size in module.presets or (None,)]
-    return results[0] if not problems else Result(None, problems)
+    first, *others = module.presets or (None,)
+    result = _check(library, source, ops, first, overrides or {})
+    for size in others:
+        # Only the mistakes of these are wanted: see repeats.py.
+        _check(library, source, ops, size, overrides or {}, shorten=True)
+    return result if not problems else Result(None, problems)
 
 
-def _check(library: Library, source: Source, ops: OpTable, size: str | None, overrides: Mapping[str, object]) -> Result:
+def _check(
+    library: Library, source: Source, ops: OpTable, size: str | None, overrides: Mapping[str, object],
+    shorten: bool = False,
+) -> Result:  # fmt: skip
     problems = library.problems
     module = library.module(source)
     given = asked_for(size, overrides)
@@ -158,13 +167,15 @@ def _check(library: Library, source: Source, ops: OpTable, size: str | None, ove
     if problems and (size is not None and size not in module.presets):
         return Result(None, problems)
     check_settings(module, problems)
-    spec = instantiate(module, size, given, library, ops)
+    spec = instantiate(module, size, given, library, ops, shorten)
     check_later(module, spec)
     models = {m.name.text: elaborate_model(spec, m) for m in spec.root.models}
     objectives = {o.name.text: elaborate_objective(spec, o) for o in module.of(syntax.Objective)}
     check_declarations(spec)
     if problems:
         return Result(None, problems)
+    if any(not _is_like_whole(program, turns) for program, turns in spec.shortened):
+        return _check(library, source, ops, size, overrides)
     built = {name: program for name, program in models.items() if program is not None}
     aims = {name: program for name, program in objectives.items() if program is not None}
     _check_whole(spec, built, aims)
@@ -214,6 +225,31 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
                 if book.applies(rule.pattern.text, rule.prefix, weight.path):
                     matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
     book.check_rules(matched)
+
+
+def _is_like_whole(program: Program, turns: Turns) -> bool:
+    """Whether a shortened program shows every mistake of the whole one: each turn left out would start where the last
+    one run ended, also as to what it may look at, whether weights or targets are in it."""
+    if not turns.is_sound:
+        return False
+    targets = {node.inputs[0]: node for node in program.nodes if node.op.target_shift is not None}
+    if not targets or not turns.ends:
+        return True
+    from_weight, from_target = set(program.weights), set()
+    for node in program.nodes:
+        if any(value in from_weight or isinstance(value, Weight) for value in node.inputs):
+            from_weight.update(node.outputs)
+        if node in targets.values() or any(value in from_target for value in node.inputs):
+            from_target.update(node.outputs)
+    sources = dict.fromkeys((*targets, *program.inputs))
+    known = [frontiers(program, source) for source in sources]
+    return all(
+        before not in from_target
+        and after not in from_target
+        and (before in from_weight) == (after in from_weight)
+        and all(table.get(before) == table.get(after) for table in known)
+        for before, after in turns.ends
+    )
 
 
 def _check_trains(spec: Spec, declaration: syntax.Objective, program: Program | None) -> None:

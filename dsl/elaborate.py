@@ -19,6 +19,7 @@ from .instances import Instances, scratch_build
 from .modules import Instance, Library, Module
 from .opdef import OpTable
 from .program import Distribution, Frame, Program, Value
+from .repeats import Turns, has_numbered_patterns
 from .signatures import STATIC_KINDS
 from .sizes import Given
 from .statements import Elaboration
@@ -34,7 +35,9 @@ class Spec:
     instances: tuple[Instance, ...]
     library: Library
     ops: OpTable
+    shorten: bool = False  # find mistakes only: turns of loops that are alike are left out
     expanded: set[int] = field(default_factory=set)  # declarations of the blocks that were called, by id
+    shortened: list[tuple[Program, Turns]] = field(default_factory=list)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -52,7 +55,12 @@ class Spec:
         return WeightBook(self.library.problems, self.rules, models, self._init)
 
     def build(self, training: bool) -> Build:
-        return Build(self.ops, self.library, self.library.problems, self.book(), training, expanded=self.expanded)
+        turns = Turns() if self.shorten else None
+        # Causality is asked of objectives only: of a model, the types are enough.
+        nodes = training or not self.shorten
+        return Build(
+            self.ops, self.library, self.library.problems, self.book(), training, nodes, turns, expanded=self.expanded
+        )
 
     def _init(self, rule: Rule, fan_in: int, fan_out: int) -> Distribution:
         home = next(i for i in self.instances if i.module.source is rule.pattern.span.source)
@@ -67,12 +75,14 @@ class Spec:
 
 
 def instantiate(
-    module: Module, size: str | None, overrides: Mapping[str, Given], library: Library, ops: OpTable
-) -> Spec:
+    module: Module, size: str | None, overrides: Mapping[str, Given], library: Library, ops: OpTable,
+    shorten: bool = False,
+) -> Spec:  # fmt: skip
     """The spec's instance and those of the files it uses."""
     instances = Instances(size, library, ops)
     root = instances.make(module, overrides, (), (module.source.name,))
-    return Spec(root, tuple(instances.made), library, ops)
+    declarations = [d for instance in instances.made for d in instance.module.file.declarations]
+    return Spec(root, tuple(instances.made), library, ops, shorten and not has_numbered_patterns(tuple(declarations)))
 
 
 # ---- programs -----------------------------------------------------------------------------------
@@ -96,7 +106,7 @@ def elaborate_model(spec: Spec, declaration: syntax.Block) -> Program | None:
         return None
     outputs = result if isinstance(result, tuple) else (result,)
     names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
-    return _program(body, declaration, "model", inputs, tuple(zip(names, outputs, strict=True)), ())
+    return _program(spec, body, declaration, "model", inputs, tuple(zip(names, outputs, strict=True)), ())
 
 
 def elaborate_objective(spec: Spec, declaration: syntax.Objective) -> Program | None:
@@ -114,7 +124,7 @@ def elaborate_objective(spec: Spec, declaration: syntax.Objective) -> Program | 
     if not body.losses and not any(isinstance(s, syntax.Loss) for s in declaration.body):
         spec.library.problems.add(NoLoss(declaration.name.span, f"objective `{name}` has no `loss`"))
     trains = tuple(pattern.text for pattern in declaration.trains)
-    return _program(body, declaration, "objective", inputs, (), trains)
+    return _program(spec, body, declaration, "objective", inputs, (), trains)
 
 
 def _begin(spec: Spec, declaration: syntax.Block | syntax.Objective, body: Elaboration) -> tuple[Value, ...] | None:
@@ -154,6 +164,7 @@ def _input(body: Elaboration, parameter: syntax.Parameter, inputs: list[Value]) 
 
 
 def _program(
+    spec: Spec,
     body: Elaboration,
     declaration: syntax.Block | syntax.Objective,
     kind: str,
@@ -165,10 +176,13 @@ def _program(
     for name, value in body.scope.bound.items():
         if isinstance(value, Record) and value.main is not None:
             bindings[name] = value.main
-    return Program(
+    program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
         tuple(body.losses), declaration.span, trains, bindings,
     )  # fmt: skip
+    if body.build.turns is not None:
+        spec.shortened.append((program, body.build.turns))
+    return program
 
 
 def check_shared(spec: Spec) -> None:

@@ -20,7 +20,7 @@ from .value_type import EnumType, Flag, Id, Int, Kind, Real, Tag, ValueType, ord
 
 STATIC_KINDS = {
     "axis": Accepts.AXIS, "axes": Accepts.AXES, "mapping": Accepts.MAPPING, "number": Accepts.NUMBER,
-    "size": Accepts.AXIS,
+    "size": Accepts.NUMBER,  # a number, or the name of a size
     "mask": Accepts.MASK, "block": Accepts.BLOCK, "list": Accepts.INDEX,
 }  # fmt: skip
 PLAIN_KINDS: dict[str, Kind] = {"real": Real(), "int": Int(), "flag": Flag()}

@@ -23,6 +23,7 @@ from .names_read import MASK_WORDS, bound_names, first_line, later_statements, n
 from .op_call import as_value
 from .opdef import OpDef
 from .program import Distribution, Frame, LossTerm, Value
+from .repeats import alike
 from .scope import Scope
 from .shared_calls import DEFAULT_INIT, SharedCalls
 from .source import Span
@@ -243,14 +244,20 @@ class Elaboration(SharedCalls, MaskCalls):
         outer, self.binding = self.binding, None
         self.loops += 1
         name = statement.variable.text
+        skips = self.build.turns
+        may_skip = skips is not None and skips.enter((*path, name), statement)
         try:
             for turn in turns:
                 number = number_of(turn)
                 self.path = (*path, name, f"{turn if number is None else number}".replace(".", "_"))
                 self.frames = (*frames, Frame(name, int(number or 0), statement.span))
                 self.scope.bind(name, turn)
+                start = self.scope.snapshot() if may_skip else {}
                 self.run(statement.body)
                 self.scope.leave_loop({**before, name: turn})
+                if may_skip and skips is not None and alike(start, self.scope.bound):
+                    skips.skipped(start, self.scope.bound)
+                    break
         finally:
             self.path, self.frames, self.binding = path, frames, outer
             self.loops -= 1
