@@ -159,14 +159,14 @@ WHERE = OpDef(
     ),
 )
 OR_MISSING = OpDef(
-    name="or",
+    name="or_missing",
     params=(X, Param("value", Accepts.VALUE)),
     infer=_infer_or_missing,
     frontier=frontier.row_wise,
     lower=_lower_or_missing,
     doc="`or(x, value)`: x, and `value` where its row is missing. One operand's static axes contain the other's.",
     cost=cost_per_entry(1),
-    samples=("x: real[seq, dim] => or(next(x), 0)",),
+    samples=("x: real[seq, dim] => or_missing(next(x), 0)",),
 )
 STOP_GRADIENT = OpDef(
     name="stop_gradient",

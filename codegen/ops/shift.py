@@ -149,7 +149,7 @@ NEXT = OpDef(
         "`next(x, k=1)`: the row k after, in the same example; the last k rows are missing. In an objective it marks "
         "what is predicted. Axes are kept."
     ),
-    samples=("x: real[seq, dim] => or(next(x), 0)", "i: id[seq] in vocab => or(next(next(i), 2), 0)"),
+    samples=("x: real[seq, dim] => or_missing(next(x), 0)", "i: id[seq] in vocab => or_missing(next(next(i), 2), 0)"),
 )
 SHIFT = OpDef(
     name="shift",
@@ -163,7 +163,7 @@ SHIFT = OpDef(
         "`shift(x, k)`: rows moved k later, `shift(x, -k)` k earlier; rows that nothing reaches are missing. Unlike "
         "`next` it claims nothing. Axes are kept."
     ),
-    samples=("x: real[seq, dim] => or(shift(x, -2), 0)", "x: real[seq, dim] => or(shift(x, 2), 1)"),
+    samples=("x: real[seq, dim] => or_missing(shift(x, -2), 0)", "x: real[seq, dim] => or_missing(shift(x, 2), 1)"),
 )
 
 SHIFTS = (PREVIOUS, NEXT, SHIFT)
