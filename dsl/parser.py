@@ -25,6 +25,7 @@ MAX_DEPTH = 100
 _STARTERS = {
     word: frozenset({"NAME"}) for word in ("AXIS", "INPUT", "PARAM", "SEGMENT", "ON", "ROUTED")
 } | {
+    "COPY": frozenset({"OPEN_ROUND"}),
     "LOSS": frozenset({"NAME", "ASSIGN"}),
     "MATCH": frozenset({"NAME", "NUMBER", "STRING", "MINUS", "NOT"}),
 }  # fmt: skip

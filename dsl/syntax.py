@@ -525,7 +525,10 @@ class Objective:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Init:
-    """`init **.linear.weight = trunc_normal(0.02, cut=3)`."""
+    """`init **.linear.weight = trunc_normal(0.02, cut=3)`, `init layer.*.image = copy(layer.*.text)`.
+
+    The one argument of `copy` is a Pattern, which stands in no other expression.
+    """
 
     pattern: Pattern
     value: Expression

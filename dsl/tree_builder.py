@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from . import syntax
 from .diagnostics import Mistake
@@ -428,6 +428,13 @@ def init(span: Span, where: syntax.Pattern, value: Any) -> syntax.Init:
     return syntax.Init(where, plain(value), span)
 
 
+def init_copy(span: Span, where: syntax.Pattern, copy: Token, source: syntax.Pattern) -> syntax.Init:
+    # A pattern is not an expression: it stands in a tree here only.
+    argument = syntax.Argument(None, cast("Expression", source), source.span)
+    made = syntax.Call(syntax.Name(copy.text, copy.span), (argument,), None, Span(span.source, copy.span.start, span.end))
+    return syntax.Init(where, made, span)
+
+
 def freeze(span: Span, patterns: Parts, where: Any) -> syntax.Freeze:
     return syntax.Freeze(patterns, plain(where), span)
 
@@ -503,7 +510,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "option": option, "axis_ragged": axis_ragged, "axis_grid": axis_grid, "axis_static": axis_static,
     "axis_nested": axis_nested, "axis_cut": axis_cut, "axis_selected": axis_selected, "axis_by_case": axis_by_case,
     "axis_case": axis_case, "enum": enum, "shared": shared, "shared_call": shared_call, "mask": mask, "block": block,
-    "model": model, "objective": objective, "init": init, "freeze": freeze, "optimise": optimise,
+    "model": model, "objective": objective, "init": init, "init_copy": init_copy, "freeze": freeze, "optimise": optimise,
     "optimise_bare": optimise, "optimiser": optimiser, "optimise_line": optimise_line, "hook": hook, "memory": memory,
     "extern": extern, "generate": generate, "recipe": recipe, "weights": weights, "config_entry": config_entry,
     "tensor_entry": tensor_entry,
