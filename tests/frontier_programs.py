@@ -208,6 +208,7 @@ class Builder(Operators):
 
     def around_masks(self, a: int) -> None:
         rng, level = self.rng, self.steps[a].level
+        assert level is not None
         levels = self.ordered()
         near = [b for b in levels if b is level or self.cut_axes.get(b) is level or self.cut_axes.get(level) is b]
         k = self.one_of(rng.choice(near if rng.random() < 0.9 else levels))
