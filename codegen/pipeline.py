@@ -56,7 +56,6 @@ CPU_PASSES: tuple[Pass, ...] = (
         "linears", choose_linears, "the faster matrix library for each linear; last, so that others see plain linears"
     ),
     Pass("shared-plans", join_common_subexpressions, "weights, tables and plans the recognised functions read, once"),
-    Pass("unread", drop_dead_code, "what the recognised formulas were made of"),
 )
 
 Watch = Callable[[Pass, fx.GraphModule], None]
@@ -74,6 +73,8 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
     optimised = graph_module(graph, weights, signature, signature.name)
     for pass_ in passes:
         pass_.function(optimised)
+        # Passes ask who reads a node; what they replaced would still count.
+        drop_dead_code(optimised)
         try:
             optimised.graph.lint()
         except RuntimeError as error:

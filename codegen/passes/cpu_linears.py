@@ -29,7 +29,7 @@ def join_linears(module: fx.GraphModule) -> None:
     """Groups by input; the paths of each group are noted in `module.meta` for the model to lay out."""
     groups: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in module.graph.nodes:
-        if is_call(node, functional.linear) and _is_plain(node):
+        if is_call(node, functional.linear) and is_plain_linear(node):
             groups[node.args[0]].append(node)
     kept = [linears for linears in groups.values() if len(linears) > 1]
     for linears in kept:
@@ -37,14 +37,14 @@ def join_linears(module: fx.GraphModule) -> None:
     module.meta[JOINED] = tuple(tuple(str(bare(node.args[1]).target) for node in linears) for linears in kept)
 
 
-def _is_plain(node: fx.Node) -> bool:
+def is_plain_linear(node: fx.Node) -> bool:
     """Without bias, over a weight straight from the tree."""
     return node.args[2:] in ((), (None,)) and not node.kwargs and is_weight(node.args[1])
 
 
 def _join(module: fx.GraphModule, linears: list[fx.Node]) -> None:
     graph = module.graph
-    sizes = tuple(_rows(module, node.args[1]) for node in linears)
+    sizes = tuple(weight_at(module, node.args[1]).shape[0] for node in linears)
     first = linears[0]
     with graph.inserting_before(first):
         weights = []
@@ -57,12 +57,13 @@ def _join(module: fx.GraphModule, linears: list[fx.Node]) -> None:
         replace(node, inherit(part, node))
 
 
-def _rows(module: fx.GraphModule, weight: fx.Node) -> int:
+def weight_at(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """The parameter a `get_attr` node reads."""
     value: object = module
-    for part in str(weight.target).split("."):
+    for part in str(node.target).split("."):
         value = getattr(value, part)
     assert isinstance(value, torch.Tensor)
-    return value.shape[0]
+    return value
 
 
 ACTIVATIONS = {functional.silu: "silu", functional.gelu: "gelu", torch.sigmoid: "sigmoid", torch.relu: "relu"}
@@ -92,7 +93,9 @@ def _gate(activated: object, up: object, node: fx.Node) -> tuple[fx.Node, str, b
         name = ACTIVATIONS[activated.target]
     gate = bare(activated.args[0])
     first, second = arguments(gate, operator.getitem), arguments(up, operator.getitem)
-    if first is None or second is None or first[0] is not second[0] or not is_call(first[0], torch.split):
+    if first is None or second is None or first[0] is not second[0]:
+        return None
+    if not is_call(first[0], torch.split):
         return None
     joined, sizes, _ = first[0].args
     if len(sizes) != 2 or sizes[0] != sizes[1] or only_reader(gate) is not activated:
