@@ -31,7 +31,7 @@ from .data import Corpus, DataOptions, load_corpus
 from .errors import RuntimeFault
 from .events import Evaluated, Event, Notice, RunEnded, RunStarted, Saved, StepDone
 from .interrupts import StopRequest
-from .loader import BatchPlan, TokenLoader, held_out_batches
+from .loader import Batch, BatchPlan, TokenLoader, held_out_batches
 from .metrics import RunLogs, write_json
 from .model import Model, load
 from .optimiser import Group, WeightOptimiser, make_groups
@@ -39,7 +39,7 @@ from .run_config import RunConfig
 from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
 from .tokens import Tokens, load_tokens
-from .train_step import NonFinite, StepOptions, StepResult, Trainable, evaluate, train_step
+from .train_step import StepOptions, StepResult, Trainable, evaluate, train_step
 
 
 @dataclass(frozen=True)
@@ -57,73 +57,72 @@ def train(config: RunConfig, on_event: Callable[[Event], None] = lambda event: N
     """Trains as `config` says, until the run is finished or asked to stop. Mistakes are RuntimeFaults of one line."""
     out = Path(config.out)
     with locked(out), _torch_settings(config):
-        resumed = find_resume_point(out, config.resume)
-        _check_same_run(config, resumed)
-        model = _load_model(config, resumed)
-        objective = model.objective(config.objective)
-        identity = _identity(model, objective)
-        _check_same_spec(identity, resumed)
-        corpus = _load_data(config, objective)
-        groups = _make_groups(config, model, objective)
-        optimiser = WeightOptimiser(groups, dict(model.by_path()))
-        plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed)
-        loader = TokenLoader(corpus, plan)
-        step = tokens = 0
-        if resumed is not None:
-            apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
-            optimiser.load_state(resumed.training.optimiser)
-            loader.load_state_dict(dict(resumed.training.loader))
-            step, tokens = resumed.manifest.step, resumed.manifest.tokens
-        _check_not_over(config, step)
-        held_out = held_out_batches(corpus, plan, config.eval_tokens) if config.eval_every else ()
-        saved_config = config.model_dump(mode="json")
-        write_json(out / RUN, saved_config)
-        on_event(_started(config, model, optimiser, corpus, step))
-        for text in _notices(config, corpus, resumed):
-            on_event(Notice(text))
+        run = _prepare(config, out, on_event)
+        with RunLogs(out, config.tensorboard, run.step) as logs, StopRequest() as stop:
+            try:
+                return _loop(config, run, logs, stop, on_event)
+            except RuntimeFault as fault:
+                raise type(fault)(f"{fault}; {_where_to_go_back(run.checkpoint)}") from None
 
-        options = StepOptions(objective.name, config.seed, config.accumulate, _working_type(config, model))
-        schedule = make_schedule(config)
-        checkpoint = resumed.path if resumed else None
-        trainable = cast(Trainable, model)
-        clock = _Clock(config.steps - step)
-        with RunLogs(out, config.tensorboard, step) as logs, StopRequest() as stop:
-            while True:
-                batch = loader.next_batch()
-                step, tokens = step + 1, tokens + batch.rows
-                factor = schedule.factor(tokens if config.schedule_tokens else step)
-                try:
-                    result = train_step(trainable, optimiser, batch, options, step, factor)
-                except NonFinite as fault:
-                    raise NonFinite(f"{fault}; {_where_to_go_back(checkpoint)}") from None
-                clock.tick(batch.rows)
-                done = _step_done(config, groups, result, step, tokens, factor, clock)
-                logs.train(done, clock.seconds)
-                on_event(done)
 
-                is_last = step == config.steps
-                if held_out and (is_last or step % config.eval_every == 0):
-                    evaluated = _evaluate(trainable, held_out, options, step)
-                    logs.evaluation(evaluated)
-                    on_event(evaluated)
+def _loop(
+    config: RunConfig, run: _Run, logs: RunLogs, stop: StopRequest, on_event: Callable[[Event], None]
+) -> TrainResult:
+    model = cast(Trainable, run.model)
+    options = StepOptions(run.identity.objective, config.seed, config.accumulate, _working_type(config, run.model))
+    schedule = make_schedule(config)
+    clock = _Clock(config.steps - run.step)
+    while True:
+        batch = run.loader.next_batch()
+        run.step, run.tokens = run.step + 1, run.tokens + batch.rows
+        factor = schedule.factor(run.tokens if config.schedule_tokens else run.step)
+        result = train_step(model, run.optimiser, batch, options, run.step, factor)
+        clock.tick(batch.rows)
+        done = _step_done(config, run, result, factor, clock)
+        logs.train(done, clock.seconds)
+        on_event(done)
 
-                reason = "finished" if is_last else stop.reason
-                if reason is None and step == config.stop_after:
-                    reason = "stop_after"
-                if reason is not None or step % config.save_every == 0:
-                    logs.sync()
-                    state = TrainingState(optimiser.state(), loader.state_dict(), saved_config)
-                    path = out / CHECKPOINTS / checkpoint_name(step)
-                    try:
-                        weights = dict(model.by_path())
-                        checkpoint = save_checkpoint(path, identity, weights, step, tokens, state)
-                    except RuntimeFault as fault:
-                        raise RuntimeFault(f"{fault}; {_where_to_go_back(checkpoint)}") from None
-                    keep_last(path.parent, config.keep)
-                    on_event(Saved(step, checkpoint))
-                    if reason is not None:
-                        on_event(RunEnded(step, reason, checkpoint, out))
-                        return TrainResult(step, tokens, reason, checkpoint, dict(result.losses))
+        is_last = run.step == config.steps
+        if run.held_out and (is_last or run.step % config.eval_every == 0):
+            losses, tokens = evaluate(model, run.held_out, options)
+            evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens)
+            logs.evaluation(evaluated)
+            on_event(evaluated)
+
+        reason = "finished" if is_last else stop.reason
+        if reason is None and run.step == config.stop_after:
+            reason = "stop_after"
+        if reason is not None or run.step % config.save_every == 0:
+            logs.sync()
+            run.checkpoint = _save(config, run)
+            on_event(Saved(run.step, run.checkpoint))
+            if reason is not None:
+                on_event(RunEnded(run.step, reason, run.checkpoint, Path(config.out)))
+                return TrainResult(run.step, run.tokens, reason, run.checkpoint, dict(result.losses))
+
+
+@dataclass(eq=False)
+class _Run:
+    """What the loop works on. `step` and `tokens` are what has been done, `checkpoint` the last one saved."""
+
+    model: Model
+    identity: ModelIdentity
+    groups: tuple[Group, ...]
+    optimiser: WeightOptimiser
+    loader: TokenLoader
+    held_out: tuple[Batch, ...]
+    step: int = 0
+    tokens: int = 0
+    checkpoint: Path | None = None
+
+
+def _save(config: RunConfig, run: _Run) -> Path:
+    folder = Path(config.out) / CHECKPOINTS
+    state = TrainingState(run.optimiser.state(), run.loader.state_dict(), config.model_dump(mode="json"))
+    weights = dict(run.model.by_path())
+    path = save_checkpoint(folder / checkpoint_name(run.step), run.identity, weights, run.step, run.tokens, state)
+    keep_last(folder, config.keep)
+    return path
 
 
 def make_schedule(config: RunConfig) -> Schedule:
@@ -139,7 +138,34 @@ def make_schedule(config: RunConfig) -> Schedule:
 # --- before the loop -----------------------------------------------------------------------------------------------
 
 
-def _load_model(config: RunConfig, resumed: ResumePoint | None) -> Model:
+def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) -> _Run:
+    """Loads everything, and the state to go on from; says what was found."""
+    resumed = find_resume_point(out, config.resume)
+    _check_same_run(config, resumed)
+    model = _load_model(config)
+    objective = model.objective(config.objective)
+    identity = _identity(model, objective)
+    _check_same_spec(identity, resumed)
+    corpus = _load_data(config, objective)
+    groups = _make_groups(config, model, objective)
+    plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed)
+    held_out = held_out_batches(corpus, plan, config.eval_tokens) if config.eval_every else ()
+    optimiser = WeightOptimiser(groups, dict(model.by_path()))
+    run = _Run(model, identity, groups, optimiser, TokenLoader(corpus, plan), held_out)
+    if resumed is not None:
+        apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
+        run.optimiser.load_state(resumed.training.optimiser)
+        run.loader.load_state_dict(dict(resumed.training.loader))
+        run.step, run.tokens, run.checkpoint = resumed.manifest.step, resumed.manifest.tokens, resumed.path
+    _check_not_over(config, run.step)
+    write_json(out / RUN, config.model_dump(mode="json"))
+    on_event(_started(config, run, corpus))
+    for text in _notices(config, corpus, resumed):
+        on_event(Notice(text))
+    return run
+
+
+def _load_model(config: RunConfig) -> Model:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -241,16 +267,17 @@ def _notices(config: RunConfig, corpus: Corpus, resumed: ResumePoint | None) -> 
         yield f"only {len(corpus.names)} documents: single windows are held out, not whole documents"
 
 
-def _started(config: RunConfig, model: Model, optimiser: WeightOptimiser, corpus: Corpus, step: int) -> RunStarted:
-    trained = sum(weight.numel() for weight in optimiser.weights.values())
+def _started(config: RunConfig, run: _Run, corpus: Corpus) -> RunStarted:
+    model, groups = run.model, run.optimiser.groups
+    trained = sum(weight.numel() for weight in run.optimiser.weights.values())
     lines = []
-    for group in optimiser.groups:
+    for group in groups:
         s = group.settings
-        name = group.pattern or "other weights" if len(optimiser.groups) > 1 else "all weights"
+        name = group.pattern or "other weights" if len(groups) > 1 else "all weights"
         lines.append(f"{name} ({len(group.paths)}): lr {s.lr:g}, betas {s.betas}, decay {s.decay:g}, clip {s.clip:g}")
     manifest = corpus.manifest
     counts = (manifest.documents, manifest.tokens, len(corpus.train), len(corpus.held_out))
-    return RunStarted(config, str(model.device), model.parameter_count(), trained, tuple(lines), *counts, step)
+    return RunStarted(config, str(model.device), model.parameter_count(), trained, tuple(lines), *counts, run.step)
 
 
 # --- in the loop ---------------------------------------------------------------------------------------------------
@@ -283,24 +310,13 @@ class _Clock:
         return None if self._step_seconds is None else self._step_seconds * self.steps_left
 
 
-def _step_done(
-    config: RunConfig,
-    groups: tuple[Group, ...],
-    result: StepResult,
-    step: int,
-    tokens: int,
-    factor: float,
-    clock: _Clock,
-) -> StepDone:
+def _step_done(config: RunConfig, run: _Run, result: StepResult, factor: float, clock: _Clock) -> StepDone:
     # The rate of the weights that no line names; it stands for the run's.
-    lr = groups[-1].settings.lr * factor
+    lr = run.groups[-1].settings.lr * factor
     speed, left = clock.tokens_per_second, clock.seconds_left
-    return StepDone(step, config.steps, result.losses, result.total, result.gradient_norm, lr, tokens, speed, left)
-
-
-def _evaluate(model: Trainable, batches: tuple, options: StepOptions, step: int) -> Evaluated:
-    losses, tokens = evaluate(model, batches, options)
-    return Evaluated(step, losses, sum(losses.values()), tokens)
+    return StepDone(
+        run.step, config.steps, result.losses, result.total, result.gradient_norm, lr, run.tokens, speed, left
+    )
 
 
 def _where_to_go_back(checkpoint: Path | None) -> str:
