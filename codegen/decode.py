@@ -33,10 +33,11 @@ from ..dsl.program import Constant, Node, Program, Value, Weight
 from ..dsl.value_type import Flag, Real
 from .functions import attention, caches, shifts
 from .graph_context import GraphContext, NotLowered
-from .lower import graph_module, live_nodes, whole_result
+from .lower import SIGNATURE, graph_module, live_nodes, whole_result
 from .ops.attend import AttendAttrs
 from .ops.operands import sizes
 from .origin import Origin
+from .passes.common_subexpressions import join_common_subexpressions
 from .signature import Signature, signature_of, slot
 from .weight_tree import WeightTree
 
@@ -69,6 +70,7 @@ class DecodePlan:
     once: tuple[Node, ...]
     rows: tuple[Node, ...]
     carried: tuple[Value, ...]  # made once, read by rows
+    same: dict[Value, Value]  # each value made once, and the carried one that equals it
     tail: frozenset[Node]  # rows nobody but the result reads: needed for the last new row only
 
     @property
@@ -113,7 +115,9 @@ def plan_decoding(program: Program) -> DecodePlan:
             once.append(node)
     read = [value for node in rows for value in node.inputs] + [value for _, value in program.outputs]
     carried = dict.fromkeys(v for v in read if v not in along and not isinstance(v, Constant | Weight))
-    return DecodePlan(program, axis, tuple(once), tuple(rows), tuple(carried), _tail(rows))
+    return DecodePlan(
+        program, axis, tuple(once), tuple(rows), tuple(carried), dict(zip(carried, carried, strict=True)), _tail(rows)
+    )
 
 
 def decoded_axis(program: Program) -> Axis:
@@ -161,23 +165,34 @@ def derive(
         axes=tuple(axis.name for axis in plan.other_axes),
         outputs=tuple(slot(value.name, value.type) for value in plan.carried),
     )
-    begin = _begin(plan, weights, working, stored, once_signature)
+    begin, plan = _begin(plan, weights, working, stored, once_signature)
     extend, specs = _rows(plan, weights, working, stored, row_signature, "extend")
     last, _ = _rows(plan, weights, working, stored, row_signature, "last")
     step, _ = _rows(plan, weights, working, stored, row_signature, "step")
-    return DecodeGraphs(plan, begin, extend, last, step, specs, row_signature, once_signature)
+    return DecodeGraphs(plan, begin, extend, last, step, specs, row_signature, begin.meta[SIGNATURE])
 
 
 def _begin(
     plan: DecodePlan, weights: WeightTree, working: torch.dtype, stored: torch.dtype, shape: Signature
-) -> fx.GraphModule:
+) -> tuple[fx.GraphModule, DecodePlan]:
+    """The graph of what is made once. Values that turn out to be one (the angles of every layer) are carried once."""
     context = GraphContext(plan.once_inputs, plan.other_axes, working, stored)
     for node in plan.once:
         context.lower(node, node.op.lower)
     context.finish([whole_result(context, value) for value in plan.carried])
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)
-    return graph_module(context.graph, weights, shape, f"{plan.program.name}_begin")
+    module = graph_module(context.graph, weights, shape, f"{plan.program.name}_begin")
+    join_common_subexpressions(module)
+    output = module.graph.output_node()
+    first: dict[fx.Node, Value] = {}
+    results: Any = output.args[0]
+    same = {value: first.setdefault(node, value) for value, node in zip(plan.carried, results, strict=True)}
+    output.args = (tuple(first),)
+    module.recompile()
+    kept = tuple(first.values())
+    module.meta[SIGNATURE] = replace(shape, outputs=tuple(slot(value.name, value.type) for value in kept))
+    return module, replace(plan, carried=kept, same=same)
 
 
 def _rows(
@@ -209,6 +224,8 @@ class DecodeContext(GraphContext):
             self._values[value] = self.argument(f"once_{value.name}", value)
             if value.type.rows is not None:
                 self._rows_of.setdefault(value.type.rows, self._values[value])
+        for value, equal in plan.same.items():
+            self._values[value] = self._values[equal]
         for axis in plan.other_axes:
             self._offsets[axis] = self.argument(f"{axis.name}_offsets")
         self.lengths, self.columns, self.is_even = (self.argument(name) for name in DECODE_ARGUMENTS)

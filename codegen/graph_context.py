@@ -179,8 +179,9 @@ class GraphContext:
         self._values[value] = node
         if present is not None:
             self._present[value] = present
-        is_new = isinstance(node, fx.Node) and defines(node, value)
-        if is_new and node.op == "call_function" and value.name != node.name:
+        # An argument or a plan that an op passes on keeps its own name.
+        is_new = isinstance(node, fx.Node) and node.op == "call_function" and defines(node, value)
+        if is_new and value.name != node.name:
             node._rename(value.name)  # readable graphs: `q`, not `linear_4`
         rows = value.type.rows
         if rows is not None and isinstance(node, fx.Node):

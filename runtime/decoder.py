@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from ..codegen.decode import DecodeGraphs, derive
 from ..codegen.graph_context import NotLowered
+from ..codegen.pipeline import optimise
 from ..codegen.signature import Slot
 from ..dsl.diagnostics import Mistake, SpecErrors
 from ..dsl.program import Program
@@ -188,9 +189,13 @@ def decoder_of(model: Model) -> Decoder:
 
 def _derived(program: Program, model: Model) -> DecodeGraphs:
     try:
-        return derive(program, model, model.dtype)
+        graphs = derive(program, model, model.dtype)
     except Mistake as mistake:
         text = render(mistake.error.describe(), color=False)
         raise SpecErrors((mistake.error,), text) from None
     except NotLowered as missing:
         raise GenerateFault(str(missing)) from None
+    if not model.passes:
+        return graphs
+    forms = {name: optimise(getattr(graphs, name), model.passes) for name in ("begin", "extend", "last", "step")}
+    return replace(graphs, **forms)

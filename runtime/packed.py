@@ -166,7 +166,7 @@ def _rows(slot: Slot, given: Any, dtype: torch.dtype) -> tuple[Tensor, tuple[int
     return (rows[0] if len(rows) == 1 else torch.cat(rows)), tuple(len(part) for part in rows), "list"
 
 
-def _nested(slot: Slot, given: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
+def _nested(slot: Slot, given: Any, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
     if given.layout != torch.jagged:
         raise InputFault(f"{slot.name} is a nested tensor of layout {given.layout}: make it with layout=torch.jagged")
     if getattr(given, "_ragged_idx", 1) != 1:

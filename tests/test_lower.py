@@ -11,7 +11,7 @@ import torch
 
 from tests.small_models import DECODER, LEVELS, checked, model, tokens
 from weft.codegen.artifact import ArtifactError, compile_to
-from weft.codegen.lower import graph_text, lower, signature
+from weft.codegen.lower import empty_weights, graph_text, lower, signature
 from weft.codegen.origin import origin
 from weft.codegen.pipeline import BASIC_PASSES, CPU_PASSES, optimise
 from weft.runtime.initialise import initialise
@@ -87,7 +87,9 @@ def test_types(spec):
     mixed = Model(spec, torch.float32)
     total, _ = mixed.loss(tokens=batch, working=torch.bfloat16)["text"]
     total.backward()
-    assert mixed.get_parameter("head.weight").grad.dtype == torch.float32
+    gradient = mixed["head.weight"].grad
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
 
 
 def test_double_lowers_again(spec):
@@ -161,8 +163,9 @@ def test_meta_device_needs_no_memory(spec):
 @pytest.mark.parametrize("passes", [BASIC_PASSES, CPU_PASSES], ids=["basic", "cpu"])
 def test_passes_keep_the_meaning(spec, passes):
     for program in (spec.model, spec.objectives["next_token"]):
-        reference = lower(program, working=torch.float64)
-        initialise(dict(reference.weights.by_path()), program.weights)
+        weights = empty_weights(program.weights, torch.float64)
+        initialise(dict(weights.by_path()), program.weights)
+        reference = lower(program, weights, torch.float64)
         faster = optimise(reference, passes)
         assert len(list(faster.graph.nodes)) < len(list(reference.graph.nodes))
         given = arguments(reference, tokens((4, 1, 0, 6)))

@@ -101,6 +101,36 @@ def test_gradients_of_a_batch_are_the_sum(decoder):
     torch.testing.assert_close(whole, sum(part[0] for part in parts), rtol=0, atol=1e-12)
 
 
+NOISY = """
+size dim = 5
+axis seq
+model m(x: real[seq, dim]) -> real[seq, dim]:
+    return linear(x, dim -> dim) as out
+
+objective denoise(x: real[seq, dim]):
+    noise = normal(like=x)
+    loss error = sum((m(x + noise) - noise)^2, over=dim)
+"""
+
+
+def test_draws_do_not_depend_on_packing():
+    small = model(NOISY)
+    generator = torch.Generator().manual_seed(0)
+    batch = [torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (4, 1, 6)]
+    ids = [7, 3, 5]
+
+    def loss(which, **options):
+        chosen = {"x": [batch[i] for i in which], "example_ids": [ids[i] for i in which]}
+        return small.loss(**chosen, **options)["error"][0].item()
+
+    whole = loss([0, 1, 2])
+    assert whole == pytest.approx(loss([2]) + loss([0, 1]), rel=1e-12)
+    assert whole == pytest.approx(loss([2, 1, 0]), rel=1e-12)
+    assert whole != pytest.approx(loss([0, 1, 2], step=1), rel=1e-3)
+    assert whole != pytest.approx(loss([0, 1, 2], seed=1), rel=1e-3)
+    assert loss([0], seed=4, step=2) == loss([0], seed=4, step=2)
+
+
 def offsets(*numbers: int, dtype=torch.int32):
     return torch.tensor(numbers, dtype=dtype)
 
