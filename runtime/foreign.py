@@ -1,6 +1,7 @@
 """Foreign checkpoints: `weft import` and `weft export` through the `weights` block of a spec.
 
-The block's lines were resolved by the checker (dsl/weight_map.py); here they meet files. Loading is strict: every weight must be found, every
+The block's lines were resolved by the checker (dsl/weight_map.py); here they meet files. Loading is strict: every
+weight must be found, every
 foreign tensor must be mapped, every shape must fit, or nothing is written. Only safetensors are read.
 """
 
@@ -55,8 +56,8 @@ def read_config(folder: Path) -> Mapping[str, object]:
 
 
 def sizes_from_config(lines: tuple[ConfigLine, ...], config: Mapping[str, object]) -> dict[str, object]:
-    """Sizes and options as a foreign config gives them. A constant that differs is an error: the spec is another model."""
-    found: dict[str, object] = {}
+    """Sizes and options as a foreign config gives them. A constant that differs is an error: the spec is another
+    model.""" found: dict[str, object] = {}
     for line in lines:
         present, value = _lookup(config, line.key)
         if line.name is not None:
@@ -199,7 +200,9 @@ def _split(line: TensorLine, foreign: Tensor, weights: Mapping[str, Weight]) -> 
     shapes = [_foreign_axes(line, weights[path])[0] for path in line.paths]
     wanted = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
     if tuple(foreign.shape) != wanted:
-        raise RuntimeFault(f"{line.foreign} has shape {tuple(foreign.shape)}, not {tuple(wanted)} as {line.paths[0]} needs")
+        raise RuntimeFault(
+            f"{line.foreign} has shape {tuple(foreign.shape)}, not {tuple(wanted)} as {line.paths[0]} needs"
+        )
     start = 0
     for path, shape in zip(line.paths, shapes, strict=True):
         part = foreign if len(shapes) == 1 else foreign[start : start + shape[0]]
@@ -246,13 +249,19 @@ def write_foreign(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[s
         temporary.mkdir(parents=True)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         shards = _shards(tensors)
-        names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        names = (
+            [SINGLE]
+            if len(shards) == 1
+            else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        )
         for name, shard in zip(names, shards, strict=True):
             save_file(shard, temporary / name, metadata={"format": "pt"})
         if len(shards) > 1:
             index = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             total = sum(t.numel() * t.element_size() for t in tensors.values())
-            (temporary / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2), "utf-8")
+            (temporary / INDEX).write_text(
+                json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2), "utf-8"
+            )
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

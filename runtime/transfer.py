@@ -23,7 +23,7 @@ from .foreign import (
     sizes_from_config,
     write_foreign,
 )
-from .loading import check_texts
+from .model import check_texts
 
 FORMAT = "huggingface"
 
@@ -49,7 +49,8 @@ def import_checkpoint(
 ) -> Imported:
     """Reads a foreign checkpoint into one of ours. Nothing is written unless every tensor fits.
 
-    Sizes come from config.json; `overrides` win over it. Raises SpecErrors for the spec, RuntimeFault for the checkpoint.
+    Sizes come from config.json; `overrides` win over it. Raises SpecErrors for the spec, RuntimeFault for the
+    checkpoint.
     """
     source = read_source(spec)
     config = read_config(folder)

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 
 
-def olmo2(dim: int = 64, layers: int = 2, heads: int = 4, kv_heads: int = 2, ffn: int = 176, vocab: int = 256, head_dim: int | None = None):
+def olmo2(
+    dim: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    ffn: int = 176,
+    vocab: int = 256,
+    head_dim: int | None = None,
+):
     """Olmo2ForCausalLM with gains away from one (gains of one hide mistakes in what a norm covers)."""
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
@@ -16,18 +24,28 @@ def olmo2(dim: int = 64, layers: int = 2, heads: int = 4, kv_heads: int = 2, ffn
         vocab_size=vocab, hidden_size=dim, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv_heads, hidden_act="silu", max_position_embeddings=128, rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, attention_bias=False, attention_dropout=0.0,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1, attn_implementation="eager", **extra,
+        tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1, attn_implementation="eager",
+        **extra,
     )  # fmt: skip
     return _randomised(Olmo2ForCausalLM, config)
 
 
-def llama(dim: int = 64, layers: int = 2, heads: int = 4, kv_heads: int = 2, ffn: int = 176, vocab: int = 256, head_dim: int | None = None):
+def llama(
+    dim: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    ffn: int = 176,
+    vocab: int = 256,
+    head_dim: int | None = None,
+):
     """LlamaForCausalLM, likewise."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=dim, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=head_dim, hidden_act="silu", max_position_embeddings=128, rms_norm_eps=1e-5,
+        num_key_value_heads=kv_heads, head_dim=head_dim, hidden_act="silu", max_position_embeddings=128,
+        rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, attention_bias=False, attention_dropout=0.0,
         tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1, attn_implementation="eager",
     )  # fmt: skip

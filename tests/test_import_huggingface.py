@@ -93,7 +93,8 @@ def wrong_variants() -> dict[str, dict[str, str]]:
         },
         "QK-norm for each head": {
             "rms_norm(over=(heads, head_dim), eps=eps)": "per_head(over=head_dim, both=(heads, head_dim), eps=eps)",
-            "rms_norm(over=(kv_heads, head_dim), eps=eps)": "per_head(over=head_dim, both=(kv_heads, head_dim), eps=eps)",
+            "rms_norm(over=(kv_heads, head_dim), eps=eps)":
+                "per_head(over=head_dim, both=(kv_heads, head_dim), eps=eps)",
             "q.rms_norm.gain": "q.per_head.gain",
             "k.rms_norm.gain": "k.per_head.gain",
             "\nmodel olmo2(": PER_HEAD,

@@ -1,7 +1,9 @@
 """Several linear maps of one input as one matrix product, over weights that stay separate parameters.
 
-Weights that lie behind one another in memory are one matrix already: `lay_out` puts them there once, and the product sees them through a
-view, in training too. Weights that were moved since (another type, another device) are joined by a copy; the result never differs.
+Weights that lie behind one another in memory are one matrix already: `lay_out` puts them there once, and the product
+sees them through a
+view, in training too. Weights that were moved since (another type, another device) are joined by a copy; the result
+never differs.
 
 Letters in shapes: N rows, I inputs, O outputs of all maps together.
 """

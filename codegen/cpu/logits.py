@@ -1,7 +1,9 @@
 """The vocabulary projection as the losses read it: per row the logarithm of the partition, and the logit of one id.
 
-Whatever a spec makes of the two (cross-entropy, z-loss, a formula nobody foresaw) is arithmetic on [N] numbers. The logits are kept once,
-in chunks, and turned into their own gradient in place; above a limit they are not kept and computed again in the backward.
+Whatever a spec makes of the two (cross-entropy, z-loss, a formula nobody foresaw) is arithmetic on [N] numbers. The
+logits are kept once,
+in chunks, and turned into their own gradient in place; above a limit they are not kept and computed again in the
+backward.
 
 Letters in shapes: N rows, D model width, V vocabulary.
 """
@@ -75,6 +77,7 @@ class _PartitionAndLogit(torch.autograd.Function):
 def partition_and_logit(x: Tensor, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """`logsumexp(x weight^T)` and `(x weight^T)[id]` per row: x [N, D], weight [V, D], ids [N] in 0 .. V-1 -> [N], [N].
 
-    Both in at least float32, with first derivatives for x and weight. A second backward through kept logits is an error.
+    Both in at least float32, with first derivatives for x and weight. A second backward through kept logits is an
+    error.
     """
     return _PartitionAndLogit.apply(x, weight, ids.long())

@@ -1,8 +1,8 @@
 """Activations written as formulas become torch's single functions, which keep one tensor for the backward.
 
-    g * sigmoid(g)                                     ->  silu(g)
-    0.5 * x * (1 + erf(x * 0.7071))                    ->  gelu(x)
-    0.5 * x * (1 + tanh(0.7979 * (x + 0.0447 * x^3)))  ->  gelu(x, tanh)
+g * sigmoid(g)                                     ->  silu(g)
+0.5 * x * (1 + erf(x * 0.7071))                    ->  gelu(x)
+0.5 * x * (1 + tanh(0.7979 * (x + 0.0447 * x^3)))  ->  gelu(x, tanh)
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def recognise_activations(module: fx.GraphModule) -> None:
             _put(module, node, functional.gelu, (x,), {"approximate": "tanh"})
 
 
-def _put(module: fx.GraphModule, node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+def _put(
+    module: fx.GraphModule, node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> None:
     with module.graph.inserting_before(node):
         new = inherit(module.graph.call_function(function, args, kwargs or {}), node)
     replace(node, new)

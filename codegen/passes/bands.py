@@ -1,6 +1,8 @@
-"""Attention whose mask is a band (causal, a causal window, everything) goes to torch's fused CPU kernel, piece by piece.
+"""Attention whose mask is a band (causal, a causal window, everything) goes to torch's fused CPU kernel, piece by
+piece.
 
-    attend_packed(q, k, v, offsets, offsets, scale, low, high)   ->   packed_attention(q, k, v, plan(offsets, band), scale)
+    attend_packed(q, k, v, offsets, offsets, scale, low, high)   ->   packed_attention(q, k, v, plan(offsets, band),
+    scale)
 
 The plan is made once per band and step; masks with predicates, biases and other bands keep the reference.
 """

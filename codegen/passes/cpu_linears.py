@@ -1,7 +1,7 @@
 """What linears read and write on a CPU.
 
-Linears of one input are one product over weights that lie behind one another (cpu/joined.py); a gate and its partner are then the two
-halves of one tensor, which `gated_unit` reads and fills with gradients in place.
+Linears of one input are one product over weights that lie behind one another (cpu/joined.py); a gate and its partner
+are then the two halves of one tensor, which `gated_unit` reads and fills with gradients in place.
 
     gate = linear(x, a); up = linear(x, b); silu(gate) * up    ->    gated_unit(joined_linear(x, a, b))
     linear(x, w)                                               ->    the faster of torch's two matrix libraries

@@ -1,7 +1,7 @@
 """Reading fx graphs by shape of expression: what the recognising passes have in common.
 
-Conversions between float types (`Tensor.to`) are looked through: they say how precisely a formula is computed, not what it is. A pass may
-replace a formula only by a function that computes it at least as precisely.
+Conversions between float types (`Tensor.to`) are looked through: they say how precisely a formula is computed, not
+what it is. A pass may replace a formula only by a function that computes it at least as precisely.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def bare(node: Any) -> Any:
 
 
 def arguments(node: Any, *functions: Function) -> tuple[Any, ...] | None:
-    """The arguments of a call of one of `functions`, conversions of them removed; None for anything else. No keywords."""
-    node = bare(node)
+    """The arguments of a call of one of `functions`, conversions of them removed; None for anything else. No
+    keywords.""" node = bare(node)
     if not is_call(node, *functions) or node.kwargs:
         return None
     return tuple(bare(argument) for argument in node.args)

@@ -1,6 +1,6 @@
 """Reshapes that undo each other go away.
 
-    flatten(unflatten(x, -1, (4, 32)), -2)   ->   x
+flatten(unflatten(x, -1, (4, 32)), -2)   ->   x
 """
 
 from __future__ import annotations

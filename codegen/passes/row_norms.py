@@ -1,7 +1,7 @@
 """RMS norms written as formulas become one function with a short backward; a residual added to one joins it.
 
-    x * rsqrt(mean(x^2, trailing axes) + eps) * gain      ->  rms_norm(x, gain, eps)
-    residual + rms_norm(x, gain, eps)                     ->  add_rms_norm(residual, x, gain, eps)
+x * rsqrt(mean(x^2, trailing axes) + eps) * gain      ->  rms_norm(x, gain, eps)
+residual + rms_norm(x, gain, eps)                     ->  add_rms_norm(residual, x, gain, eps)
 """
 
 from __future__ import annotations
