@@ -2,10 +2,11 @@
 
     python bench/frontier_enumeration.py [--programs N] [--seed S] [--runs R]
 
-Random programs of the toy in tests/frontier_model.py are run on R random sources each, and every source row is changed. A
-violation is a value that saw a later row than its frontier allows; there must be none. A step is tight when some row of
-some run saw exactly as much as it was allowed to. Steps that are `none`, and rows where the bound is no row at all, say
-nothing and are left out; so do positions, whose bound is that their row exists, seen only in what reads them. The JSON goes to stdout, the table to stderr.
+Random programs of the toy in tests/frontier_model.py are run on R random sources each, and every source row is changed.
+A violation is a value that saw a later row than its frontier allows; there must be none. A step is tight when some row
+of some run saw exactly as much as it was allowed to. Left out: steps that are `none`, rows where the bound is no row at
+all, and positions, whose bound is that their row exists, which only what reads them sees. The JSON goes to stdout, the
+table to stderr.
 """
 
 from __future__ import annotations

@@ -54,8 +54,22 @@ class Step:
     frontier: Frontier
 
     @property
-    def span(self) -> Span:
-        return self.node.span if self.node is not None else self.value.span
+    def shown(self) -> tuple[Span, str]:
+        """Where to point and what to call it."""
+        return (self.value.span, self.value.name) if self.node is None else _place(self.node, self.value.name)
+
+
+# Blocks of the standard library are shown where they are called.
+_LIBRARY = "std/"
+
+
+def _place(node: Node, name: str) -> tuple[Span, str]:
+    place = node.span, name
+    for frame in reversed(node.scope):
+        if not place[0].source.name.startswith(_LIBRARY):
+            break
+        place = frame.span, frame.name
+    return place
 
 
 def leak_path(
@@ -201,7 +215,7 @@ def _leak(
 ) -> TargetLeak:
     path = leak_path(program, source, prediction, bound, known)
     return TargetLeak(
-        node.span,
+        _place(node, "")[0],
         prediction.name,
         source.name,
         str(known[prediction]),
@@ -212,7 +226,7 @@ def _leak(
 
 
 def _seen(path: Iterable[Step]) -> tuple[Seen, ...]:
-    return tuple(Seen(step.span, step.value.name, str(step.frontier)) for step in path)
+    return tuple(Seen(*step.shown, str(step.frontier)) for step in path)
 
 
 def check_generates(program: Program, output: Value, sources: Iterable[Value]) -> NotGenerated | None:
@@ -232,9 +246,8 @@ def check_generates(program: Program, output: Value, sources: Iterable[Value]) -
             continue
         path = leak_path(program, source, output, bound, known)
         culprit = next((step for step in path if not _keeps(step.frontier, bound)), path[-1])
-        return NotGenerated(
-            culprit.span, output.name, source.name, str(culprit.frontier), culprit.value.name, _seen(path)
-        )
+        at, name = culprit.shown
+        return NotGenerated(at, output.name, source.name, str(culprit.frontier), name, _seen(path))
     return None
 
 

@@ -43,7 +43,8 @@ class TargetLeak(SpecError, code="E401"):
     `shift(x, -1)` is `next` without the claim.
 
     Wrong:
-        size dim = 8, vocab = 10
+        size dim = 8
+        size vocab = 10
         axis seq
         model m(tokens: id[seq] in vocab) -> real[seq, vocab]:
             x = embed(tokens, vocab -> dim) as embed
@@ -52,7 +53,8 @@ class TargetLeak(SpecError, code="E401"):
         objective o(tokens: id[seq] in vocab):
             loss text = cross_entropy(m(tokens), next(tokens))
     Right:
-        size dim = 8, vocab = 10
+        size dim = 8
+        size vocab = 10
         axis seq
         model m(tokens: id[seq] in vocab) -> real[seq, vocab]:
             x = embed(tokens, vocab -> dim) as embed
@@ -71,7 +73,7 @@ class TargetLeak(SpecError, code="E401"):
 
     def describe(self) -> Diagnostic:
         return self.say(
-            f"{self.operand} sees {self.sees} of {self.source}, and is compared with a row after {self.may_see}",
+            f"{self.operand} sees {self.sees} of {self.source}, but has to predict the row after {self.may_see}",
             f"{self.operand} sees {self.sees} here, and may see {self.may_see}",
             *_labels(self.path, self.at),
             Label(self.target_at, f"claims that {self.source} is predicted from rows up to {self.may_see}"),
@@ -87,14 +89,16 @@ class NotGenerated(SpecError, code="E402"):
     rows of a prompt. The path printed is the shortest along which later rows enter.
 
     Wrong:
-        size dim = 8, vocab = 10
+        size dim = 8
+        size vocab = 10
         axis seq
         model m(tokens: id[seq] in vocab) -> real[seq, vocab]:
             x = embed(tokens, vocab -> dim) as embed
             x = attend(x, x, x, over=dim, along=seq)
             return linear(x, dim -> vocab) as head
     Right:
-        size dim = 8, vocab = 10
+        size dim = 8
+        size vocab = 10
         axis seq
         model m(tokens: id[seq] in vocab) -> real[seq, vocab]:
             x = embed(tokens, vocab -> dim) as embed
