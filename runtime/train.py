@@ -284,30 +284,34 @@ def _started(config: RunConfig, run: _Run, corpus: Corpus) -> RunStarted:
 
 
 class _Clock:
-    """Wall-clock speed. Nothing that is computed depends on it."""
+    """Wall-clock speed, over about the last twenty steps. Nothing that is computed depends on it."""
 
     def __init__(self, steps_left: int) -> None:
         self.seconds = 0.0
-        self.tokens_per_second = 0.0
         self.steps_left = steps_left
         self._begin = self._before = time.monotonic()
-        self._step_seconds: float | None = None
+        self._ticks = 0
+        self._mean_seconds = self._mean_rows = 0.0
 
     def tick(self, rows: int) -> None:
         moment = time.monotonic()
-        took = max(moment - self._before, 1e-9)
-        # A slow mean: single steps of unequal examples jump about.
-        known = self._step_seconds
-        self._step_seconds = took if known is None else 0.95 * known + 0.05 * took
-        speed = rows / took
-        self.tokens_per_second = speed if known is None else 0.95 * self.tokens_per_second + 0.05 * speed
+        took = moment - self._before
+        # The first step lowers graphs and loads kernels: the second starts the mean anew.
+        self._ticks += 1
+        share = 1.0 if self._ticks <= 2 else max(1 / (self._ticks - 1), 0.05)
+        self._mean_seconds += share * (took - self._mean_seconds)
+        self._mean_rows += share * (rows - self._mean_rows)
         self.seconds = moment - self._begin
         self._before = moment
         self.steps_left -= 1
 
     @property
+    def tokens_per_second(self) -> float:
+        return self._mean_rows / max(self._mean_seconds, 1e-9)
+
+    @property
     def seconds_left(self) -> float | None:
-        return None if self._step_seconds is None else self._step_seconds * self.steps_left
+        return self._mean_seconds * self.steps_left if self._ticks > 1 else None
 
 
 def _step_done(config: RunConfig, run: _Run, result: StepResult, factor: float, clock: _Clock) -> StepDone:

@@ -17,6 +17,7 @@ from weft.runtime.data import DataOptions, load_corpus
 from weft.runtime.errors import RuntimeFault
 from weft.runtime.events import Evaluated, RunEnded, RunStarted, Saved, StepDone
 from weft.runtime.loader import BatchPlan, TokenLoader
+from weft.runtime.metrics import JsonLines
 from weft.runtime.optimiser import WeightOptimiser, make_groups
 from weft.runtime.progress import Reporter
 from weft.runtime.run_config import RunConfig, make_config, read_config_file
@@ -378,6 +379,21 @@ def test_a_full_disk_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
     train(config(resume=True))
     train(config(out=str(tmp_path / "whole")))
     assert final_state(out) == final_state(tmp_path / "whole")
+
+
+def test_a_log_that_cannot_be_written_names_the_last_checkpoint(config, tmp_path, monkeypatch):
+    original = JsonLines.append
+
+    def full(log, record):
+        if record["step"] == 8:
+            raise RuntimeFault(f"the log {log.path} could not be written: No space left on device")
+        original(log, record)
+
+    monkeypatch.setattr(JsonLines, "append", full)
+    text = fault_of(config())
+    assert text.endswith(
+        f"No space left on device; the last good checkpoint is {tmp_path}/run/checkpoints/step-00000005"
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
