@@ -57,7 +57,8 @@ def read_config(folder: Path) -> Mapping[str, object]:
 
 def sizes_from_config(lines: tuple[ConfigLine, ...], config: Mapping[str, object]) -> dict[str, object]:
     """Sizes and options as a foreign config gives them. A constant that differs is an error: the spec is another
-    model.""" found: dict[str, object] = {}
+    model."""
+    found: dict[str, object] = {}
     for line in lines:
         present, value = _lookup(config, line.key)
         if line.name is not None:

@@ -87,10 +87,8 @@ def recognise_gates(module: fx.GraphModule) -> None:
 def _gate(activated: object, up: object, node: fx.Node) -> tuple[fx.Node, str, bool] | None:
     if not isinstance(activated, fx.Node) or activated.target not in ACTIVATIONS or only_reader(activated) is not node:
         return None
-    if activated.kwargs.get("approximate") == "tanh":
-        name = "gelu_tanh"
-    else:
-        name = ACTIVATIONS[activated.target]
+    is_tanh = activated.kwargs.get("approximate") == "tanh"
+    name = "gelu_tanh" if is_tanh else ACTIVATIONS[activated.target]
     gate = bare(activated.args[0])
     first, second = arguments(gate, operator.getitem), arguments(up, operator.getitem)
     if first is None or second is None or first[0] is not second[0]:

@@ -29,7 +29,8 @@ def bare(node: Any) -> Any:
 
 def arguments(node: Any, *functions: Function) -> tuple[Any, ...] | None:
     """The arguments of a call of one of `functions`, conversions of them removed; None for anything else. No
-    keywords.""" node = bare(node)
+    keywords."""
+    node = bare(node)
     if not is_call(node, *functions) or node.kwargs:
         return None
     return tuple(bare(argument) for argument in node.args)
