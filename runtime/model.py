@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from ..codegen.graph_context import NotLowered
 from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.ops import OPS
-from ..codegen.pipeline import REFERENCE_PASSES, Pass, optimise
+from ..codegen.pipeline import BASIC_PASSES, REFERENCE_PASSES, Pass, optimise
 from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
 from ..dsl.check import Checked, check, read_source
@@ -182,7 +182,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    passes: tuple[Pass, ...] = REFERENCE_PASSES,
+    passes: tuple[Pass, ...] = BASIC_PASSES,
 ) -> torch.nn.Module:
     """A model from a spec file, a checkpoint folder or a compiled artifact.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from weft.codegen.ops import OPS
+from weft.codegen.pipeline import REFERENCE_PASSES, Pass
 from weft.dsl.check import Checked, check
 from weft.dsl.source import Source
 from weft.runtime.model import Model
@@ -72,8 +73,14 @@ def checked(text: str, **overrides: object) -> Checked:
     return check(Source("test.weft", text.lstrip()), OPS, overrides=overrides).value()
 
 
-def model(text: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: object) -> Model:
-    return Model(checked(text, **overrides), dtype, seed=seed)
+def model(
+    text: str,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    passes: tuple[Pass, ...] = REFERENCE_PASSES,
+    **overrides: object,
+) -> Model:
+    return Model(checked(text, **overrides), dtype, seed=seed, passes=passes)
 
 
 def tokens(lengths: Sequence[int], limit: int = 19, seed: int = 0) -> list[torch.Tensor]:

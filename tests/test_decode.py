@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.small_models import DECODER, model, tokens
+from weft.codegen.pipeline import CPU_PASSES
 from weft.dsl.diagnostics import SpecErrors
 from weft.runtime.decoder import Decoder
 from weft.runtime.errors import GenerateFault, InputFault
@@ -104,6 +105,14 @@ def compare_everywhere(small, rows, capacity=16, inputs=None, tolerance=1e-10):
 def test_decoder_equals_forward():
     compare_everywhere(model(DECODER), {"tokens": tokens(LENGTHS)})
     compare_everywhere(model(DECODER, torch.float32), {"tokens": tokens(LENGTHS)}, tolerance=1e-5)
+
+
+def test_decoder_equals_forward_after_the_passes():
+    compare_everywhere(model(DECODER, torch.float32, passes=CPU_PASSES), {"tokens": tokens(LENGTHS)}, tolerance=2e-5)
+
+
+def test_bfloat16_stays_near():
+    compare_everywhere(model(DECODER, torch.bfloat16), {"tokens": tokens((5, 1, 8))}, tolerance=0.15)
 
 
 def test_one_sequence():

@@ -14,6 +14,8 @@ from weft.codegen.artifact import ArtifactError, compile_to
 from weft.codegen.lower import empty_weights, graph_text, lower, signature
 from weft.codegen.origin import origin
 from weft.codegen.pipeline import BASIC_PASSES, CPU_PASSES, optimise
+from weft.runtime.checkpoint import ModelIdentity, SpecText, save_checkpoint
+from weft.runtime.errors import LoadFault
 from weft.runtime.initialise import initialise
 from weft.runtime.model import Model, load
 from weft.runtime.packed import pack
@@ -96,6 +98,20 @@ def test_double_lowers_again(spec):
     small = Model(spec, torch.float32)
     assert small([[1, 2]])[0].dtype == torch.float32
     assert small.double()([[1, 2]])[0].dtype == torch.float64
+
+
+def test_checkpoint_loads(spec, tmp_path):
+    small = Model(spec, torch.float64, seed=2)
+    identity = ModelIdentity((SpecText(spec.source.name, spec.source.text),))
+    folder = save_checkpoint(tmp_path / "step-00000001", identity, small.state_dict())
+    loaded = load(folder)
+    assert loaded([[1, 2, 3]])[0].equal(small([[1, 2, 3]])[0])
+    with pytest.raises(LoadFault, match="sizes are fixed"):
+        load(folder, size="tiny")
+    with pytest.raises(LoadFault, match="is neither a checkpoint"):
+        load(tmp_path)
+    with pytest.raises(LoadFault, match="there is no file"):
+        load(tmp_path / "none.weft")
 
 
 def test_losses_count_rows(spec):
