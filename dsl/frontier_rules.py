@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from .axes import Axis, Scaled, Selected
+from .axes import Axis, Cut, Scaled, Selected
 from .frontier_elements import (
     ALL,
     NONE,
@@ -70,13 +70,18 @@ class Segments:
 
 
 def segments(
-    cut: Axis, ends: Frontier = NONE, along: Axis | None = None, gaps: bool = False, inside: Axis | None = None
+    cut: Axis, ends: Frontier | None = None, along: Axis | None = None, gaps: bool = False, inside: Axis | None = None
 ) -> Segments:
-    """The segments of a cut. `ends` is what `segment_by_flags` or `segment_by_value` gave for this source."""
+    """The segments of a cut. `ends` is what `segment_by_flags` or `segment_by_value` gave for this source.
+
+    Where nobody says, segments of a `cut` count as data known at each row; those of nested and scaled axes are given.
+    """
     grouped = fine_axis(cut)
     if along is None:
         assert grouped is not None, f"the axis whose rows {cut.name} groups is not known"
         along = grouped
+    if ends is None:
+        ends, gaps = (row(along), True) if isinstance(cut.kind, Cut) else (NONE, gaps)
     if inside is None and grouped is not None and isinstance(grouped.kind, Selected):
         inside = grouped
     # Seen from the whole axis, rows that were not selected are gaps.

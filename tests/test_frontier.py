@@ -15,11 +15,11 @@ from tests.frontier_model import SPAN, Program, axis, frontiers, violations
 from tests.frontier_programs import observe_program, random_program
 from weft.dsl import frontier as rules
 from weft.dsl import frontier_elements, frontier_rules, masks, reach
-from weft.dsl.axes import Axis, Cut, Joined, Nested, Selected
+from weft.dsl.axes import Axis, Cut, Joined, Nested, Scaled, Selected
 from weft.dsl.frontier import ALL, NONE, Frontier, Kind, Segments, end, first, last, row
 from weft.dsl.length import Length
 
-PROGRAMS = 400
+PROGRAMS = 1000
 TRIED = 2500  # programs a weakened rule may take to be caught
 MODULES = (rules, frontier_elements, frontier_rules, reach)
 
@@ -412,6 +412,11 @@ DOCUMENTS = masks.Compare("==", masks.Side("query", masks.Captured(0)), masks.Si
 def test_masks(formula: masks.Formula | None, keys: Axis, f: Frontier, expected: Frontier) -> None:
     mask_reach = rules.reach_of(masks.Mask(formula), keys, X, {P: TILES})
     assert rules.attend(NONE, (f,), mask_reach) == expected
+
+
+def test_segments_of_which_nobody_says_anything_are_data() -> None:
+    assert rules.spread(NONE, rules.segments(P)) == row(X)
+    assert rules.spread(NONE, rules.segments(axis("half", Scaled(X, 2)))) == NONE
 
 
 def test_a_cut_that_is_not_given_counts_as_known_at_each_row() -> None:
