@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from .graph_context import CompilerBug
@@ -57,6 +58,12 @@ CPU_PASSES: tuple[Pass, ...] = (
     ),
     Pass("shared-plans", join_common_subexpressions, "weights, tables and plans the recognised functions read, once"),
 )
+
+
+def passes_for(device: torch.device) -> tuple[Pass, ...]:
+    """What a model runs by default on a device."""
+    return CPU_PASSES if device.type == "cpu" else BASIC_PASSES
+
 
 Watch = Callable[[Pass, fx.GraphModule], None]
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from ..codegen.graph_context import NotLowered
 from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.ops import OPS
-from ..codegen.pipeline import BASIC_PASSES, REFERENCE_PASSES, Pass, optimise
+from ..codegen.pipeline import Pass, optimise, passes_for
 from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
 from ..dsl.check import Checked, check, read_source
@@ -40,7 +40,8 @@ class Model(WeightTree):
     """One spec for one choice of sizes. Calling it runs its main model; parameters are named by weight path.
 
     `checked` is the checked spec, `program` its main model, `weights` what is known of each parameter by path.
-    `passes` are run on every graph (codegen/pipeline.py); the reference graphs stay available through `reference`.
+    `passes` are run on every graph (codegen/pipeline.py), by default those for the device; the reference graphs stay
+    available through `reference`.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Model(WeightTree):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         seed: int | None = 0,
-        passes: tuple[Pass, ...] = REFERENCE_PASSES,
+        passes: tuple[Pass, ...] | None = None,
     ) -> None:
         """`seed` None leaves the weights uninitialised, for a caller that fills them."""
         super().__init__()
@@ -58,7 +59,7 @@ class Model(WeightTree):
         self.checked = checked
         self.program: Program = checked.model
         self.weights: dict[str, Weight] = checked.weights
-        self.passes = passes
+        self._passes = passes
         self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
         self.decoders: dict[torch.dtype, Any] = {}  # filled by decoder.decoder_of
         tree = empty_weights(self.weights.values(), dtype, device)
@@ -76,6 +77,10 @@ class Model(WeightTree):
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
         return next((parameter.dtype for _, parameter in self.by_path()), torch.float32)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        return passes_for(self.device) if self._passes is None else self._passes
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +102,8 @@ class Model(WeightTree):
         key = (program, self.dtype, working or self.dtype, self.passes)
         if key not in self._graphs:
             reference = self.reference(program, working)
-            self._graphs[key] = optimise(reference, self.passes) if self.passes else reference
+            graph = optimise(reference, self.passes) if self.passes else reference
+            self._graphs[key] = graph
         return self._graphs[key]
 
     def reference(self, program: Program | None = None, working: torch.dtype | None = None) -> fx.GraphModule:
@@ -182,7 +188,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    passes: tuple[Pass, ...] = BASIC_PASSES,
+    passes: tuple[Pass, ...] | None = None,
 ) -> torch.nn.Module:
     """A model from a spec file, a checkpoint folder or a compiled artifact.
 
@@ -217,7 +223,7 @@ def check_file(path: Path, size: str | None = None, overrides: Mapping[str, obje
 
 
 def from_checkpoint(
-    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, passes: tuple[Pass, ...]
+    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, passes: tuple[Pass, ...] | None
 ) -> Model:
     """The model of a checkpoint folder: its own spec text, its sizes, its weights."""
     manifest = read_manifest(path)

@@ -21,7 +21,7 @@ from .linear import product
 
 def lay_out(weights: Sequence[torch.nn.Parameter]) -> None:
     """Moves the data of weights [O_i, I] of one type behind one another. The parameters stay the same objects."""
-    if _adjoining(weights):
+    if weights[0].device.type != "cpu" or _adjoining(weights):
         return
     joined = torch.cat([weight.data for weight in weights])
     for weight, part in zip(weights, joined.split([w.shape[0] for w in weights]), strict=True):

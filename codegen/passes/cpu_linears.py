@@ -16,25 +16,23 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from ..cpu.joined import joined_linear
+from ..cpu.joined import joined_linear, lay_out
 from ..cpu.linear import linear
 from ..cpu.rowwise import gated_unit
 from ..origin import inherit
 from .matching import arguments, bare, is_call, is_weight, only_reader, products, replace
 
-JOINED = "weft_joined_weights"
-
 
 def join_linears(module: fx.GraphModule) -> None:
-    """Groups by input; the paths of each group are noted in `module.meta` for the model to lay out."""
+    """Groups by input. The data of a group's weights is moved, so that no step has to join them."""
     groups: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in module.graph.nodes:
         if is_call(node, functional.linear) and is_plain_linear(node):
             groups[node.args[0]].append(node)
     kept = [linears for linears in groups.values() if len(linears) > 1]
     for linears in kept:
+        lay_out([weight_at(module, node.args[1]) for node in linears])
         _join(module, linears)
-    module.meta[JOINED] = tuple(tuple(str(bare(node.args[1]).target) for node in linears) for linears in kept)
 
 
 def is_plain_linear(node: fx.Node) -> bool:
@@ -57,12 +55,12 @@ def _join(module: fx.GraphModule, linears: list[fx.Node]) -> None:
         replace(node, inherit(part, node))
 
 
-def weight_at(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+def weight_at(module: fx.GraphModule, node: fx.Node) -> torch.nn.Parameter:
     """The parameter a `get_attr` node reads."""
     value: object = module
     for part in str(node.target).split("."):
         value = getattr(value, part)
-    assert isinstance(value, torch.Tensor)
+    assert isinstance(value, torch.nn.Parameter)
     return value
 
 
