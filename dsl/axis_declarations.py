@@ -47,7 +47,7 @@ def _parent(body: Expressions, declaration: syntax.Axis) -> Axis:
     assert declaration.parent is not None
     found = body.read(declaration.parent.text, declaration.parent.span)
     if not isinstance(found, Axis) or found.is_static:
-        raise Mistake(NotAnAxis(declaration.parent.span, describe(found)))
+        raise Mistake(NotAnAxis(declaration.parent.span, describe(found), "an axis with a length per example"))
     return found
 
 
@@ -146,9 +146,8 @@ def check_length(number: int, name: str, at: Span) -> int:
     if number < 0:
         raise Mistake(BadSize(at, name, f"is {number}, below 0"))
     if number >= LARGEST:
-        raise Mistake(
-            BadSize(at, name, f"is {number:.3g}, which is 2^48 or more" if number < 1 << 64 else "is 2^48 or more")
-        )
+        found = f"{number:,}" if number < 1 << 64 else "huge"
+        raise Mistake(BadSize(at, name, f"is {found}; the limit is 2^48"))
     return number
 
 
@@ -163,7 +162,8 @@ def length(body: Expressions, e: syntax.Expression, name: str) -> Measure:
                 return measure(e.operator, left, right, name, e.span)
             except Mistake as mistake:
                 if isinstance(mistake.error, StaticArithmetic) and e.operator == "/" and right.number:
-                    error = BadSize(e.span, name, f"is {left.number} / {right.number}, which is not whole")
+                    what = f"is {left.number} / {right.number}, which is not whole"
+                    error = BadSize(e.span, name, what, "`//` rounds down")
                     raise Mistake(error) from None
                 raise
         case syntax.Unary("-", operand):

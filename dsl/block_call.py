@@ -77,7 +77,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         names = [name for _, name in chain]
         if any(declaration is block.declaration for declaration, _ in chain):
             start = next(i for i, (declaration, _) in enumerate(chain) if declaration is block.declaration)
-            raise Mistake(CircularUse(at, (*names[start:], block.name)))
+            raise Mistake(CircularUse(at, (*names[start:], block.name), "calls"))
         if len(chain) >= NESTING_LIMIT:
             raise Mistake(TooLarge(at, f"calls nested deeper than {NESTING_LIMIT}"))
         chain.append((block.declaration, block.name))

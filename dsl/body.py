@@ -15,7 +15,7 @@ from .axes import Axis, Static
 from .diagnostics import Mistake, Noted, Problems, SpecError
 from .errors.weights import TooLarge
 from .length import Length
-from .located import located
+from .located import located, users_place
 from .modules import Instance, Library
 from .opdef import OpDef, OpTable
 from .program import LossTerm, Node, Value
@@ -98,6 +98,9 @@ class Body(ABC):
     def note(self, error: SpecError) -> None:
         """Adds a mistake, with the calls and turns it was met in."""
         self.problems.add(located(error, self.frames, self.build.library.is_standard))
+
+    def users_place(self, at: Span) -> Span:
+        return users_place(at, self.frames, self.build.library.is_standard)
 
     @contextmanager
     def noted(self):

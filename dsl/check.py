@@ -15,6 +15,7 @@ from .causality import check_targets, frontiers
 from .diagnostics import Problems, SpecErrors
 from .elaborate import (
     Spec,
+    check_copies,
     check_declarations,
     check_later,
     check_shared,
@@ -23,6 +24,7 @@ from .elaborate import (
     instantiate,
 )
 from .errors.weights import PatternMatchesNothing
+from .located import located
 from .modules import Library
 from .opdef import OpTable
 from .optimise import optimiser
@@ -212,8 +214,15 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
             for node in program.nodes
             if node.op.target_shift is not None
         ]
-        check_targets(program, targets, problems)
+        leaks = Problems()
+        check_targets(program, targets, leaks)
+        for leak in leaks.errors:
+            # Where it meets in the standard library, the call in the user's text is shown.
+            scope = next((node.scope for node in program.nodes if node.span == leak.at), ())
+            problems.add(located(leak, scope, spec.library.is_standard))
     check_shared(spec)
+    for program in (*models.values(), *objectives.values()):
+        check_copies(spec, program)
     for declaration in spec.root.module.of(syntax.Objective):
         _check_trains(spec, declaration, objectives.get(declaration.name.text))
     book = spec.book()

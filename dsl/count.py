@@ -210,5 +210,5 @@ def check_size(declaration: syntax.Block | syntax.Objective, home: Instance, lib
     total = counter.body(declaration.body, {}, home)
     if total > OPERATION_LIMIT:
         at = counter.largest[1] if counter.largest else declaration.name.span
-        count = f"over {total:,}" if total <= 10 * OPERATION_LIMIT else f"about {float(total):.0e}"
+        count = f"at least {total:,}" if total < 10**12 else "more than 10^12"
         raise Mistake(TooLarge(first_line(at), f"{count} operations; the limit is {OPERATION_LIMIT:,}"))

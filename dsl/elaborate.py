@@ -12,16 +12,17 @@ from .count import check_size
 from .diagnostics import Mistake
 from .distributions import distribution
 from .errors.later import NotBuiltYet
-from .errors.names import BadArguments
+from .errors.names import BadArguments, did_you_mean
 from .errors.signatures import BadType
-from .errors.weights import NoLoss, UnusedShared
+from .errors.weights import BadDistribution, NoLoss, UnusedShared
 from .instances import Instances, scratch_build
 from .modules import Instance, Library, Module
 from .opdef import OpTable
-from .program import Distribution, Frame, Program, Value
+from .program import Distribution, Frame, Program, Value, Weight
 from .repeats import Turns, has_numbered_patterns
 from .signatures import STATIC_KINDS
 from .sizes import Given
+from .source import Span
 from .statements import Elaboration
 from .statics import NONE, UNKNOWN, Record
 from .weight_book import Rule, WeightBook
@@ -35,6 +36,7 @@ class Spec:
     instances: tuple[Instance, ...]
     library: Library
     ops: OpTable
+    size: str | None = None
     shorten: bool = False  # find mistakes only: turns of loops that are alike are left out
     expanded: set[int] = field(default_factory=set)  # declarations of the blocks that were called, by id
     shortened: list[tuple[Program, Turns]] = field(default_factory=list)
@@ -82,7 +84,8 @@ def instantiate(
     instances = Instances(size, library, ops)
     root = instances.make(module, overrides, (), (module.source.name,))
     declarations = [d for instance in instances.made for d in instance.module.file.declarations]
-    return Spec(root, tuple(instances.made), library, ops, shorten and not has_numbered_patterns(tuple(declarations)))
+    may_shorten = shorten and not has_numbered_patterns(tuple(declarations))
+    return Spec(root, tuple(instances.made), library, ops, size, may_shorten)
 
 
 # ---- programs -----------------------------------------------------------------------------------
@@ -192,10 +195,42 @@ def check_shared(spec: Spec) -> None:
             spec.library.problems.add(UnusedShared(declaration.name.span, declaration.name.text))
 
 
+def check_copies(spec: Spec, program: Program) -> None:
+    """Every weight that starts as a copy has a weight of its shape to copy."""
+    weights = {weight.path: weight for weight in program.weights}
+    for weight in program.weights:
+        source = weight.init.source
+        if source is None:
+            continue
+        at = _copied_at(spec, weight)
+        others = tuple(path for path in weights if path != weight.path)
+        if source not in weights:
+            what = f"`{weight.path}` starts as a copy of `{source}`, which is no weight"
+            spec.library.problems.add(BadDistribution(at, what, did_you_mean(source, others)))
+        elif weights[source].shape != weight.shape:
+            what = f"`{weight.path}` has shape {weight.shape}, its source `{source}` {weights[source].shape}"
+            spec.library.problems.add(BadDistribution(at, what))
+
+
+def _copied_at(spec: Spec, weight: Weight) -> Span:
+    book = spec.book()
+    for rule in reversed(spec.rules):
+        if isinstance(rule.declaration, syntax.Init) and book.applies(rule.pattern.text, rule.prefix, weight.path):
+            return rule.declaration.value.span
+    return weight.span
+
+
 def check_declarations(spec: Spec) -> None:
     """What no program reads must hold too: axes, sizes, options, and blocks that nothing calls."""
     body = Elaboration(spec.build(training=False), spec.root, "block", ())
-    names = [*spec.root.values, *(d.name.text for d in spec.root.module.of(syntax.Axis) if d.index is None)]
+    module = spec.root.module
+    chosen = module.presets.get(spec.size or "")
+    kept = (syntax.OptionDeclaration, syntax.SizeDefault)
+    names = [
+        *(d.name.text for d in module.of(kept)),
+        *(s.name.text for s in (chosen.settings if chosen else ()) if s.name.text in module.settable),
+        *(d.name.text for d in module.of(syntax.Axis) if d.index is None),
+    ]
     for name in names:
         with body.noted():
             spec.root.lookup(name)

@@ -64,7 +64,8 @@ class Expressions(Body):
             case syntax.Pipe():
                 return self.call(e.call, e.left)
             case syntax.Binary():
-                return self.binary(e.operator, self.evaluate(e.left), self.evaluate(e.right), e.span)
+                left, right = self.evaluate(e.left), self.evaluate(e.right)
+                return self.binary(e.operator, left, right, e.span, {"a": e.left.span, "b": e.right.span})
             case syntax.Comparison():
                 return self._comparison(e)
             case syntax.Unary():
@@ -126,7 +127,9 @@ class Expressions(Body):
     def read(self, name: str, at: Span) -> object:
         found = self.find(name, at)
         if found is None:
-            raise Mistake(UnknownName(at, name, self.known_names()))
+            loop = self.scope.ended.get(name)
+            reason = f"`{name}` is bound in the loop at line {loop.line} and ends with each turn" if loop else None
+            raise Mistake(UnknownName(at, name, self.known_names(), reason))
         return found
 
     def known_names(self, local: Iterable[str] = ()) -> tuple[str, ...]:
@@ -136,7 +139,9 @@ class Expressions(Body):
 
     # ---- operators --------------------------------------------------------------------------------
 
-    def binary(self, operator: str, left: object, right: object, at: Span) -> object:
+    def binary(
+        self, operator: str, left: object, right: object, at: Span, spans: dict[str, Span] | None = None
+    ) -> object:
         if left is UNKNOWN or right is UNKNOWN:
             return UNKNOWN
         a, b = number_of(left), number_of(right)
@@ -146,7 +151,7 @@ class Expressions(Body):
             return left * min(b, 4096)
         if operator == "+" and isinstance(left, tuple) and isinstance(right, tuple):
             return left + right
-        return self.apply(self.build.ops[OPERATORS[operator]], {"a": left, "b": right}, at)
+        return self.apply(self.build.ops[OPERATORS[operator]], {"a": left, "b": right}, at, spans)
 
     def _unary(self, e: syntax.Unary) -> object:
         operand = self.evaluate(e.operand)
@@ -155,21 +160,25 @@ class Expressions(Body):
         number = number_of(operand)
         if number is not None:
             return (not number) if e.operator == "not" else -number
-        return self.apply(self.build.ops["not_" if e.operator == "not" else "neg"], {"a": operand}, e.span)
+        op = self.build.ops["not_" if e.operator == "not" else "neg"]
+        return self.apply(op, {"a": operand}, e.span, {"a": e.operand.span})
 
     def _comparison(self, e: syntax.Comparison) -> object:
         values = [self.evaluate(operand) for operand in e.operands]
         if UNKNOWN in values:
             return UNKNOWN
         results: list[object] = []
-        for symbol, left, right in zip(e.operators, values, values[1:], strict=False):
+        for number, symbol in enumerate(e.operators):
+            left, right = values[number], values[number + 1]
+            spans = {"a": e.operands[number].span, "b": e.operands[number + 1].span}
             left, right = self._as_none(left, right, e.span), self._as_none(right, left, e.span)
             if (left is NONE or right is NONE) and symbol in ("==", "!="):
                 results.append((left is right) == (symbol == "=="))  # a parameter that was left out, or was not
             elif is_static(left) and is_static(right):
                 results.append(compare(symbol, left, right, e.span))
             else:
-                results.append(self.apply(self.build.ops[OPERATORS[symbol]], {"a": left, "b": right}, e.span))
+                op = self.build.ops[OPERATORS[symbol]]
+                results.append(self.apply(op, {"a": left, "b": right}, e.span, spans))
         result = results[0]
         for other in results[1:]:
             result = self.binary("and", result, other, e.span)

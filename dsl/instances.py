@@ -62,7 +62,7 @@ class Instances:
         module = self.library.used(use, user.module.source)
         if module is not None and module.source.name in chain:
             circle = (*chain[chain.index(module.source.name) :], module.source.name)
-            self.library.problems.add(CircularUse(_head(use), tuple(PurePath(name).stem for name in circle)))
+            self.library.problems.add(CircularUse(_head(use), tuple(PurePath(name).stem for name in circle), "uses"))
             module = None
         if module is None:
             for name in [entry.alias or entry.name for entry in use.names] or [local]:
@@ -71,6 +71,7 @@ class Instances:
         instance = self._instance(user, use, local.text, module, body, chain)
         if use.names:
             for entry in use.names:
+                user.imports.setdefault((entry.alias or entry.name).text, UNKNOWN)
                 with body.noted():
                     self.bring(user, entry.alias or entry.name, self.named(instance, entry.name))
         else:
@@ -83,7 +84,7 @@ class Instances:
         taken = user.imports.get(name.text)
         if own is not None:
             self.library.problems.add(DuplicateName(name.span, name.text, own.name.span))
-        elif taken is not None and not _same(taken, value):
+        elif taken is not None and taken is not UNKNOWN and not _same(taken, value):
             self.library.problems.add(DuplicateName(name.span, name.text, user.imported_at[name.text]))
         else:
             user.imports[name.text] = value

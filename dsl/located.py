@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from .diagnostics import Diagnostic, Label, SpecError
 from .errors.later import NotBuiltYet
 from .errors.names import BoundInOneBranch, CircularUse, MisplacedStatement, NoResult, UnknownName
-from .errors.signatures import LiteralAxis
+from .errors.signatures import LiteralAxis, LocalAxisEscapes
 from .errors.sizes import SizeNotSet
 from .errors.weights import DuplicatePath
 from .program import Frame, Scope
@@ -22,7 +22,8 @@ from .source import Source, Span
 
 # These are wrong as written, whatever the block was called with and whichever turn of a loop it was.
 TEXTUAL = (
-    UnknownName, NotBuiltYet, LiteralAxis, NoResult, MisplacedStatement, BoundInOneBranch, CircularUse, SizeNotSet
+    UnknownName, NotBuiltYet, LiteralAxis, NoResult, MisplacedStatement, BoundInOneBranch, CircularUse, SizeNotSet,
+    LocalAxisEscapes,
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ class Located(SpecError):
 
     mistake: SpecError
     called: Label | None
-    notes: tuple[str, ...]
+    turns: str
 
     @property
     def code(self) -> str:  # type: ignore[override]
@@ -40,49 +41,46 @@ class Located(SpecError):
 
     def describe(self) -> Diagnostic:
         plain = self.mistake.describe()
+        notes = (*plain.notes, f"first met where {self.turns}") if self.turns else plain.notes
         if self.called is None:
-            return replace(plain, notes=(*plain.notes, *self.notes))
+            return replace(plain, notes=notes)
+        if self.called.span is not self.at:
+            return replace(plain, secondary=(*plain.secondary, self.called), notes=notes)
         inner = Label(plain.primary.span, plain.primary.text or "here")
-        return replace(
-            plain, primary=self.called, secondary=(inner, *plain.secondary), notes=(*plain.notes, *self.notes)
-        )
+        return replace(plain, primary=self.called, secondary=(inner, *plain.secondary), notes=notes)
 
 
 def located(mistake: SpecError, frames: Scope, is_library: Callable[[Source], bool]) -> SpecError:
     """The mistake with what the reader needs of the calls and turns it was met in."""
-    if isinstance(mistake, Located):
+    if isinstance(mistake, Located) or not frames:
         return mistake
-    called: Label | None = None
-    outer = frames
+    calls = [index for index, frame in enumerate(frames) if index and frame.index is None]
     if is_library(mistake.at.source):
-        inner = [index for index, frame in enumerate(frames) if frame.index is None]
-        for index in reversed(inner):
+        for index in reversed(calls):
             if not is_library(frames[index].span.source):
-                called = Label(frames[index].span, f"in this call of `{frames[index].name}`")
-                outer = frames[:index]
-                break
-    if called is None and isinstance(mistake, TEXTUAL):
+                return Located(frames[index].span, mistake, _called(frames[index]), _turns(frames[:index]))
+    if isinstance(mistake, TEXTUAL):
         return mistake
-    notes = _notes(mistake, outer)
-    if called is None and not notes:
+    # The paths of a weight say which turn it is of; so do those of another weight beside it.
+    turns = "" if isinstance(mistake, DuplicatePath) else _turns(frames)
+    called = _called(frames[calls[-1]]) if calls else None
+    if called is None and not turns:
         return mistake
-    at: Span = called.span if called is not None else mistake.at
-    return Located(at, mistake, called, notes)
+    return Located(mistake.at, mistake, called, turns)
 
 
-def _notes(mistake: SpecError, frames: Scope) -> tuple[str, ...]:
-    """One line: the turns of loops, and the call that led into the block the mistake is in."""
-    # The first frame is the model or objective itself.
-    calls = [frame for frame in frames[1:] if frame.index is None]
-    turns = [f"`{frame.name}` = {frame.index}" for frame in frames[1:] if frame.index is not None]
-    if isinstance(mistake, DuplicatePath):
-        turns = []  # the path says it
-    where: list[str] = []
-    if calls:
-        call: Frame = calls[-1]
-        where.append(f"`{call.name}` as called at {call.span}")
-    if turns:
-        where.append(", ".join(turns))
-    if not where:
-        return ()
-    return ("first met in " + ", where ".join(where) if calls else "first met where " + where[0],)
+def users_place(at: Span, frames: Scope, is_library: Callable[[Source], bool]) -> Span:
+    """A place in the user's text: the place itself, or the call that led into the standard library."""
+    if is_library(at.source):
+        for frame in reversed(frames):
+            if frame.index is None and not is_library(frame.span.source):
+                return frame.span
+    return at
+
+
+def _called(frame: Frame) -> Label:
+    return Label(frame.span, f"in this call of `{frame.name}`")
+
+
+def _turns(frames: Scope) -> str:
+    return ", ".join(f"`{frame.name}` = {frame.index}" for frame in frames[1:] if frame.index is not None)

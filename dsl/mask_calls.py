@@ -78,7 +78,7 @@ class _Writer:
             return self._captured(found)
         if not isinstance(found, MaskRef):
             what = e.callee if isinstance(e, syntax.Call) else e
-            raise Mistake(BadMask(e.span, f"`{what.span.text}` is {describe(found)}, not a mask", COMPARE))
+            raise Mistake(BadMask(what.span, f"this is {describe(found)}, not a mask", COMPARE))
         declaration = found.declaration
         if declaration in self.open:
             names = [mask.name.text for mask in self.open[self.open.index(declaration) :]]

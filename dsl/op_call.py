@@ -44,7 +44,9 @@ class Call:
         path = ".".join((*self._path, *self._body.site(self._op.name, self._label), name))
         at_site = "init" in self._spans
         type = ValueType(kind or Real(), axes)
-        return self._body.build.book.make(path, type, init, outputs, self.span, at_site, name)
+        return self._body.build.book.make(
+            path, type, init, outputs, self.span, at_site, name, self._body.users_place(self.span)
+        )
 
     def emit(self, op: str, **arguments: Any) -> Any:
         return self._body.apply(self._body.build.ops[op], arguments, self.span, self._spans)
@@ -98,7 +100,7 @@ class OpCalls(Body):
             if param.name in arguments:
                 accepted[param.name] = self._accept(param, arguments[param.name], spans.get(param.name, at))
             elif param.default is REQUIRED:
-                raise Mistake(BadArguments(at, op.name, f"`{param.name}` is missing ({param.accepts.value})"))
+                raise Mistake(BadArguments(at, op.name, f"`{param.name}` is missing, {param.accepts.value}", usage(op)))
             else:
                 accepted[param.name] = param.default
         return self.infer(op, accepted, at, spans, label)
@@ -189,7 +191,7 @@ class OpCalls(Body):
                 expression.span,
                 param.name,
                 f"`{text}`",
-                "one of " + ", ".join(param.choices),
+                ", ".join(f"`{choice}`" for choice in param.choices),
                 did_you_mean(text, param.choices),
             )
         )
@@ -220,6 +222,11 @@ _SORTS: dict[Accepts, tuple[type, ...]] = {
 }
 
 
+def usage(op: OpDef) -> str:
+    """How an operator is called: the first thing its documentation shows."""
+    return "it is written " + "`" + op.doc.split("`")[1] + "`"
+
+
 def bind_arguments(
     callee: str, call: syntax.Call, piped: syntax.Expression | None, params: tuple[Any, ...]
 ) -> dict[str, syntax.Expression]:
@@ -239,7 +246,8 @@ def bind_arguments(
     for expression in positional:
         free = [name for name in names if name not in bound]
         if not free:
-            raise Mistake(BadArguments(expression.span, callee, f"takes {len(names)} arguments, this is one more"))
+            count = "1 argument" if len(names) == 1 else f"{len(names)} arguments"
+            raise Mistake(BadArguments(expression.span, callee, f"takes {count}, this is one more"))
         bound[free[0]] = expression
     return bound
 
@@ -248,7 +256,8 @@ def _bind_named(callee: str, argument: syntax.Argument, names: list[str], bound:
     assert argument.name is not None
     name, at = argument.name.text, argument.name.span
     if name not in names:
-        raise Mistake(BadArguments(at, callee, f"has no parameter `{name}`", did_you_mean(name, tuple(names))))
+        help = did_you_mean(name, tuple(names)) or f"its parameters are {', '.join(names)}"
+        raise Mistake(BadArguments(at, callee, f"has no parameter `{name}`", help))
     if name in bound:
         raise Mistake(BadArguments(at, callee, f"`{name}` is given twice"))
     bound[name] = argument.value

@@ -16,6 +16,7 @@ class Scope:
 
     bound: dict[str, object] = field(default_factory=dict)
     branches: dict[str, Span] = field(default_factory=dict)
+    ended: dict[str, Span] = field(default_factory=dict)  # names that ended with the loop that bound them
 
     def read(self, name: str, at: Span) -> object | None:
         if name in self.bound:
@@ -38,8 +39,9 @@ class Scope:
     def snapshot(self) -> dict[str, object]:
         return dict(self.bound)
 
-    def leave_loop(self, before: dict[str, object]) -> None:
+    def leave_loop(self, before: dict[str, object], loop: Span) -> None:
         """Names first bound in a loop body or an arm end with it; families stay."""
         for name in list(self.bound):
             if name not in before and not isinstance(self.bound[name], Family):
                 del self.bound[name]
+                self.ended[name] = loop

@@ -11,6 +11,7 @@ from .axes import Axis, Static
 from .axis_declarations import check_length, length
 from .diagnostics import Mistake, Noted, Problems
 from .errors.names import CircularUse, did_you_mean
+from .errors.signatures import BadType
 from .errors.sizes import BadSize, SizeNotSet, UnknownPreset, UnknownSize, WrongOption
 from .expressions import Expressions
 from .length import Length
@@ -95,7 +96,11 @@ class ChosenValues(dict):
             )
         if name in self._defaults:
             default = self._defaults[name]
-            return self._axis(name, length(self._body(), default.value, name), default.value.span)
+            measured = length(self._body(), default.value, name)
+            if measured.form == Length.number(measured.number or 0):
+                # A default that is a plain number may be overridden: two such sizes are equal by chance only.
+                measured = Measure(Length.symbol(name, self._module.source.name), measured.number)
+            return self._axis(name, measured, default.value.span)
         preset = self._module.presets.get(self._preset or "")
         known = tuple(self._module.presets)
         raise Mistake(SizeNotSet(self._place(name), name, self._preset, known, preset.name.span if preset else None))
@@ -129,9 +134,7 @@ class ChosenValues(dict):
         if enum is None and declaration.kind.text not in ("real", "int", "flag", "list"):
             near = suggest(declaration.kind.text, ("real", "int", "flag", "list", *self._module.enums))
             help = f"did you mean `{near}`?" if near else "an option is `real`, `int`, `flag`, `list` or an enum"
-            raise Mistake(
-                WrongOption(declaration.kind.span, declaration.kind.text, "unknown", "the kind of an option", help)
-            )
+            raise Mistake(BadType(declaration.kind.span, f"`{declaration.kind.text}` is not a kind of option", help))
         if name in self._overrides:
             given = self._overrides[name]
             value = number_of(given.value) if isinstance(given.value, Axis) else _parsed(given.value, enum)

@@ -7,6 +7,7 @@ from .axis_declarations import declared_axis
 from .body import Build
 from .diagnostics import Mistake, Noted
 from .distributions import distribution
+from .errors.axes import OverNeeded
 from .errors.later import NotBuiltYet
 from .errors.names import (
     BadArguments,
@@ -41,6 +42,7 @@ class Elaboration(SharedCalls, MaskCalls):
         super().__init__(build, home, kind, path, frames, scope)
         self.local_axes: set[str] = set()
         self.loops = 0
+        self.loss_names: set[str] = set()
         self.choices = 0
         self.returned_early = False
 
@@ -116,8 +118,9 @@ class Elaboration(SharedCalls, MaskCalls):
                 raise Mistake(BadArguments(at, name, f"{value.type} has no ordered axis"))
             return value.type.rows
         if not static or (name == "static_axis" and len(static) > 1):
-            what = "no static axis" if not static else "several static axes: " + ", ".join(a.name for a in static)
-            raise Mistake(BadArguments(at, name, f"{value.type} has {what}", "say which: `over=...`"))
+            # The default of a parameter: the block that was called is the one to name.
+            operator = self.frames[-1].name if self.frames else name
+            raise Mistake(OverNeeded(at, operator, tuple(axis.name for axis in static)))
         return static[-1]
 
     # ---- what other layers ask for ----------------------------------------------------------------
@@ -162,7 +165,7 @@ class Elaboration(SharedCalls, MaskCalls):
         """What a failed statement would have bound is unknown, so that its readers stay silent."""
         for name in bound_names((statement,)):
             self.scope.bind(name, UNKNOWN)
-        if isinstance(statement, syntax.Return):
+        if isinstance(statement, syntax.Return) and not self.loops:
             self.result = (UNKNOWN, statement.span)
 
     def _run(self, statement: syntax.Statement) -> None:
@@ -254,7 +257,7 @@ class Elaboration(SharedCalls, MaskCalls):
                 self.scope.bind(name, turn)
                 start = self.scope.snapshot() if may_skip else {}
                 self.run(statement.body)
-                self.scope.leave_loop({**before, name: turn})
+                self.scope.leave_loop({**before, name: turn}, statement.span)
                 if may_skip and skips is not None and alike(start, self.scope.bound):
                     skips.skipped(start, self.scope.bound)
                     break
@@ -315,8 +318,9 @@ class Elaboration(SharedCalls, MaskCalls):
         if self.form != "objective":
             raise Mistake(MisplacedStatement(statement.span, "`loss` outside an objective"))
         name = statement.name.text if statement.name else "loss"
-        if any(loss.name == name for loss in self.losses):
+        if name in self.loss_names:
             raise Mistake(NoLoss(statement.span, f"the loss `{name}` is given twice"))
+        self.loss_names.add(name)
         value = as_value(self, self.evaluate(statement.value), statement.value.span, "the loss")
         if value.type.static_axes:
             axes = ", ".join(axis.name for axis in value.type.static_axes)
@@ -335,7 +339,8 @@ class Elaboration(SharedCalls, MaskCalls):
         name = statement.name.text
         # The init in a block's text is that block's default: patterns of the spec may override it.
         at_site = statement.init is not None and self.form != "block"
-        weight = self.build.book.make(".".join((*self.path, name)), type, init, 0, statement.span, at_site, name)
+        path, site = ".".join((*self.path, name)), self.users_place(statement.span)
+        weight = self.build.book.make(path, type, init, 0, statement.span, at_site, name, site)
         self.scope.bind(name, weight)
 
 

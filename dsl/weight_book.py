@@ -3,17 +3,18 @@ freeze."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import syntax
 from .diagnostics import Mistake, Problems
-from .errors.weights import DuplicatePath, PatternMatchesNothing, SharedShape
+from .errors.weights import BadDistribution, DuplicatePath, PatternMatchesNothing, SharedShape
 from .patterns import matches
 from .program import Distribution, Weight
 from .source import Span
-from .value_type import Real, ValueType
+from .value_type import ValueType
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ class WeightBook:
             self._sites.pop()
 
     def make(
-        self, path: str, type: ValueType, init: Distribution, outputs: int, span: Span, at_site: bool, name: str
-    ) -> Weight:
-        """The weight at `path`. `at_site`: the init was written at the call and beats the patterns."""
+        self, path: str, type: ValueType, init: Distribution, outputs: int, span: Span, at_site: bool, name: str,
+        site: Span | None = None,
+    ) -> Weight:  # fmt: skip
+        """The weight at `path`. `at_site`: the init was written at the call and beats the patterns. `site` is the call
+        that makes it, as the user would point at it."""
+        site = site or span
         sites = self._sites[-1]
         if path in sites:
-            raise Mistake(DuplicatePath(span, path, sites[path]))
-        sites[path] = span
+            raise Mistake(DuplicatePath(site, path, sites[path]))
+        sites[path] = site
         weight = Weight(name, type, span, path, init, outputs)
         known = self.weights.get(path)
         if known is not None:
@@ -81,9 +85,21 @@ class WeightBook:
             elif not at_site:
                 fan_out = weight.stored_shape[0] if weight.outputs else 1
                 init = self._evaluate(rule, weight.fan_in, fan_out)
+                if init.source is not None:
+                    init = replace(init, source=self._copied(rule, init.source, weight.path))
         if init == weight.init and not frozen:
             return weight
         return Weight(weight.name, weight.type, weight.span, weight.path, init, weight.outputs, frozen)
+
+    def _copied(self, rule: Rule, source: str, path: str) -> str:
+        """The path that `copy(source)` means for the weight at `path`."""
+        start = "".join(part + "." for part in rule.prefix)
+        local = path[len(start) :]
+        for model in ("", *(f"{name}." for name in self._model_names)):
+            found = counterpart(rule.pattern.text, source, model + local)
+            if found is not None:
+                return start + found.removeprefix(model)
+        raise Mistake(BadDistribution(rule.declaration.span, "`copy` has a `*` that the pattern on the left lacks"))
 
     def applies(self, pattern: str, prefix: tuple[str, ...], path: str) -> bool:
         """Patterns speak of paths from their file's own root; the model's name in front may be written or not."""
@@ -104,4 +120,24 @@ class WeightBook:
                 self._problems.add(PatternMatchesNothing(rule.pattern.span, rule.pattern.text, tuple(self.weights)))
 
 
-REAL_WEIGHT = ValueType(Real())
+def counterpart(pattern: str, source: str, path: str) -> str | None:
+    """What `source` means when `pattern` matches `path`: its `*` and `**` stand for what the pattern's stood for.
+
+    counterpart("layer.*.**.image", "layer.*.**.text", "layer.3.mix.image.weight") == "layer.3.mix.text.weight"
+    """
+    wild = {"*": r"([^.]+\.)", "**": r"((?:[^.]+\.)*?)"}
+    parts = pattern.split(".")
+    regex = "".join(wild.get(part) or re.escape(part) + r"\." for part in parts)
+    found = re.fullmatch(regex + "(.*)", path + ".")
+    if found is None:
+        return None
+    *texts, rest = found.groups()
+    caught: dict[str, list[str]] = {"*": [], "**": []}
+    for part, text in zip((part for part in parts if part in wild), texts, strict=True):
+        caught[part].append(text)
+    made = ""
+    for part in source.split("."):
+        if part in wild and not caught[part]:
+            return None
+        made += caught[part].pop(0) if part in wild else part + "."
+    return (made + rest).rstrip(".")

@@ -16,6 +16,7 @@ from .errors.names import did_you_mean
 from .errors.weights import BadWeightMap
 from .patterns import captures
 from .program import Program, Weight
+from .source import Span
 
 Constant = int | float | bool | str | None | tuple
 
@@ -59,8 +60,9 @@ def weight_maps(spec: Spec, models: Mapping[str, Program]) -> dict[str, WeightMa
     maps: dict[str, WeightMap] = {}
     for declaration in spec.root.module.of(syntax.Weights):
         config = tuple(line for entry in declaration.config for line in _config(spec, entry))
-        tensors = tuple(line for entry in declaration.tensors for line in _tensors(spec, entry, weights))
-        _check_coverage(spec, declaration, tensors, weights)
+        entries = [(entry, line) for entry in declaration.tensors for line in _tensors(spec, entry, weights)]
+        _check_coverage(spec, declaration, entries, weights)
+        tensors = tuple(line for _, line in entries)
         maps[declaration.format.text] = WeightMap(declaration.format.text, config, tensors)
     return maps
 
@@ -156,27 +158,34 @@ def _layout(spec: Spec, entry: syntax.TensorEntry, weight: Weight) -> tuple[tupl
     own = sorted(axis.name for axis in weight.type.axes)
     if written != own:
         spec.library.problems.add(
-            BadWeightMap(entry.span, f"the axes of `{weight.path}` are {', '.join(own)}, not {', '.join(written)}")
+            BadWeightMap(_axes_at(entry), f"the axes of `{weight.path}` are {', '.join(own)}, not {', '.join(written)}")
         )
         return None
     return tuple(groups)
 
 
+def _axes_at(entry: syntax.TensorEntry) -> Span:
+    assert entry.axes
+    return entry.axes[0].span.to(entry.axes[-1].span)
+
+
 def _check_coverage(
-    spec: Spec, declaration: syntax.Weights, lines: tuple[TensorLine, ...], weights: Mapping[str, Weight]
+    spec: Spec,
+    declaration: syntax.Weights,
+    entries: list[tuple[syntax.TensorEntry, TensorLine]],
+    weights: Mapping[str, Weight],
 ) -> None:
+    """Every weight stands in exactly one line."""
     problems = spec.library.problems
     seen: dict[str, str] = {}
-    for line in lines:
+    for entry, line in entries:
         for path in line.paths:
             if path in seen:
-                problems.add(
-                    BadWeightMap(
-                        declaration.format.span, f"`{path}` is mapped twice, to `{seen[path]}` and `{line.foreign}`"
-                    )
-                )
+                what = f"`{path}` is mapped twice, to `{seen[path]}` and `{line.foreign}`"
+                problems.add(BadWeightMap(entry.patterns[0].span, what))
             seen[path] = line.foreign
     missing = [path for path in weights if path not in seen]
-    if missing:
+    # A line that was refused would have covered some of them.
+    if missing and not any(isinstance(error, BadWeightMap) for error in problems.errors):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         problems.add(BadWeightMap(declaration.format.span, f"no line for the weight `{missing[0]}`{more}"))

@@ -114,9 +114,11 @@ class CircularUse(SpecError, code="E308"):
     """
 
     chain: tuple[str, ...]
+    verb: str = "needs"
 
     def describe(self) -> Diagnostic:
-        return self.say("circle of " + " -> ".join(f"`{name}`" for name in self.chain), "closes the circle here")
+        circle = " -> ".join(f"`{name}`" for name in self.chain)
+        return self.say(f"`{self.chain[0]}` {self.verb} itself: {circle}", "closes the circle here")
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,10 @@ class NotAnAxis(SpecError, code="E252"):
     """
 
     found: str
+    wanted: str = "an axis or a size"
 
     def describe(self) -> Diagnostic:
-        return self.say(f"this is {self.found}, not an axis", "an axis or a size is wanted here")
+        return self.say(f"this is {self.found}, not {self.wanted}", f"{self.wanted} is wanted here")
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class LocalAxisEscapes(SpecError, code="E256"):
         axis seq
         block f(x: real[..]) -> real[..]:
             axis half = 4
-            return linear(x, last_axis(x) -> half)
+            return linear(x, dim -> half)
         model m(x: real[seq, dim]) -> real[seq, dim]:
             return linear(f(x), dim -> dim)
     Right:
@@ -171,7 +172,7 @@ class LocalAxisEscapes(SpecError, code="E256"):
         axis half = 4
         axis seq
         block f(x: real[..], inner: axis) -> real[..]:
-            return linear(x, last_axis(x) -> inner)
+            return linear(x, dim -> inner)
         model m(x: real[seq, dim]) -> real[seq, dim]:
             return linear(f(x, half), half -> dim)
     """

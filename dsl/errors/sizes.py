@@ -131,11 +131,10 @@ class BadSize(SpecError, code="E306"):
 
     name: str
     what: str
+    help: str | None = None
 
     def describe(self) -> Diagnostic:
-        return self.say(
-            f"the length of `{self.name}` {self.what}", "", help="a length is a whole number; `/` must divide"
-        )
+        return self.say(f"the length of `{self.name}` {self.what}", "", help=self.help)
 
 
 @dataclass(frozen=True)

@@ -171,11 +171,21 @@ class UnterminatedString(SpecError, code="E108"):
     A string ends on the line it starts on. A docstring starts and ends with three double quotes.
 
     Wrong:
-        recipe r():
-            base = rows("sft.jsonl)
+        size dim = 8
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return linear(x, dim -> dim) as head
+        weights huggingface:
+            config "hidden_size = dim
+            tensor "head" = head.weight
     Right:
-        recipe r():
-            base = rows("sft.jsonl")
+        size dim = 8
+        axis seq
+        model m(x: real[seq, dim]) -> real[seq, dim]:
+            return linear(x, dim -> dim) as head
+        weights huggingface:
+            config "hidden_size" = dim
+            tensor "head" = head.weight
     """
 
     docstring: bool

@@ -40,7 +40,7 @@ class DuplicatePath(SpecError, code="E501"):
             f"two weights have the path `{self.path}`",
             "the second is made here",
             Label(self.first, "the first is made here"),
-            help="name one of the calls: `... as other_name`",
+            help="name one of the calls: `... as other_name`; two loops need two variable names",
         )
 
 
@@ -105,7 +105,9 @@ class PatternMatchesNothing(SpecError, code="E503"):
     paths: tuple[str, ...]
 
     def describe(self) -> Diagnostic:
-        return self.say(f"`{self.pattern}` matches no weight", "", help=did_you_mean(self.pattern, self.paths))
+        near = did_you_mean(self.pattern, self.paths)
+        help = near or "`weft inspect FILE params` lists the paths"
+        return self.say(f"`{self.pattern}` matches no weight", "", help=help)
 
 
 @dataclass(frozen=True)
