@@ -19,6 +19,7 @@ from .passes.bands import recognise_bands
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
+from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
@@ -48,6 +49,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),
     Pass("rms-norms", recognise_rms_norms, "norm formulas"),
+    Pass("norm-reshapes", cancel_reshapes, "norms over several axes flatten what a linear has just unflattened"),
     Pass("residuals", join_residuals, "a residual added to a norm; after norms"),
     Pass("bands", recognise_bands, "attention in a band to the fused kernel"),
     Pass("joined-linears", join_linears, "linears of one input are one product; needs shared inputs to be one node"),
@@ -57,6 +59,16 @@ CPU_PASSES: tuple[Pass, ...] = (
         "linears", choose_linears, "the faster matrix library for each linear; last, so that others see plain linears"
     ),
     Pass("shared-plans", join_common_subexpressions, "weights, tables and plans the recognised functions read, once"),
+)
+
+# A step reads every weight for a few rows: the order of the weights in memory decides, so they are copied into the best one.
+CPU_STEP_PASSES: tuple[Pass, ...] = tuple(
+    Pass(
+        "packed-linears", pack_linears, "weights in the order a few rows read fastest; they must not change afterwards"
+    )
+    if pass_.function is join_linears
+    else pass_
+    for pass_ in CPU_PASSES
 )
 
 

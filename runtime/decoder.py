@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from ..codegen.decode import DecodeGraphs, derive
 from ..codegen.graph_context import NotLowered
-from ..codegen.pipeline import optimise
+from ..codegen.pipeline import CPU_PASSES, CPU_STEP_PASSES, optimise
 from ..codegen.signature import Slot
 from ..dsl.diagnostics import Mistake, SpecErrors
 from ..dsl.program import Program
@@ -60,6 +60,7 @@ class Decoder:
         self.program = program or model.program
         self.dtype = model.dtype
         self.graphs = graphs or _derived(self.program, model)
+        self.weights_read = weights_read(model)
 
     @property
     def row_inputs(self) -> tuple[str, ...]:
@@ -182,9 +183,14 @@ class Decoder:
 def decoder_of(model: Model) -> Decoder:
     """The decoder of a model's main model, derived once for each type of its weights."""
     decoder = model.decoders.get(model.dtype)
-    if decoder is None:
+    if decoder is None or decoder.weights_read != weights_read(model):
         decoder = model.decoders[model.dtype] = Decoder(model)
     return decoder
+
+
+def weights_read(model: Model) -> tuple[tuple[int, int], ...]:
+    """Changes when a weight does: a decoder may hold copies in another order."""
+    return tuple((parameter.data_ptr(), parameter._version) for _, parameter in model.by_path())
 
 
 def _derived(program: Program, model: Model) -> DecodeGraphs:
@@ -197,5 +203,7 @@ def _derived(program: Program, model: Model) -> DecodeGraphs:
         raise GenerateFault(str(missing)) from None
     if not model.passes:
         return graphs
-    forms = {name: optimise(getattr(graphs, name), model.passes) for name in ("begin", "extend", "last", "step")}
+    forms = {name: optimise(getattr(graphs, name), model.passes) for name in ("begin", "extend", "last")}
+    step_passes = CPU_STEP_PASSES if model.passes is CPU_PASSES else model.passes
+    forms["step"] = optimise(graphs.step, step_passes)
     return replace(graphs, **forms)
