@@ -275,7 +275,7 @@ def test_inspect_graph_joins_equal_turns(spec: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "layer 0 .. 2  (3 times):" in run.stdout
     assert "attend(x, x, x)" in run.stdout
-    assert run.stdout.count("attend") == 1
+    assert run.stdout.count("= attend(") == 1
 
 
 def test_inspect_graph_as_json_is_whole(spec: Path) -> None:

@@ -27,17 +27,20 @@ def run(
     """
     from weft import spec_files
     from weft.dsl.diagnostics import Problems
-    from weft.dsl.formatter import format_source
+    from weft.dsl.format import format_text
+    from weft.dsl.parser import parse
 
     failed = False
     for path in files:
         source = spec_files.read(path)
         problems = Problems()
-        text = format_source(source, problems)
-        if text is None or problems:
+        parse(source, problems)
+        if problems:
             spec_files.print_errors(problems.errors, file=sys.stderr)
             failed = True
-        elif path == spec_files.STDIN and not check:
+            continue
+        text = format_text(source)
+        if path == spec_files.STDIN and not check:
             sys.stdout.write(text)
         elif text != source.text:
             if check:
