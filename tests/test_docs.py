@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +65,35 @@ def test_examples(example: Example) -> None:
             assert set(codes) == {"E901"}
         case kind:
             pytest.fail(f"no such kind of example: {kind}")
+
+
+def _consoles() -> list[tuple[str, str]]:
+    """Console blocks: an id, and the text."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            found.append((f"{page.name}:{text.count(chr(10), 0, match.start()) + 1}", match[1]))
+    return found
+
+
+@pytest.mark.parametrize(("place", "text"), _consoles(), ids=[place for place, _ in _consoles()])
+def test_commands_print_what_is_shown(place: str, text: str, tmp_path: Path) -> None:
+    """Every line that is shown is printed, in this order; `...` stands for lines that are left out."""
+    shutil.copytree(ROOT / "specs", tmp_path / "specs")
+    shown = [line for line in text.splitlines() if not line.startswith("$ ")]
+    script = "weft() { " + shlex.quote(sys.executable) + ' -m weft "$@" 2>&1; }\n'
+    script += "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
+    run = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    pattern = "".join(r"(?:.*\n)*?" if line == "..." else re.escape(line) + r"\n" for line in shown)
+    assert re.fullmatch(pattern, run.stdout), f"{place} shows something else than\n{run.stdout}{run.stderr}"
 
 
 def test_the_manual_shows_every_declaration_and_statement() -> None:

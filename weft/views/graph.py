@@ -11,6 +11,9 @@ from .table import columns
 if TYPE_CHECKING:
     from weft.dsl.program import Node, Program, Value
 
+# A library block with more weights than these says only how many; --full and the params view name them.
+FEW = 2
+
 
 def data(program: Program) -> dict[str, Any]:
     return {
@@ -59,8 +62,12 @@ def _line(entry: Step | Call, closed: bool, names: Names, scope: tuple[str, ...]
     if not closed:
         return f"{entry.title}:"
     results = ", ".join(f"{names[value]}: {value.type}" for value in entry.results(read)) or "nothing"
-    operands = ", ".join(names.operand(value, scope) for value in entry.operands())
-    return f"{results} = {entry.title}({operands})  [{entry.operations} operations]"
+    operands = entry.operands()
+    weights = [value for value in operands if hasattr(value, "path")]
+    if len(weights) > FEW:
+        operands = [value for value in operands if value not in weights]
+    words = [names.operand(value, scope) for value in operands] + [f"{len(weights)} weights"] * (len(weights) > FEW)
+    return f"{results} = {entry.title}({', '.join(words)})  [{entry.operations} operations]"
 
 
 def _place(entry: Step | Call, program: Program) -> str:
