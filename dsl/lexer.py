@@ -62,10 +62,8 @@ _ADVICE = {
 
 @dataclass(slots=True)
 class Tokens:
-    """The tokens of one file as parallel lists; `items` are the indices where a line starts at the left edge.
-
-    `openers[i]` is the start of the innermost bracket open at an `ERROR` token; see `mistakes`.
-    """
+    """The tokens of one file as parallel lists. `items` are the indices where a line starts at the left edge, `mistakes`
+    says why the token at an index is an `ERROR`."""
 
     source: Source
     kinds: list[str] = field(default_factory=list)
@@ -74,6 +72,7 @@ class Tokens:
     items: list[int] = field(default_factory=list)
     mistakes: dict[int, SpecError] = field(default_factory=dict)
     comments: list[Comment] = field(default_factory=list)
+    broken: bool = False
 
     def span(self, index: int) -> Span:
         return Span(self.source, self.starts[index], self.ends[index])
@@ -89,6 +88,7 @@ def _master() -> re.Pattern[str]:
         r"|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
         rf"|(?P<number>[0-9][A-Za-z0-9_]*(?:\.[0-9][A-Za-z0-9_]*)?(?:(?<=[eE])[+-][0-9]+)?)"
         rf"|(?P<mark>{marks})"
+        r"|(?P<tab>\t+)"
         r"|(?P<newline>\r?\n)"
         r"|(?P<comment>#[^\r\n]*)"
         r'|(?P<docstring>"""[\s\S]*?""")'
@@ -101,7 +101,7 @@ _PATTERNS: list[re.Pattern[str]] = []
 
 
 def tokenize(source: Source, problems: Problems) -> Tokens:
-    """The tokens of a file. Mistakes in comments go to `problems`, all others into the tokens."""
+    """The tokens of a file. Tabs and mistakes in comments go to `problems`, all others into the tokens."""
     return _Lexer(source, problems).run()
 
 
@@ -115,6 +115,8 @@ class _Lexer:
         self.brackets: list[int] = []
         self.indents = [0]
         self.line_indent = 0
+        self.dropped = 0
+        self.tab_item = -1
 
     def run(self) -> Tokens:
         if not _PATTERNS:
@@ -140,13 +142,18 @@ class _Lexer:
                     line_start = self._line_end(found.start(), end)
                 column_zero = end
                 continue
+            if group == "tab":
+                self._tab(position, end)
+                position = end
+                continue
             if group == "comment":
                 self._comment(position, end, own_line=line_start or not text[column_zero:position].strip())
                 position = end
                 continue
             if line_start:
                 line_start = False
-                self._line_start(position, position - column_zero)
+                # A tab counts as four columns, so that the one mistake reported is the tab.
+                self._line_start(position, position - column_zero + 3 * text.count("\t", column_zero, position))
             if group == "word":
                 kinds.append(words.get(text[position:end], "NAME"))
                 starts.append(position)
@@ -241,11 +248,19 @@ class _Lexer:
                 return
         self._add(kind, start, end)
 
+    def _tab(self, start: int, end: int) -> None:
+        """Tabs are reported once per item: a file indented by tabs would fill the screen."""
+        if self.tab_item != len(self.tokens.items):
+            self.tab_item = len(self.tokens.items)
+            self.tokens.broken = True
+            self.problems.add(Tab(self._at(start, end)))
+
     def _comment(self, start: int, end: int, own_line: bool) -> None:
         text = self.source.text[start:end]
         hidden = _HIDDEN.search(text)
         if hidden:
             at = self._at(start + hidden.start(), start + hidden.end())
+            self.tokens.broken = True
             self.problems.add(HiddenCharacter(at, ord(hidden[0])))
         self.tokens.comments.append(Comment(text.rstrip(), own_line, self._at(start, start + len(text.rstrip()))))
 
@@ -262,10 +277,6 @@ class _Lexer:
                 self._error(HiddenCharacter(at, ord(hidden[0])), start, end)
             else:
                 self._add("STRING" if group == "string" else "DOCSTRING", start, end)
-        elif found == "\t":
-            while end < len(text) and text[end] == "\t":
-                end += 1
-            self._error(Tab(self._at(start, end)), start, end)
         elif _HIDDEN.match(found):
             self._error(HiddenCharacter(self._at(start, end), ord(found)), start, end)
         elif found == '"':

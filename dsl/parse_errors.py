@@ -35,13 +35,8 @@ _OTHER_LANGUAGES = {
 }  # fmt: skip
 
 
-def explain(
-    tokens: Tokens, start: int, end: int, index: int, accepted: frozenset[str], first: bool
-) -> SpecError:
-    """Why token `index`, of the item [start, end), cannot stand where `accepted` may.
-
-    `first` is true for the file's first item, the only one that may be a docstring.
-    """
+def explain(tokens: Tokens, start: int, end: int, index: int, accepted: frozenset[str]) -> SpecError:
+    """Why token `index`, of the item [start, end), cannot stand where `accepted` may."""
     # An unclosed bracket swallows the lines below it, so it is the cause of whatever looks wrong after it.
     for place, mistake in tokens.mistakes.items():
         if isinstance(mistake, UnclosedBracket) and index <= place < end and mistake.at.start < tokens.starts[index]:
@@ -53,23 +48,31 @@ def explain(
         return tokens.mistakes[index]
     kind = tokens.kinds[index] if index < end else END
     if index == start or (index == start + 1 and tokens.kinds[start] in (INDENT, DEDENT)):
-        return _bad_start(tokens, index, kind, first)
+        return _bad_start(tokens, index, kind)
     at, found = _found(tokens, index, kind)
     indentation = _indentation(tokens, index, kind, accepted, at)
     if indentation:
         return indentation
     text = tokens.text(index) if index < end else ""
-    if text in RESERVED and "NAME" in accepted and not (accepted & {"COMMA", "CLOSE_ROUND"} and text in ("if", "for")):
-        previous = tokens.kinds[index - 1]
-        if not (accepted >= _EXPRESSION and previous not in (NEWLINE, INDENT, "COMMA", "OPEN_ROUND")):
-            return ReservedWord(at, text)
+    if text in RESERVED and "NAME" in accepted and _wants_name(tokens, index, accepted):
+        return ReservedWord(at, text)
     if kind == "PRESET_NAME":
         return MalformedNumber(at, text, "neither a number nor a name: names start with a letter")
     after = _after(tokens, index, start)
     return UnexpectedText(at, found, _wanted(accepted), after, _within(tokens, start, index), _help(tokens, index, kind, accepted))
 
 
-def _bad_start(tokens: Tokens, index: int, kind: str, first: bool) -> SpecError:
+def _wants_name(tokens: Tokens, index: int, accepted: frozenset[str]) -> bool:
+    """Whether a name is wanted, and not any expression."""
+    named = tokens.kinds[index + 1] == "ASSIGN"
+    return named or "RETURN" in accepted or not _EXPRESSION - {"NOT"} <= accepted
+
+
+def late_docstring(at: Span) -> SpecError:
+    return UnexpectedText(at, "a docstring", "a declaration", help="a docstring stands once, at the head of the file")
+
+
+def _bad_start(tokens: Tokens, index: int, kind: str) -> SpecError:
     at = tokens.span(index)
     if kind == INDENT:
         if tokens.kinds[index + 1] == ERROR:
@@ -78,8 +81,6 @@ def _bad_start(tokens: Tokens, index: int, kind: str, first: bool) -> SpecError:
         what = "this line is indented, and belongs to nothing above it"
         return BadIndentation(Span(tokens.source, line, tokens.ends[index + 1]), what, "declarations start at the left edge")
     text = tokens.text(index)
-    if kind == "DOCSTRING":
-        return UnexpectedText(at, "a docstring", "a declaration", None, None, "a docstring stands once, at the head of the file")
     if not text.isidentifier():
         return NotADeclaration(at, f"`{_clip(text)}`", None, False)
     following = tokens.kinds[index + 1]
@@ -144,7 +145,7 @@ def _wanted(accepted: frozenset[str]) -> str:
     texts = load_tables().texts
     kinds = set(accepted)
     words: list[str] = []
-    if kinds >= _EXPRESSION:
+    if kinds >= _EXPRESSION - {"NOT"}:
         kinds -= _EXPRESSION | {"WHERE"}
         statement = "RETURN" in kinds
         words.append("a statement" if statement else "an expression")
@@ -177,12 +178,9 @@ def _help(tokens: Tokens, index: int, kind: str, accepted: frozenset[str]) -> st
     previous = tokens.kinds[index - 1]
     text = tokens.text(index) if kind != END else ""
     if kind == "ASSIGN" and "EQUAL" in accepted:
-        if previous in ("PLUS", "MINUS", "STAR", "SLASH"):
-            return "write `x = x + ...`"
         return "equality is `==`"
     if kind == "ASSIGN" and previous in ("PLUS", "MINUS", "STAR", "SLASH", "CARET", "TWO_SLASHES"):
-        operator = tokens.text(index - 1)
-        return f"write `x = x {operator} ...`"
+        return f"write `x = x {tokens.text(index - 1)} ...`"
     if kind in ("STAR", "TWO_STARS") and ("CARET" in accepted or previous == "STAR"):
         return "a power is `^`"
     if kind == "ARROW":
@@ -191,13 +189,13 @@ def _help(tokens: Tokens, index: int, kind: str, accepted: frozenset[str]) -> st
         return "leave a space in `< -`"
     if kind == "GREATER" and previous == "ASSIGN":
         return "a mapping is `->`, a comparison `>=`"
-    if text in ("if",) and previous == "ELSE":
+    if text == "if" and previous == "ELSE":
         return "write `elif`"
     if kind not in (NEWLINE, END, INDENT, DEDENT) and NEWLINE in accepted and previous == "COLON":
         return "the body stands on the next lines, indented"
     if previous == "COLON" and accepted == {NEWLINE}:
         return "the body stands on the next lines, indented"
-    if text == "else" and "CARET" in accepted:
+    if text in ("if", "else") and ("CARET" in accepted or accepted >= _EXPRESSION):
         return "choose between values with `where(condition, a, b)`"
     if kind == "COMMA" and NEWLINE in accepted:
         return "put several values in round brackets"

@@ -14,7 +14,7 @@ from . import syntax
 from .diagnostics import Mistake, Problems, SpecError
 from .errors.syntax import TooDeep
 from .lexer import DEDENT, ERROR, INDENT, NEWLINE, RESERVED, Tokens, tokenize
-from .parse_errors import explain
+from .parse_errors import explain, late_docstring
 from .source import Source, Span
 from .tables import END, Rule, load_tables
 from .tree_builder import BUILDERS, NESTING, Token
@@ -22,34 +22,42 @@ from .tree_builder import BUILDERS, NESTING, Token
 MAX_DEPTH = 100
 
 # A statement that starts with one of these words is that statement if the next token is one of those listed; else the word is a name.
+_NAMED = frozenset({"NAME", "NUMBER", "PRESET_NAME", "STRING"})
 _STARTERS = {
-    word: frozenset({"NAME"}) for word in ("AXIS", "INPUT", "PARAM", "SEGMENT", "ON", "ROUTED")
+    word: _NAMED for word in ("AXIS", "INPUT", "PARAM", "SEGMENT", "ON", "ROUTED")
 } | {
     "COPY": frozenset({"OPEN_ROUND"}),
-    "LOSS": frozenset({"NAME", "ASSIGN"}),
-    "MATCH": frozenset({"NAME", "NUMBER", "STRING", "MINUS", "NOT"}),
+    "LOSS": _NAMED | {"ASSIGN"},
+    "MATCH": _NAMED | {"MINUS", "NOT"},
 }  # fmt: skip
 
 
 def parse(source: Source, problems: Problems) -> syntax.File:
     """The syntax tree of a spec. Mistakes go to `problems`; an item with one is missing from the tree. Never raises."""
-    known = len(problems)
-    tokens = tokenize(source, problems)
+    return parse_tokens(tokenize(source, problems), problems)
+
+
+def parse_tokens(tokens: Tokens, problems: Problems) -> syntax.File:
+    """The same from tokens. Words of the language that are names here become `NAME` tokens."""
     docstring: syntax.Docstring | None = None
     declarations: list[Any] = []
+    broken = tokens.broken
     for number, start in enumerate(tokens.items):
         end = tokens.items[number + 1] if number + 1 < len(tokens.items) else len(tokens.kinds) - 1
         try:
-            item = _Run(tokens, start, end, first=number == 0).item()
+            item = _Run(tokens, start, end).item()
         except Mistake as mistake:
             problems.add(mistake.error)
+            broken = True
             continue
-        if isinstance(item, syntax.Docstring):
+        if isinstance(item, syntax.Docstring) and number == 0:
             docstring = item
+        elif isinstance(item, syntax.Docstring):
+            problems.add(late_docstring(item.span))
+            broken = True
         else:
             declarations.append(item)
-    broken = len(problems) > known
-    return syntax.File(source, docstring, tuple(declarations), tuple(tokens.comments), broken)
+    return syntax.File(tokens.source, docstring, tuple(declarations), tuple(tokens.comments), broken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +87,17 @@ def _actions() -> tuple[_Action, ...]:
 class _Run:
     """One item's run of the parser: the stack, as parallel lists."""
 
-    def __init__(self, tokens: Tokens, start: int, end: int, first: bool) -> None:
+    def __init__(self, tokens: Tokens, start: int, end: int) -> None:
         self.tokens = tokens
         self.start = start
         self.end = end
-        self.first = first
         self.states = [0]
         self.values: list[Any] = []
         self.spans: list[tuple[int, int] | None] = []
         self.depths: list[int] = []
+        # The states before the next token was looked at: what may come is asked of these, since a wrong token may
+        # cause reductions before it is refused.
+        self.settled = [0]
 
     def item(self) -> Any:
         table = load_tables().states
@@ -102,6 +112,7 @@ class _Run:
         index = self.start
         while True:
             kind = kinds[index] if index < self.end else END
+            self.settled = states[:]
             if kind in _STARTERS and "NAME" in table[states[-1]] and not self._starts(kind, index):
                 kind = "NAME"
             while True:
@@ -116,6 +127,7 @@ class _Run:
                 self._reduce(actions[-1 - action], table, index)
             if kind == END:
                 return values[-1]
+            kinds[index] = kind
             states.append(action)
             if kind in _LINES:
                 values.append(None)
@@ -175,16 +187,16 @@ class _Run:
         depths.append(depth)
 
     def _mistake(self, index: int, kind: str) -> SpecError:
-        return explain(self.tokens, self.start, self.end, index, self._accepted(), self.first)
+        return explain(self.tokens, self.start, self.end, index, self._accepted())
 
     def _accepted(self) -> frozenset[str]:
         """The terminals that may come next. A row may list some that a later state refuses, so each is tried."""
         table = load_tables().states
-        return frozenset(kind for kind in table[self.states[-1]] if not kind.islower() and self._would_shift(kind))
+        return frozenset(kind for kind in table[self.settled[-1]] if not kind.islower() and self._would_shift(kind))
 
     def _would_shift(self, kind: str) -> bool:
         table, rules = load_tables().states, load_tables().rules
-        states = list(self.states)
+        states = list(self.settled)
         while True:
             action = table[states[-1]].get(kind)
             if action is None:

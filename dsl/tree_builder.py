@@ -317,7 +317,7 @@ def on_condition(span: Span, event: Identifier, tail: Parts, body: Parts) -> syn
 
 
 def docstring(span: Span, token: Token) -> syntax.Docstring:
-    return syntax.Docstring(token.text[3:-3], span)
+    return syntax.Docstring(token.text[3:-3].replace("\r\n", "\n"), span)
 
 
 def use(
