@@ -76,7 +76,7 @@ def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     assert isinstance(attrs, PoolAttrs)
     # The second operand, when there is one, is the value that the `segment` made: where segments end.
     read, *ends = given
-    cut = frontier.segments(attrs.cut, ends[0] if ends else frontier.NONE, attrs.source)
+    cut = frontier.segments(attrs.cut, ends[0] if ends else None, attrs.source)
     return frontier.pool(read, cut, attrs.by)
 
 
@@ -100,7 +100,7 @@ def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     assert isinstance(attrs, SpreadAttrs)
     read, *ends = given
-    cut = frontier.segments(attrs.cut, ends[0] if ends else frontier.NONE, attrs.target)
+    cut = frontier.segments(attrs.cut, ends[0] if ends else None, attrs.target)
     return frontier.spread(read, cut, attrs.which)
 
 
