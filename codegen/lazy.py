@@ -1,7 +1,7 @@
 """torch, imported when first used.
 
-The op table holds type rules and lowerings side by side, and `weft check` reads it: importing torch there would make every check
-take seconds. Modules under codegen/ops write `from ..lazy import torch` and use it as always.
+The op table holds type rules and lowerings side by side, and `weft check` reads it: importing torch there would make
+every check take seconds. Modules under codegen/ops write `from ..lazy import torch` and use it as always.
 """
 
 from __future__ import annotations

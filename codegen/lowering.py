@@ -1,8 +1,9 @@
 """What an op's `lower` may ask for while it turns one program node into torch.fx nodes.
 
-Layout of a value (DESIGN 4): rows of its lowest ordered axis packed over all examples first, then its static axes in type order:
-`[total_rows, *static]`; per-example values are `[batch, *static]`; weight-level values `[*static]`. Two-sided weights are stored as
-matrices `[outputs, inputs]`.
+Layout of a value (DESIGN 4): rows of its lowest ordered axis packed over all examples first, then its static axes in
+type order:
+`[total_rows, *static]`; per-example values are `[batch, *static]`; weight-level values `[*static]`. Two-sided weights
+are stored as matrices `[outputs, inputs]`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
 
 class LowerContext(Protocol):
-    """One graph under construction. Every fx node made while a program node is lowered carries its span and type in `meta`."""
+    """One graph under construction. Every fx node made while a program node is lowered carries its span and type in
+    `meta`."""
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """`function(*args, **kwargs)` in the graph. `function` is a torch function, or one of codegen/functions (torch only)."""
+        """`function(*args, **kwargs)` in the graph. `function` is a torch function, or one of codegen/functions
+        (torch only)."""
         ...
 
     def read(self, value: Value) -> Any:
@@ -29,9 +32,9 @@ class LowerContext(Protocol):
         ...
 
     def aligned(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> Any:
-        """A value ready to meet others laid out as `(rows or batch or nothing, *axes)`: gathered down to `rows` when it lives at
-        an ancestor (example -> rows), static axes permuted into the order of `axes`, axes it lacks as size 1 (leading ones may be
-        left out). A Constant stays a Python number."""
+        """A value ready to meet others laid out as `(rows or batch or nothing, *axes)`: gathered down to `rows` when
+        it lives at an ancestor (example -> rows), static axes permuted into the order of `axes`, axes it lacks as
+        size 1 (leading ones may be left out). A Constant stays a Python number."""
         ...
 
     def full(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> fx.Node:
@@ -55,12 +58,13 @@ class LowerContext(Protocol):
         ...
 
     def position(self, axis: Axis) -> fx.Node:
-        """int64 `[rows]`: a row's number in its example, from 0 (in a decoding step: counted from the example's start)."""
+        """int64 `[rows]`: a row's number in its example, from 0 (in a decoding step: counted from the example's
+        start)."""
         ...
 
     def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:
-        """int64 `[rows]` (or `[batch]`, or a scalar at weight level): the counter a random op draws from at each row, mixed from run seed, step, example id,
-        site path and row, so that packing changes nothing."""
+        """int64 `[rows]` (or `[batch]`, or a scalar at weight level): the counter a random op draws from at each row,
+        mixed from run seed, step, example id, site path and row, so that packing changes nothing."""
         ...
 
     def working_type(self) -> Any:

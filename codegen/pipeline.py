@@ -61,7 +61,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("shared-plans", join_common_subexpressions, "weights, tables and plans the recognised functions read, once"),
 )
 
-# A step reads every weight for a few rows: the order of the weights in memory decides, so they are copied into the best one.
+# A step reads every weight for a few rows: their order in memory decides, so they are copied into the best one.
 CPU_STEP_PASSES: tuple[Pass, ...] = tuple(
     Pass(
         "packed-linears", pack_linears, "weights in the order a few rows read fastest; they must not change afterwards"
