@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # What `make demo` shows: one spec checked, compiled, trained on text that every machine has, and asked to go on with a prompt.
 set -euo pipefail
-: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/demo}" "${STEPS:=300}"
+: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/demo}" "${STEPS:=500}"
 SPEC=specs/olmo2.weft
 
 say() { printf '\n== %s\n' "$1"; }
-show() { printf '$ weft %s\n' "$*"; "$WEFT" "$@"; }
+# Prints a command as it would be typed, then runs it.
+show() {
+    printf '$ weft'
+    printf ' %q' "$@"
+    printf '\n'
+    "$WEFT" "$@"
+}
 
 say "1. The spec: a whole OLMo 2, in $(grep -cv '^ *\(#.*\)\?$' "$SPEC") lines"
 show check "$SPEC"
@@ -18,7 +24,7 @@ say "3. Trained on the source of Python's standard library, as bytes"
 text=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 rm -rf "$OUT/run"
 show train "$SPEC" --size tiny --data "$text/*.py" --steps "$STEPS" --out "$OUT/run" \
-    --max-length 256 --tokens-per-step 4096 --lr 3e-3 --eval-every 100 --log-every 20
+    --max-length 256 --tokens-per-step 2048 --lr 4e-3 --eval-every 100 --eval-tokens 16384 --log-every 25
 
 say "4. Its continuation of a prompt"
 show generate "$OUT/run" --prompt "def main(argv):
@@ -30,9 +36,13 @@ show inspect "$SPEC" decode --size tiny
 
 say "Where to look next"
 cat <<TEXT
-  $SPEC              change it: move a norm, add a layer, and run make demo again
-  $WEFT inspect $SPEC causality     why no logit sees its own target
-  $OUT/run/metrics.jsonl            the loss of every step
-  docs/manual.md                    the language, construct by construct
-  $WEFT --help                      everything else
+Change the spec (move a norm, add a layer) and run make demo again:
+    $SPEC
+See why no logit sees its own target:
+    $WEFT inspect $SPEC causality
+The loss of every step, and the language, construct by construct:
+    $OUT/run/metrics.jsonl
+    docs/manual.md
+Everything else:
+    $WEFT --help
 TEXT

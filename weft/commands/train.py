@@ -57,6 +57,9 @@ def run(
         float | None, typer.Option(help="Share of the documents held out for evaluation [default: 0.05].")
     ] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: none [default: 250].")] = None,
+    eval_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of one evaluation, at most [default: 131072].")
+    ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints [default: 500].")] = None,
     keep: Annotated[int | None, typer.Option(help="Checkpoints kept [default: 3].")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between printed lines [default: 10].")] = None,
@@ -73,7 +76,7 @@ def run(
         "tokens_per_step": tokens_per_step, "accumulate": accumulate, "lr": lr, "schedule": schedule,
         "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
         "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
-        "save_every": save_every, "keep": keep, "log_every": log_every,
+        "eval_tokens": eval_tokens, "save_every": save_every, "keep": keep, "log_every": log_every,
     }  # fmt: skip
     from weft import spec_files
 
