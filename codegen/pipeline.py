@@ -17,6 +17,7 @@ from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.bands import recognise_bands
 from .passes.common_subexpressions import join_common_subexpressions
+from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
 from .passes.packed_linears import pack_linears
@@ -62,13 +63,18 @@ CPU_PASSES: tuple[Pass, ...] = (
 )
 
 # A step reads every weight for a few rows: their order in memory decides, so they are copied into the best one.
-CPU_STEP_PASSES: tuple[Pass, ...] = tuple(
-    Pass(
-        "packed-linears", pack_linears, "weights in the order a few rows read fastest; they must not change afterwards"
-    )
-    if pass_.function is join_linears
-    else pass_
-    for pass_ in CPU_PASSES
+CPU_STEP_PASSES: tuple[Pass, ...] = (
+    *(
+        Pass(
+            "packed-linears",
+            pack_linears,
+            "weights in the order a few rows read fastest; they must not change afterwards",
+        )
+        if pass_.function is join_linears
+        else pass_
+        for pass_ in CPU_PASSES
+    ),
+    Pass("constants", lift_weights, "weights are looked up once; last, because other passes look for weights"),
 )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from ..codegen.decode import DecodeGraphs, derive
 from ..codegen.graph_context import NotLowered
+from ..codegen.passes.constants import constants
 from ..codegen.pipeline import CPU_PASSES, CPU_STEP_PASSES, optimise
 from ..codegen.signature import Slot
 from ..dsl.diagnostics import Mistake, SpecErrors
@@ -173,6 +174,7 @@ class Decoder:
             min(columns, state.capacity),
             state.is_even,
             *state.caches,
+            *constants(graph),
         )
         grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
         outputs = {slot.name: value for slot, value in zip(self.graphs.row_signature.outputs, results, strict=True)}

@@ -13,24 +13,20 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 # The row count a weight is blocked for. Asking for one row selects an order that is slower, also for one row.
 _ROWS = 8
 # From this many weights on, one row is faster as four equal rows: the one-row kernel does not keep up with memory.
-_REPEAT_FROM = 1 << 20
+_REPEAT_FROM = 1 << 18
 
 
-class PackedLinear(torch.nn.Module):
-    """y = x @ weight^T + bias for x [N, I], weight [O, I], bias [O] or None; no derivatives, any N.
-
-    A module so that a graph can call it. It has no parameters of its own: its copies are not part of a model's state.
-    """
+class PackedLinear:
+    """y = x @ weight^T + bias for x [N, I], weight [O, I], bias [O] or None; no derivatives, any N."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
         self.weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         packable = weight.dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu" and weight.numel()
         self.blocked = torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS) if _HAS_ONEDNN and packable else None
         self.repeats = weight.numel() >= _REPEAT_FROM
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
         if self.blocked is None or not rows:
             return F.linear(x, self.weight, self.bias)

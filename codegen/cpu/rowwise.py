@@ -90,12 +90,15 @@ def rms_norm(x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor
     """
     if not x.numel():
         return x * 1 if gain is None else x * gain
+    if not torch.is_grad_enabled() and (gain is None or gain.dim() == 1):
+        # One call of torch's: without a backward, the number of calls is what a small row costs.
+        return F.rms_norm(x, x.shape[-1:], gain, eps)
     return _RmsNorm.apply(x, gain, None, eps)
 
 
 def add_rms_norm(residual: Tensor, x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """residual + rms_norm(x, gain, eps) with the addition in the last pass. residual has the shape and type of x."""
-    if not x.numel():
+    if not x.numel() or not torch.is_grad_enabled():
         return residual + rms_norm(x, gain, eps)
     return _RmsNorm.apply(x, gain, residual, eps)
 
@@ -156,6 +159,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x [N, H, K]; cos and signed sin [N, 1, R] from `rope_tables` or `tables_of_angles`, R <= K. The tables get no
     gradient; the result has the type of x.
     """
+    if not torch.is_grad_enabled():
+        return _rotate(x, cos, sin, False)
     return _Rope.apply(x, cos, sin, False)
 
 
@@ -235,4 +240,7 @@ def gated_unit(joined: Tensor, activation: str = "silu", gate_first: bool = True
     One projection makes both halves, and one tensor takes both gradients: with two separate slices autograd would pad
     each gradient with zeros and add them. Only `joined` is kept; the activation is computed again in the backward.
     """
+    if not torch.is_grad_enabled():
+        gate, up = _halves(joined, gate_first)
+        return _ACTIVATIONS[activation][0](gate).mul_(up)
     return _GatedUnit.apply(joined, activation, gate_first)

@@ -2,7 +2,8 @@
 
     q = linear(x, a); k = linear(x, b)      ->      q, k = split(packed(x))
 
-The copies are made when the pass runs and belong to the graph, which must not be used after the weights have changed.
+The copies are made when the pass runs and are constants of the graph (constants.py), which must not be used after the
+weights have changed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from ..cpu.packed_linear import PackedLinear
 from ..origin import inherit
+from .constants import add_constant
 from .cpu_linears import is_plain_linear, weight_at
 from .matching import is_call, replace
 
@@ -25,17 +27,17 @@ def pack_linears(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if is_call(node, functional.linear) and is_plain_linear(node):
             groups[node.args[0]].append(node)
-    for number, linears in enumerate(groups.values()):
-        _pack(module, linears, f"packed_{number}")
+    for linears in groups.values():
+        _pack(module, linears)
 
 
-def _pack(module: fx.GraphModule, linears: list[fx.Node], name: str) -> None:
+def _pack(module: fx.GraphModule, linears: list[fx.Node]) -> None:
     graph, first = module.graph, linears[0]
     weights = [weight_at(module, node.args[1]) for node in linears]
     joined = weights[0] if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
-    module.add_submodule(name, PackedLinear(joined))
+    packed = add_constant(module, PackedLinear(joined), first)
     with graph.inserting_before(first):
-        result = inherit(graph.call_module(name, (first.args[0],)), first)
+        result = inherit(graph.call_function(operator.call, (packed, first.args[0])), first)
         if len(linears) == 1:
             replace(first, result)
             return
