@@ -62,6 +62,15 @@ class CacheSpec:
 
 
 @dataclass(frozen=True)
+class DecodeTypes:
+    """What reals are computed in, what weights are stored in, and what keys and values are cached and attended in."""
+
+    working: torch.dtype
+    stored: torch.dtype
+    attended: torch.dtype
+
+
+@dataclass(frozen=True)
 class DecodePlan:
     """Which values of a program are computed when. `axis` is the decoded one."""
 
@@ -144,9 +153,14 @@ def _tail(rows: list[Node]) -> frozenset[Node]:
 
 
 def derive(
-    program: Program, weights: WeightTree, working: torch.dtype, stored: torch.dtype | None = None
+    program: Program,
+    weights: WeightTree,
+    working: torch.dtype,
+    stored: torch.dtype | None = None,
+    attended: torch.dtype | None = None,
 ) -> DecodeGraphs:
-    """The decoding graphs of a model. They read the same weights as its reference graph.
+    """The decoding graphs of a model. They read the same weights as its reference graph. `attended` is the type of
+    cached keys and values, and of attention over them, when it is not that of the computation.
 
     A model that looks ahead raises Mistake, which says which value does; what has no stateful form yet, NotLowered.
     """
@@ -166,9 +180,10 @@ def derive(
         outputs=tuple(slot(value.name, value.type) for value in plan.carried),
     )
     begin, plan = _begin(plan, weights, working, stored, once_signature)
-    extend, specs = _rows(plan, weights, working, stored, row_signature, "extend")
-    last, _ = _rows(plan, weights, working, stored, row_signature, "last")
-    step, _ = _rows(plan, weights, working, stored, row_signature, "step")
+    types = DecodeTypes(working, stored, attended or working)
+    extend, specs = _rows(plan, weights, types, row_signature, "extend")
+    last, _ = _rows(plan, weights, types, row_signature, "last")
+    step, _ = _rows(plan, weights, types, row_signature, "step")
     return DecodeGraphs(plan, begin, extend, last, step, specs, row_signature, begin.meta[SIGNATURE])
 
 
@@ -196,9 +211,9 @@ def _begin(
 
 
 def _rows(
-    plan: DecodePlan, weights: WeightTree, working: torch.dtype, stored: torch.dtype, shape: Signature, form: str
+    plan: DecodePlan, weights: WeightTree, types: DecodeTypes, shape: Signature, form: str
 ) -> tuple[fx.GraphModule, tuple[CacheSpec, ...]]:
-    context = DecodeContext(plan, working, stored, form)
+    context = DecodeContext(plan, types, form)
     for node in plan.rows:
         context.lower(node, node.op.lower)
     results = [context.result(value) for _, value in plan.program.outputs]
@@ -212,9 +227,9 @@ class DecodeContext(GraphContext):
     """Lowers the per-row part of a program for new rows only. `form` is "extend", "last" (results of each last row)
     or "step"."""
 
-    def __init__(self, plan: DecodePlan, working: torch.dtype, stored: torch.dtype, form: str) -> None:
-        super().__init__(plan.row_inputs, (plan.axis,), working, stored)
-        self.plan, self.form = plan, form
+    def __init__(self, plan: DecodePlan, types: DecodeTypes, form: str) -> None:
+        super().__init__(plan.row_inputs, (plan.axis,), types.working, types.stored)
+        self.plan, self.types, self.form = plan, types, form
         self.specs: list[CacheSpec] = []
         self._in_tail = False
         self._met_stateful = False
@@ -358,7 +373,7 @@ def _attend(
     if attrs.query_rows is not axis:
         raise NotLowered("decoding through an `attend` whose queries are not the new rows", ctx.node)
     groups, width = math.prod(sizes(attrs.heads.of_keys)), math.prod(sizes(attrs.over))
-    value_width, dtype = math.prod(sizes(attrs.value_axes)), ctx.real_type()
+    value_width, dtype = math.prod(sizes(attrs.value_axes)), ctx.types.attended
     if predicate is None and bias is None and high is not None and high <= 0:
         # A query reads back to position + low, so older rows are never read again.
         slots = None if low is None else max(1 - low, 1)
@@ -367,7 +382,9 @@ def _attend(
         if ctx.form != "step":
             return ctx.plain(caches.attend_extend, q, k, v, keys, values, offsets, ctx.lengths, scale, low, high)
         mask = _band_mask(ctx, low, high, keys, slots, dtype)
-        return ctx.plain(caches.attend_step, q, k, v, keys, values, ctx.lengths, mask, ctx.columns, scale, high)
+        return ctx.plain(
+            caches.attend_step, q, k, v, keys, values, ctx.lengths, mask, ctx.columns, ctx.is_even, scale, high
+        )
     keys = ctx.cache("keys", (), None, (groups, width), dtype)
     values = ctx.cache("values", (), None, (groups, value_width), dtype)
     captured = []
