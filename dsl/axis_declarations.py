@@ -176,5 +176,6 @@ def length(body: Expressions, e: syntax.Expression, name: str) -> Measure:
         return Measure(value.length, value.size)
     number = number_of(value)
     if number is None or isinstance(number, bool) or number != int(number):
-        raise Mistake(BadSize(e.span, name, f"is {describe(value)}"))
+        help = f"declare it as an option: `option {name}: list = ..`" if isinstance(value, tuple) else None
+        raise Mistake(BadSize(e.span, name, f"is {describe(value)}", help))
     return Measure(Length.number(int(number)), int(number))

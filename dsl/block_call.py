@@ -57,7 +57,10 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         frame = Frame(declaration.name.text, None, at)
         body = type(self)(self.build, home, declaration.form, path, (*self.frames, frame))
         body.precise = self.precise
+        known = len(self.problems)
         with self._entered(block, at):
+            if id(declaration) in self.build.failed:
+                return UNKNOWN  # its mistakes are known, and are said once
             self._bind_parameters(body, declaration, arguments, spans, at)
             if is_model:
                 with self.build.book.instance():
@@ -65,6 +68,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             else:
                 body.run(declaration.body)
             result = body.checked_result(declaration)
+        if len(self.problems) > known:
+            self.build.failed.add(id(declaration))
         if result is UNKNOWN:
             return UNKNOWN
         if not is_model:

@@ -49,6 +49,7 @@ class Build:
     enum_axes: dict[EnumType, Axis] = field(default_factory=dict)
     prelude: dict[str, Instance] = field(default_factory=dict)
     calls: list[tuple[object, str]] = field(default_factory=list)  # blocks being expanded, for circles and depth
+    failed: set[int] = field(default_factory=set)  # declarations of blocks with a mistake in them, by id
     expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
     steps: int = 0
 

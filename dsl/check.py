@@ -12,7 +12,7 @@ from pathlib import Path
 from . import syntax
 from .axes import Axis
 from .causality import check_targets, frontiers
-from .diagnostics import Problems, SpecErrors
+from .diagnostics import Mistake, Problems, SpecErrors
 from .elaborate import (
     Spec,
     check_copies,
@@ -274,7 +274,10 @@ def _chosen(spec: Spec) -> tuple[dict[str, int], dict[str, object]]:
     sizes: dict[str, int] = {}
     options: dict[str, object] = {}
     for name in spec.root.values:
-        value = spec.root.values[name]
+        try:
+            value = spec.root.values[name]
+        except Mistake:
+            continue  # a size of other presets, which nothing reads under this one
         if isinstance(value, Axis) and value.size is not None:
             sizes[name] = value.size
         else:

@@ -83,8 +83,12 @@ class Mistake(Exception):
     """Carries one SpecError from a rule that cannot go on to the statement that can."""
 
     def __init__(self, error: SpecError) -> None:
-        super().__init__(error.describe().title)
+        super().__init__()
         self.error = error
+
+    def __str__(self) -> str:
+        # Not in the constructor: most are noted many times over, and wording one searches for near names.
+        return self.error.describe().title
 
 
 class Noted(Exception):

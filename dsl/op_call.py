@@ -8,7 +8,7 @@ from . import syntax
 from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted, SpecError
-from .errors.names import BadArguments, WrongArgument, did_you_mean
+from .errors.names import BadArguments, StaticArithmetic, WrongArgument, did_you_mean
 from .masks import Mask
 from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
 from .program import Constant, Distribution, Value, Weight
@@ -107,7 +107,11 @@ class OpCalls(Body):
 
     def infer(self, op: OpDef, accepted: dict[str, Any], at: Span, spans: dict[str, Span], label: str | None) -> object:
         call = Call(self, op, at, spans, label, self.path)
-        inferred: Inferred = op.infer(call, **accepted)
+        try:
+            inferred: Inferred = op.infer(call, **accepted)
+        except ArithmeticError:
+            # An axis of length 0, or numbers whose product no float holds.
+            raise Mistake(StaticArithmetic(at, f"`{op.name}` has no result for these numbers and lengths")) from None
         outputs = self.emit(op, inferred.attrs, inferred.inputs, inferred.types, at)
         if inferred.fields:
             return Record(f"the result of `{op.name}`", dict(zip(inferred.fields, outputs, strict=True)))

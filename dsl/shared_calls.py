@@ -5,13 +5,15 @@ from __future__ import annotations
 from . import syntax
 from .block_call import BlockCalls
 from .diagnostics import Mistake, Noted
-from .errors.names import BadArguments, NoSuchMember, NotCallable, did_you_mean
+from .errors.names import BadArguments, CircularUse, MisplacedStatement, NoSuchMember, NotCallable, did_you_mean
+from .modules import Instance
 from .op_call import bind_arguments
 from .opdef import Param
 from .program import Distribution
 from .signatures import parameter
 from .source import Span
 from .statics import UNKNOWN, BlockRef, SharedBlock, SharedFamily, describe
+from .value_type import Real, ValueType
 
 DEFAULT_INIT = Distribution("normal", (("std", 0.02),))
 
@@ -28,8 +30,19 @@ class SharedCalls(BlockCalls):
             found = "without an index" if index is None else str(index)
             raise Mistake(NoSuchMember(at, name, found, ("0, 1, 2, ...",)))
         path = (*home.path, name) if index is None else (*home.path, name, str(index))
-        if declaration.call is not None:
-            return self._shared_block(family, path, index)
+        if name in home.making:
+            raise Mistake(CircularUse(at, (*home.making[home.making.index(name) :], name)))
+        home.making.append(name)
+        try:
+            if declaration.call is not None:
+                return self._shared_block(family, path, index)
+            return self._shared_weight(declaration, home, path, index)
+        finally:
+            home.making.pop()
+
+    def _shared_weight(
+        self, declaration: syntax.Shared, home: Instance, path: tuple[str, ...], index: int | None
+    ) -> object:
         owner = self.beside(home, path)
         if declaration.index is not None:
             owner.scope.bind(declaration.index.text, index)
@@ -38,6 +51,7 @@ class SharedCalls(BlockCalls):
         owner.want_weight_axes(type, declaration.type.span)
         at_site = declaration.init is not None
         init = DEFAULT_INIT if declaration.init is None else owner.distribution(declaration.init)
+        name = declaration.name.text
         with self.build.book.instance():
             return self.build.book.make(".".join(path), type, init, 0, declaration.span, at_site, name)
 
@@ -89,6 +103,15 @@ class SharedCalls(BlockCalls):
             given[name] = owner.argument(known[name], argument.value)
         return given
 
-    def beside(self, home, path: tuple[str, ...]) -> SharedCalls:
+    def want_weight_axes(self, type: ValueType, at: Span) -> None:
+        """A weight is real and has static axes."""
+        for axis in type.axes:
+            if axis.is_ordered:
+                what = f"a weight has static axes only; `{axis.name}` has another length in each example"
+                raise Mistake(MisplacedStatement(at, what))
+        if not isinstance(type.kind, Real):
+            raise Mistake(MisplacedStatement(at, f"a weight is real, not {type.kind}"))
+
+    def beside(self, home: Instance, path: tuple[str, ...]) -> SharedCalls:
         """A body for the text of a declaration: its names are its file's, not this body's."""
         return type(self)(self.build, home, "shared", path, self.frames)

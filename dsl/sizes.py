@@ -130,6 +130,8 @@ class ChosenValues(dict):
         name = declaration.name.text
         body = self._body()
         enum = body.find(declaration.kind.text, declaration.kind.span)
+        if enum is UNKNOWN:
+            raise Noted
         enum = enum if isinstance(enum, EnumType) else None
         if enum is None and declaration.kind.text not in ("real", "int", "flag", "list"):
             near = suggest(declaration.kind.text, ("real", "int", "flag", "list", *self._module.enums))

@@ -30,7 +30,7 @@ from .shared_calls import DEFAULT_INIT, SharedCalls
 from .source import Span
 from .static_math import number_of
 from .statics import UNKNOWN, BlockRef, Builtin, Family, Record, SharedBlock, SharedFamily, describe
-from .value_type import Flag, Real, ValueType
+from .value_type import Flag
 
 
 class Elaboration(SharedCalls, MaskCalls):
@@ -127,17 +127,6 @@ class Elaboration(SharedCalls, MaskCalls):
 
     def distribution(self, expression: syntax.Expression) -> Distribution:
         return distribution(self, expression)
-
-    def want_weight_axes(self, type: ValueType, at: Span) -> None:
-        for axis in type.axes:
-            if axis.is_ordered:
-                raise Mistake(
-                    MisplacedStatement(
-                        at, f"a weight has static axes only; `{axis.name}` has another length in each example"
-                    )
-                )
-        if not isinstance(type.kind, Real):
-            raise Mistake(MisplacedStatement(at, f"a weight is real, not {type.kind}"))
 
     def make_axis(self, home: Instance, declaration: syntax.Axis, index: int | None):
         return declared_axis(Elaboration(self.build, home, "axis", (), ()), declaration, index)
