@@ -144,7 +144,7 @@ def test_linear(shape, bias, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 2, 8, 65])
-@pytest.mark.parametrize(("inner", "outer"), [(12, 20), (1024, 1030)])
+@pytest.mark.parametrize(("inner", "outer"), [(12, 20), (512, 520)])
 def test_packed_linear(rows, inner, outer, dtype):
     x, w, b = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype), torch.randn(outer).to(dtype)
     want = x.double() @ w.double().t()
