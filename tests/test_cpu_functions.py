@@ -18,8 +18,13 @@ DTYPES = list(TOLERANCE)
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed_and_one_thread():
+    """One thread: on a busy machine a thread that waits for another costs more than these small tensors."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def compare(function, formula, inputs, dtype):
