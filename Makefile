@@ -14,7 +14,7 @@ WORKERS ?= 2
 TESTFLAGS ?=
 
 DEMO := build/demo
-DEMO_STEPS ?= 500
+DEMO_STEPS ?= 600
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint links clean distclean

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make demo` shows: one spec checked, compiled, trained on text that every machine has, and asked to go on with a prompt.
 set -euo pipefail
-: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/demo}" "${STEPS:=500}"
+: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/demo}" "${STEPS:=600}"
 SPEC=specs/olmo2.weft
 
 say() { printf '\n== %s\n' "$1"; }
@@ -24,7 +24,7 @@ say "3. Trained on the source of Python's standard library, as bytes"
 text=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 rm -rf "$OUT/run"
 show train "$SPEC" --size tiny --data "$text/*.py" --steps "$STEPS" --out "$OUT/run" \
-    --max-length 256 --tokens-per-step 2048 --lr 4e-3 --eval-every 100 --eval-tokens 16384 --log-every 25
+    --max-length 256 --tokens-per-step 1024 --lr 4e-3 --eval-every 100 --eval-tokens 16384 --log-every 25
 
 say "4. Its continuation of a prompt"
 show generate "$OUT/run" --prompt "def main(argv):
