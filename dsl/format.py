@@ -334,6 +334,8 @@ class _LineReader:
             if self.depth:
                 return self.spaced_equals
             return not (self.top_kind == "OPTIMISE" and self.line.level)
+        if kind in _OPEN and before == "OR" and self.kinds[index - 2] not in _OPERAND_END:
+            return False  # `or(x, 0)` is a call: no operand stands before it
         if kind in _OPEN and before in _OPERAND_END:
             return self.kinds[self.line.first] == "TENSOR" and self.depth == 0
         return True

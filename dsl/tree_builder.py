@@ -1,219 +1,55 @@
 """From reductions of the grammar to syntax classes: one function per rule or `-> name` of grammar.lark.
 
-Each takes the span of what was reduced and the children that `Rule.keep` selects. Tokens arrive as `Token`. A rule without a
-function here must have one child, which stands for it. What the grammar lets through to give a better message (a sum left of `=`) is
-refused here, with a Mistake.
+Each takes the span of what was reduced and the children that `Rule.keep` selects. Tokens arrive as `Token`. A rule
+without a function here must have one child, which stands for it. What the grammar lets through to give a better message
+(a sum left of `=`) is refused here, with a Mistake.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 from . import syntax
 from .diagnostics import Mistake
-from .errors.syntax import BadDeclaration, BadLabel, BadMapping, BadTarget
-from .lexer import ESCAPES
+from .errors.syntax import BadDeclaration, BadTarget
 from .source import Span
 from .syntax import Expression, Identifier
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    kind: str
-    text: str
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """`f(x) as name`, until its place says whether a bare `f` counts as a call: it does right of `|>`."""
-
-    base: Expression
-    label: Identifier
-    span: Span
-
-
-Parts = tuple[Any, ...]
-
-# ---- expressions --------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """An expression, not in a pipe: a label must follow a call."""
-    if isinstance(value, Labelled):
-        if not isinstance(value.base, syntax.Call):
-            raise Mistake(BadLabel(value.base.span))
-        return syntax.Call(value.base.callee, value.base.arguments, value.label, value.span)
-    return value
-
-
-def name(span: Span, token: Token) -> syntax.Name:
-    return syntax.Name(token.text, span)
-
-
-def number(span: Span, token: Token) -> syntax.Number:
-    text = token.text.replace("_", "")
-    whole = text.isdecimal()
-    return syntax.Number(int(text) if whole else float(text), span)
-
-
-def string(span: Span, token: Token) -> syntax.String:
-    text = token.text[1:-1]
-    if "\\" in text:
-        pieces, rest = [], text
-        while "\\" in rest:
-            before, _, after = rest.partition("\\")
-            pieces += [before, ESCAPES["\\" + after[0]]]
-            rest = after[1:]
-        text = "".join(pieces) + rest
-    return syntax.String(text, span)
-
-
-def identifier(span: Span, token: Token) -> Identifier:
-    return Identifier(token.text, span)
-
-
-def group(span: Span, inner: Any) -> syntax.Group:
-    return syntax.Group(plain(inner), span)
-
-
-def unit(span: Span) -> syntax.Tuple:
-    return syntax.Tuple((), span)
-
-
-def tuple_(span: Span, first: Any, rest: tuple[Expression, ...] | None) -> syntax.Tuple:
-    return syntax.Tuple((plain(first), *(rest or ())), span)
-
-
-def list_(span: Span, items: tuple[Expression, ...] | None) -> syntax.ListOf:
-    return syntax.ListOf(items or (), span)
-
-
-def expressions(span: Span, *items: Any) -> tuple[Expression, ...]:
-    return tuple(plain(item) for item in items)
-
-
-def call(span: Span, callee: Expression, arguments: tuple[syntax.Argument, ...] | None) -> syntax.Call:
-    return syntax.Call(callee, arguments or (), None, span)
-
-
-def subscript(span: Span, base: Expression, items: tuple[Expression, ...]) -> syntax.Subscript:
-    return syntax.Subscript(base, items, span)
-
-
-def field(span: Span, base: Expression, part: Identifier) -> syntax.Field:
-    return syntax.Field(base, part, span)
-
-
-def labelled(span: Span, base: Expression, label: Identifier) -> Labelled:
-    return Labelled(base, label, span)
-
-
-def pipe(span: Span, left: Any, right: Any) -> syntax.Pipe:
-    label = None
-    base = right
-    if isinstance(right, Labelled):
-        base, label = right.base, right.label
-    if isinstance(base, syntax.Call):
-        step = syntax.Call(base.callee, base.arguments, label, right.span)
-    elif isinstance(base, syntax.Name | syntax.Field | syntax.Subscript):
-        step = syntax.Call(base, (), label, right.span)
-    else:
-        raise Mistake(BadDeclaration(base.span, "right of `|>` stands a call or the name of something to call"))
-    return syntax.Pipe(plain(left), step, span)
-
-
-def binary(span: Span, left: Any, operator: Token, right: Any) -> syntax.Binary:
-    return syntax.Binary(operator.text, plain(left), plain(right), span)
-
-
-def unary(span: Span, operator: Token, operand: Any) -> syntax.Unary:
-    return syntax.Unary(operator.text, plain(operand), span)
-
-
-def compare(span: Span, first: Any, tail: Parts) -> syntax.Comparison:
-    operands = (plain(first), *tail[1::2])
-    return syntax.Comparison(operands, tuple(operator.text for operator in tail[::2]), span)
-
-
-def comparison_tail(span: Span, *parts: Any) -> Parts:
-    """Operators and operands in turn."""
-    return tuple(part if isinstance(part, Token) else plain(part) for part in parts)
-
-
-def range_(span: Span, start: Any, stop: Any) -> syntax.Range:
-    return syntax.Range(plain(start), plain(stop), span)
-
-
-def mapping(span: Span, left: Any, right: Any) -> syntax.Mapping:
-    for side in (left, right):
-        if not _names_axes(side):
-            raise Mistake(BadMapping(side.span))
-    return syntax.Mapping(left, right, span)
-
-
-def _names_axes(side: object) -> bool:
-    """A name, a family member, a list of them; a number too, because the checker says more about literal axes."""
-    match side:
-        case syntax.Tuple(items=items):
-            return all(_names_axes(item) for item in items)
-        case syntax.Group(inner=inner):
-            return _names_axes(inner)
-        case syntax.Name() | syntax.Subscript() | syntax.Field() | syntax.Number():
-            return True
-    return False
-
-
-def argument(span: Span, key: Token | None, value: Any) -> syntax.Argument:
-    return syntax.Argument(Identifier(key.text, key.span) if key else None, plain(value), span)
-
-
-def items(span: Span, *children: Any) -> Parts:
-    """A list of equals: arguments, settings, patterns, parameters, ..."""
-    return children
-
-
-# ---- types, parameters, patterns ----------------------------------------------------------------
-
-
-def type_(
-    span: Span, kind: Identifier, axes: Parts | str | None, element: Any, none: Identifier | None
-) -> syntax.TypeExpression:
-    if none and none.text != "none":
-        raise Mistake(BadDeclaration(none.span, f"after `or` in a type stands `none`, not `{none.text}`"))
-    any_axes = axes == ".."
-    listed = axes if isinstance(axes, tuple) else None
-    return syntax.TypeExpression(kind, listed, any_axes, plain(element), none is not None, span)
-
-
-def any_axes(span: Span) -> str:
-    return ".."
-
-
-def type_axes(span: Span, axes: tuple[Expression, ...] | None) -> tuple[Expression, ...]:
-    return axes or ()
-
-
-def parameter(
-    span: Span, named: Identifier, type: syntax.TypeExpression | None, default: Any
-) -> syntax.Parameter:
-    return syntax.Parameter(named, type, plain(default), span)
-
-
-def bracketed(span: Span, inside: Parts | None) -> Parts:
-    return inside or ()
-
-
-def pattern(span: Span, *parts: str) -> syntax.Pattern:
-    # `layer.3.4` is read as a number 3.4.
-    return syntax.Pattern(tuple(piece for part in parts for piece in part.split(".")), span)
-
-
-def pattern_part(span: Span, token: Token) -> str:
-    return token.text
-
+from .tree_expressions import (
+    Parts,
+    Token,
+    any_axes,
+    argument,
+    binary,
+    bracketed,
+    call,
+    compare,
+    comparison_tail,
+    expressions,
+    field,
+    group,
+    identifier,
+    items,
+    labelled,
+    list_,
+    mapping,
+    name,
+    number,
+    or_call,
+    parameter,
+    pattern,
+    pattern_part,
+    pipe,
+    plain,
+    range_,
+    string,
+    subscript,
+    tuple_,
+    type_,
+    type_axes,
+    unary,
+    unit,
+)
 
 # ---- statements ---------------------------------------------------------------------------------
 
@@ -321,7 +157,11 @@ def docstring(span: Span, token: Token) -> syntax.Docstring:
 
 
 def use(
-    span: Span, module: tuple[Identifier, ...], settings: Parts | None, alias: Identifier | None, *names: syntax.UsedName | None
+    span: Span,
+    module: tuple[Identifier, ...],
+    settings: Parts | None,
+    alias: Identifier | None,
+    *names: syntax.UsedName | None,
 ) -> syntax.Use:
     return syntax.Use(module, settings or (), alias, tuple(used for used in names if used), span)
 
@@ -418,9 +258,7 @@ def model(span: Span, form: Token, named: Identifier, parameters: Parts, result:
     return syntax.Block(form.text, named, (), parameters, result, body, span)
 
 
-def objective(
-    span: Span, named: Identifier, parameters: Parts, trains: Parts | None, body: Parts
-) -> syntax.Objective:
+def objective(span: Span, named: Identifier, parameters: Parts, trains: Parts | None, body: Parts) -> syntax.Objective:
     return syntax.Objective(named, parameters, trains or (), body, span)
 
 
@@ -431,7 +269,9 @@ def init(span: Span, where: syntax.Pattern, value: Any) -> syntax.Init:
 def init_copy(span: Span, where: syntax.Pattern, copy: Token, source: syntax.Pattern) -> syntax.Init:
     # A pattern is not an expression: it stands in a tree here only.
     argument = syntax.Argument(None, cast("Expression", source), source.span)
-    made = syntax.Call(syntax.Name(copy.text, copy.span), (argument,), None, Span(span.source, copy.span.start, span.end))
+    made = syntax.Call(
+        syntax.Name(copy.text, copy.span), (argument,), None, Span(span.source, copy.span.start, span.end)
+    )
     return syntax.Init(where, made, span)
 
 
@@ -495,7 +335,8 @@ def tensor_entry(span: Span, foreign: Token, patterns: Parts, axes: Parts | None
 
 BUILDERS: dict[str, Callable[..., Any]] = {
     "name": name, "number": number, "string": string, "identifier": identifier, "group": group, "unit": unit,
-    "tuple_": tuple_, "list_": list_, "expressions": expressions, "call": call, "named_call": call, "subscript": subscript,
+    "tuple_": tuple_, "list_": list_, "expressions": expressions, "call": call, "named_call": call, "or_call": or_call,
+    "subscript": subscript,
     "field": field, "labelled": labelled, "pipe": pipe, "binary": binary, "unary": unary, "compare": compare,
     "comparison_tail": comparison_tail, "range_": range_, "mapping": mapping, "argument": argument, "arguments": items,
     "type": type_, "any_axes": any_axes, "type_axes": type_axes, "tensor_axes": type_axes, "parameter": parameter,
@@ -510,7 +351,8 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "option": option, "axis_ragged": axis_ragged, "axis_grid": axis_grid, "axis_static": axis_static,
     "axis_nested": axis_nested, "axis_cut": axis_cut, "axis_selected": axis_selected, "axis_by_case": axis_by_case,
     "axis_case": axis_case, "enum": enum, "shared": shared, "shared_call": shared_call, "mask": mask, "block": block,
-    "model": model, "objective": objective, "init": init, "init_copy": init_copy, "freeze": freeze, "optimise": optimise,
+    "model": model, "objective": objective, "init": init, "init_copy": init_copy, "freeze": freeze,
+    "optimise": optimise,
     "optimise_bare": optimise, "optimiser": optimiser, "optimise_line": optimise_line, "hook": hook, "memory": memory,
     "extern": extern, "generate": generate, "recipe": recipe, "weights": weights, "config_entry": config_entry,
     "tensor_entry": tensor_entry,
@@ -518,6 +360,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 
 # What counts as one level of nesting: later stages walk trees recursively, so depth has a limit.
 NESTING = frozenset({
-    "group", "tuple_", "list_", "call", "subscript", "field", "pipe", "binary", "unary", "compare", "range_", "for_",
+    "group", "tuple_", "list_", "call", "or_call", "subscript", "field", "pipe", "binary", "unary", "compare", "range_",
+    "for_",
     "if_", "elif_", "routed", "match_", "on", "on_each", "on_condition", "labelled",
 })  # fmt: skip
