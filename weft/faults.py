@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 
 from typer import Abort, Exit
@@ -129,6 +126,10 @@ def _usage(error: UsageFault) -> int:
 
 def _bug(error: BaseException) -> int:
     """An exception that nobody worded is ours. The report holds what is needed to find it, and nothing of the data."""
+    import platform
+    import tempfile
+    import traceback
+
     if os.environ.get("WEFT_TRACEBACK"):
         traceback.print_exception(error)
         return 1
