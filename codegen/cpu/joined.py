@@ -23,9 +23,11 @@ def lay_out(weights: Sequence[torch.nn.Parameter]) -> None:
     """Moves the data of weights [O_i, I] of one type behind one another. The parameters stay the same objects."""
     if weights[0].device.type != "cpu" or _adjoining(weights):
         return
-    joined = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, joined.split([w.shape[0] for w in weights]), strict=True):
-        weight.data = part
+    # A graph may be made inside a caller's inference mode, whose tensors could never be trained afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        together = torch.cat([weight.data for weight in weights])
+        for weight, part in zip(weights, together.split([w.shape[0] for w in weights]), strict=True):
+            weight.data = part
 
 
 def _adjoining(weights: Sequence[Tensor]) -> bool:

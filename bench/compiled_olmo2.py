@@ -1,0 +1,51 @@
+"""specs/olmo2.weft as `bench/cpu.py` runs it: the public interface, nothing prepared by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import weft
+from bench.hand_olmo2 import Sizes
+from weft.runtime.generate import generate
+
+SPEC = Path(__file__).resolve().parent.parent / "specs" / "olmo2.weft"
+
+
+def compiled(sizes: Sizes, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A model of these sizes with the weights of a transformers Olmo2ForCausalLM."""
+    overrides = {
+        "layers": sizes.layers,
+        "dim": sizes.width,
+        "heads": sizes.heads,
+        "kv_heads": sizes.heads,
+        "ffn": sizes.hidden,
+        "vocab": sizes.vocabulary,
+        "theta": sizes.theta,
+        "eps": sizes.eps,
+    }
+    model = weft.load(SPEC, size="tiny", overrides=overrides, dtype=dtype)
+    lines = model.checked.weight_maps["huggingface"].tensors
+    with torch.no_grad():
+        for line in lines:
+            (path,) = line.paths
+            weight = model[path]
+            weight.copy_(state[line.foreign].reshape(weight.shape))
+    return model
+
+
+def loss(model: torch.nn.Module, ids: Tensor, offsets: list[int]) -> Tensor:
+    parts = model.loss(None, (ids, torch.tensor(offsets, dtype=torch.int32)))
+    return torch.stack([total / count for total, count in parts.values()]).sum()
+
+
+def logits(model: torch.nn.Module, ids: Tensor, offsets: list[int]) -> Tensor:
+    return model((ids, torch.tensor(offsets, dtype=torch.int32)))[0]
+
+
+def continued(model: torch.nn.Module, prompts: list[Tensor], new_tokens: int) -> Tensor:
+    """[B, new_tokens], greedy."""
+    found = generate(model, prompts, new_tokens)
+    return torch.tensor([continuation.tokens for continuation in found])
