@@ -1,11 +1,13 @@
-"""Hypothesis strategies for specs that parse, in canonical or untidy layout; what they mean is not looked at.
+"""Specs that parse, made at random, in canonical or untidy layout; what they mean is not looked at.
 
-`specs()` draws whole texts, `expressions()` and `statements()` their parts. `untidy` takes a spec and a source of chance, and
-changes what the language says does not matter: spaces, line breaks in brackets, blank lines and comments.
+`specs()` is a hypothesis strategy. It draws a seed and how many declarations, and a plain random program writes them: drawing every
+choice from hypothesis would take a hundred times as long. `untidy` changes what the language says does not matter: spaces, line breaks
+in brackets, blank lines and comments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from hypothesis import strategies as st
@@ -19,171 +21,221 @@ NAMES = (
     "x", "y", "seq", "dim", "heads", "head_dim", "token", "end", "size", "mask", "block", "where", "by", "axis", "loss",
     "match", "input", "on", "grid", "only", "each", "weight", "copy", "as", "at", "into", "model", "use", "param", "when",
 )  # fmt: skip
-names = st.sampled_from(NAMES)
-numbers = st.sampled_from(("0", "1", "32", "50_000", "0.1", "5e5", "1e-6", "3.0", "007"))
-strings = st.sampled_from(('"a"', '""', '"a # b"', '"a \\"b\\" \\\\"', '"é (["'))
-types = st.sampled_from((
+NUMBERS = ("0", "1", "32", "50_000", "0.1", "5e5", "1e-6", "3.0", "007")
+STRINGS = ('"a"', '""', '"a # b"', '"a \\"b\\" \\\\"', '"é (["')
+TYPES = (
     "real", "real[..]", "real[seq, dim]", "id[seq] in vocab", "id in classes or none", "mask", "example or none",
     "real[level[2], dim]", "real[2, heads]", "flag[seq]", "id in 2 * dim",
-))  # fmt: skip
-patterns = st.sampled_from(("**", "*", "a.b", "layer.3.x", "**.linear.weight", "layer.*.**.text", "layer.3.4"))
+)  # fmt: skip
+PATTERNS = ("**", "*", "a.b", "layer.3.x", "**.linear.weight", "layer.*.**.text", "layer.3.4")
+MAPPINGS = ("dim -> heads", "dim -> (heads, head_dim)", "(a, b) -> level[i]", "0 .. 3")
 BINARY = ("+", "-", "*", "/", "//", "mod", "and", "or", "==", "!=", "<", "<=", ">", ">=", "^")
+LINES = (
+    "use std.norm", "use a.b: c, d as e", "use llama as policy", "use lm(dim = 3) as l: x", "axis seq", "axis image grid",
+    "axis pixel in picture", "axis patch cut from seq", "axis cell = match worth: r8: image / 8, r16: image / 16",
+    "enum modality: text, image", "shared values: real[slot, dim]", "shared stage[i]: upstage(width=wide[i])",
+    "optimise by sgd", "extern retrieve(query: text) -> text",
+)  # fmt: skip
 
 
-def _joined(parts: st.SearchStrategy[str], least: int = 0, most: int = 3) -> st.SearchStrategy[str]:
-    return st.lists(parts, min_size=least, max_size=most).map(", ".join)
+def specs(messy: bool = False) -> st.SearchStrategy[str]:
+    """Whole specs; untidy ones have comments and line breaks anywhere they may be."""
+
+    def make(seed: int, count: int) -> str:
+        chance = Random(seed)
+        text = spec(chance, count)
+        return untidy(text, chance) if messy else text
+
+    return st.builds(make, st.integers(0, 2**32), st.integers(0, 5))
 
 
-def _extend(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    mapping = st.sampled_from(("dim -> heads", "dim -> (heads, head_dim)", "(a, b) -> level[i]", "0 .. 3"))
-    value = inner | mapping
-    argument = value | st.builds("{}={}".format, names, value)
-    call = st.builds("{}({})".format, names, _joined(argument))
-    labelled = st.builds("{} as {}".format, call, names)
-    return st.one_of(
-        st.builds("({})".format, inner),
-        st.builds("({} {} {})".format, inner, st.sampled_from(BINARY), inner),
-        st.builds("({},)".format, inner),
-        st.builds("({})".format, _joined(inner, 2)),
-        st.builds("[{}]".format, _joined(inner)),
-        st.builds("{}[{}]".format, names, _joined(inner, 1)),
-        st.builds("{}.{}".format, names, names),
-        st.builds("(-{})".format, inner),
-        st.builds("(not {})".format, inner),
-        st.builds("{} < {} <= {}".format, names, numbers, names).map("({})".format),
-        call,
-        labelled,
-        st.builds("({} |> {} |> {})".format, call, names, labelled),
-    )
+def spec(chance: Random, count: int) -> str:
+    docstring = chance.choice(("", '"""A spec."""\n', '"""Two\n\nlines # "."""\n\n'))
+    writer = _Writer(chance)
+    return docstring + "".join("\n".join(writer.declaration()) + "\n" for _ in range(count))
 
 
-def expressions() -> st.SearchStrategy[str]:
-    atoms = names | numbers | strings | st.just("()")
-    nested = st.recursive(atoms, _extend, max_leaves=8)
-    flat = st.builds("{} {} {}".format, nested, st.sampled_from(BINARY), nested)
-    return st.one_of(nested, flat, st.builds("{} |> norm as n |> {}".format, nested, names))
+class _Writer:
+    """Writes parts of specs; every method makes its choices anew."""
 
+    def __init__(self, chance: Random) -> None:
+        self.chance = chance
+        self.pick = chance.choice
 
-def _indented(lines: list[str]) -> list[str]:
-    return ["    " + line for line in lines]
+    def name(self) -> str:
+        return self.pick(NAMES)
 
+    def several(self, part: Callable[[], str], least: int = 0, most: int = 3) -> str:
+        return ", ".join(part() for _ in range(self.chance.randint(least, most)))
 
-def _nested(statements: st.SearchStrategy[list[str]]) -> st.SearchStrategy[list[str]]:
-    body = st.lists(statements, min_size=1, max_size=3).map(lambda parts: _indented([x for part in parts for x in part]))
+    # ---- expressions ---------------------------------------------------------------------------------
 
-    def headed(heads: st.SearchStrategy[str]) -> st.SearchStrategy[list[str]]:
-        return st.builds(lambda head, lines: [head + ":", *lines], heads, body)
+    def expression(self, depth: int = 3) -> str:
+        inner = depth - 1
+        match self.chance.randrange(4):
+            case 0:
+                return f"{self.operand(inner)} {self.pick(BINARY[:8])} {self.operand(inner)}"
+            case 1:
+                return f"{self.operand(inner)} |> norm as n |> {self.name()}"
+        return self.operand(inner)
 
-    whole = st.builds(
-        lambda condition, first, second, third: (
-            [f"if {condition}:", *first, "elif x:", *second] + (["else:", *third] if third else [])
-        ),
-        expressions(),
-        body,
-        body,
-        body | st.just([]),
-    )
-    arms = st.lists(headed(_joined(names, 1)), min_size=1, max_size=3)
-    match = st.builds(lambda arms: ["match kind:", *_indented([x for arm in arms for x in arm])], arms)
-    heads = st.one_of(
-        st.builds("for {} in 0 .. {}".format, names, names),
-        st.builds("routed by {}".format, expressions()),
-        st.builds("on {}".format, names),
-        st.just("on token == boi"),
-        st.builds("on sentence each {}".format, expressions()),
-    )
-    return headed(heads) | whole | match
+    def operand(self, depth: int) -> str:
+        if depth <= 0 or self.chance.random() < 0.2:
+            return self.pick((self.name(), self.name(), self.pick(NUMBERS), self.pick(STRINGS), "()"))
+        inner = depth - 1
 
+        def part() -> str:
+            return self.operand(inner)
 
-def statements() -> st.SearchStrategy[list[str]]:
-    """One statement, as lines."""
-    e = expressions()
-    simple = st.one_of(
-        st.builds("{} = {}".format, st.sampled_from(("x", "a, b", "skip[i]", "a, skip[i + 1]")), e),
-        st.builds("return {}".format, _joined(e, 1)),
-        st.builds("param keys: {} = {}".format, types, e),
-        st.builds("param keys: {}".format, types),
-        st.builds("input ends: {} = {}".format, types, e),
-        st.builds("axis local = {}".format, e),
-        st.just("segment seq into line by x"),
-        st.builds("segment seq into patch ends where {}, at most {}".format, e, e),
-        st.builds("loss = {} only {}".format, e, e),
-        st.builds("loss text = {}".format, e),
-        st.builds("knowledge <- {}".format, e),
-        st.builds("f({})".format, e),
-    )
-    return st.recursive(simple.map(lambda line: [line]), _nested, max_leaves=6)
+        match self.chance.randrange(12):
+            case 0:
+                return f"({self.expression(inner)})"
+            case 1:
+                return f"({part()} {self.pick(BINARY)} {part()})"
+            case 2:
+                return f"({part()},)"
+            case 3:
+                return f"({self.several(part, 2)})"
+            case 4:
+                return f"[{self.several(part)}]"
+            case 5:
+                return f"{self.name()}[{self.several(part, 1)}]"
+            case 6:
+                return f"{self.name()}.{self.name()}"
+            case 7:
+                return self.pick((f"(-{part()})", f"(not {part()})", f"-{part()}^-{part()}"))
+            case 8:
+                return f"({self.name()} < {self.pick(NUMBERS)} <= {part()})"
+            case 9:
+                return f"{self.call(inner)} as {self.name()}"
+        return self.call(inner)
 
+    def call(self, depth: int) -> str:
+        def argument() -> str:
+            value = self.pick(MAPPINGS) if self.chance.random() < 0.2 else self.expression(depth)
+            return value if self.chance.random() < 0.5 else f"{self.name()}={value}"
 
-def declarations() -> st.SearchStrategy[list[str]]:
-    """One declaration, as lines."""
-    e = expressions()
-    body = st.lists(statements(), min_size=1, max_size=4).map(lambda parts: _indented([x for part in parts for x in part]))
-    settings = _joined(st.builds("{} = {}".format, names, e), 1, 6)
-    parameter = st.one_of(
-        names,
-        st.builds("{}: {}".format, names, types),
-        st.builds("{}: {} = {}".format, names, types, e),
-        st.builds("{} = {}".format, names, e),
-    )
-    parameters = st.lists(parameter, max_size=6).map(", ".join)
-    line = st.one_of(
-        st.sampled_from((
-            "use std.norm", "use a.b: c, d as e", "use llama as policy", "use lm(dim = 3) as l: x", "axis seq",
-            "axis image grid", "axis pixel in picture", "axis patch cut from seq",
-            "axis cell = match worth: r8: image / 8, r16: image / 16", "enum modality: text, image",
-            "shared values: real[slot, dim]", "shared stage[i]: upstage(width=wide[i])", "optimise by sgd",
-            "extern retrieve(query: text) -> text",
-        )),
-        st.builds("size {}: {}".format, st.sampled_from(("7b", "tiny", "1b")), settings),
-        st.builds("size {} = {}".format, names, e),
-        st.builds("option {}: {} = {}".format, names, names, e),
-        st.builds("axis {} = {}".format, names, e),
-        st.builds("axis {}[i] = {}".format, names, e),
-        st.builds("axis word = seq where {}".format, e),
-        st.builds("shared {}: {} = {}".format, names, types, e),
-        st.builds("mask {}({}) = {}".format, names, parameters, e),
-        st.builds("init {} = {}".format, patterns, e),
-        st.builds("init {} = copy({})".format, patterns, patterns),
-        st.builds("freeze {}".format, _joined(patterns, 1)),
-        st.builds("freeze {} where {}".format, patterns, e),
-        st.builds("memory {}: {}".format, names, settings),
-    )  # fmt: skip
-    head = st.one_of(
-        st.builds("block {}[row, width]({}) -> {}:".format, names, parameters, types),
-        st.builds("model {}({}):".format, names, parameters),
-        st.builds("objective {}({}) trains {}:".format, names, parameters, _joined(patterns, 1)),
-        st.builds("hook {}({}) at {} as x when {}:".format, names, parameters, patterns, e),
-        st.builds("generate {}({}):".format, names, parameters),
-        st.builds("recipe {}({}):".format, names, parameters),
-    )
-    weight_lines = st.lists(
-        st.one_of(
-            st.builds('config "key" = {}'.format, e),
-            st.builds('tensor "a.*" = {}'.format, _joined(patterns, 1)),
-            st.builds('tensor "a.*" = {} [dim, (heads, head_dim)]'.format, patterns),
-        ),
-        min_size=1,
-        max_size=4,
-    )
-    with_lines = st.one_of(
-        st.builds(lambda lines: ["weights hf:", *_indented(lines)], weight_lines),
-        st.builds(
-            lambda lines: ["optimise by adamw(lr=3e-4):", *_indented(lines)],
-            st.lists(st.builds("{}: decay=0, lr={}".format, patterns, numbers), min_size=1, max_size=3),
-        ),
-        st.builds(lambda lines: ["size wide:", *_indented(lines)], st.lists(settings, min_size=1, max_size=3)),
-    )
-    return st.one_of(line.map(lambda text: [text]), st.builds(lambda h, b: [h, *b], head, body), with_lines)
+        return f"{self.name()}({self.several(argument)})"
 
+    # ---- statements ----------------------------------------------------------------------------------
 
-@st.composite
-def specs(draw: st.DrawFn, messy: bool = False) -> str:
-    """A whole spec; untidy ones have comments and line breaks anywhere they may be."""
-    parts = draw(st.lists(declarations(), max_size=5))
-    docstring = draw(st.sampled_from(("", '"""A spec."""\n', '"""Two\n\nlines # "."""\n\n')))
-    text = docstring + "".join("\n".join(part) + "\n" for part in parts)
-    return untidy(text, draw(st.randoms(use_true_random=False))) if messy else text
+    def body(self, depth: int) -> list[str]:
+        return [f"    {line}" for _ in range(self.chance.randint(1, 4)) for line in self.statement(depth)]
+
+    def statement(self, depth: int) -> list[str]:
+        if depth and self.chance.random() < 0.3:
+            return self.nested(depth - 1)
+        e, pick = self.expression, self.pick
+        match self.chance.randrange(12):
+            case 0:
+                return [f"return {self.several(e, 1)}"]
+            case 1:
+                return [f"param keys: {pick(TYPES)} = {e()}"]
+            case 2:
+                return [f"param keys: {pick(TYPES)}"]
+            case 3:
+                return [f"input ends: {pick(TYPES)} = {e()}"]
+            case 4:
+                return [f"axis local = {e()}"]
+            case 5:
+                return [pick(("segment seq into line by x", f"segment seq into patch ends where {e()}, at most {e()}"))]
+            case 6:
+                return [f"loss = {e()} only {e()}"]
+            case 7:
+                return [f"loss text = {e()}"]
+            case 8:
+                return [f"knowledge <- {e()}"]
+            case 9:
+                return [f"f({e()})"]
+        return [f"{pick(('x', 'a, b', 'skip[i]', 'a, skip[i + 1]'))} = {e()}"]
+
+    def nested(self, depth: int) -> list[str]:
+        e = self.expression
+        match self.chance.randrange(3):
+            case 0:
+                other = ["else:", *self.body(depth)] if self.chance.random() < 0.5 else []
+                return [f"if {e()}:", *self.body(depth), "elif x:", *self.body(depth), *other]
+            case 1:
+                arms = [[f"{self.several(self.name, 1)}:", *self.body(depth)] for _ in range(self.chance.randint(1, 3))]
+                return ["match kind:", *(f"    {line}" for arm in arms for line in arm)]
+        heads = (
+            f"for {self.name()} in 0 .. {self.name()}",
+            f"routed by {e()}",
+            f"on {self.name()}",
+            "on token == boi",
+            f"on sentence each {e()}",
+        )
+        return [self.pick(heads) + ":", *self.body(depth)]
+
+    # ---- declarations --------------------------------------------------------------------------------
+
+    def declaration(self) -> list[str]:
+        match self.chance.randrange(4):
+            case 0:
+                return [self.pick(LINES)]
+            case 1:
+                return [self.line()]
+            case 2:
+                return [self.head(), *self.body(2)]
+        return self.listing()
+
+    def setting(self) -> str:
+        return f"{self.name()} = {self.expression()}"
+
+    def parameter(self) -> str:
+        type = f": {self.pick(TYPES)}" if self.chance.random() < 0.6 else ""
+        return self.name() + type + (f" = {self.expression()}" if self.chance.random() < 0.3 else "")
+
+    def pattern(self) -> str:
+        return self.pick(PATTERNS)
+
+    def line(self) -> str:
+        e, name, pattern = self.expression, self.name, self.pattern
+        lines: tuple[Callable[[], str], ...] = (
+            lambda: f"size {self.pick(('7b', 'tiny', '1b'))}: {self.several(self.setting, 1, 6)}",
+            lambda: f"size {name()} = {e()}",
+            lambda: f"option {name()}: {name()} = {e()}",
+            lambda: f"axis {name()} = {e()}",
+            lambda: f"axis {name()}[i] = {e()}",
+            lambda: f"axis word = seq where {e()}",
+            lambda: f"shared {name()}: {self.pick(TYPES)} = {e()}",
+            lambda: f"mask {name()}({self.several(self.parameter)}) = {e()}",
+            lambda: f"init {pattern()} = ({e()})",
+            lambda: f"init {pattern()} = copy({pattern()})",
+            lambda: f"freeze {self.several(pattern, 1)}",
+            lambda: f"freeze {pattern()} where {e()}",
+            lambda: f"memory {name()}: {self.several(self.setting, 1)}",
+        )
+        return self.pick(lines)()
+
+    def head(self) -> str:
+        parameters = self.several(self.parameter, 0, 6)
+        name = self.name()
+        return self.pick((
+            f"block {name}[row, width]({parameters}) -> {self.pick(TYPES)}:",
+            f"model {name}({parameters}):",
+            f"objective {name}({parameters}) trains {self.several(self.pattern, 1)}:",
+            f"hook {name}({parameters}) at {self.pattern()} as x when {self.expression()}:",
+            f"generate {name}({parameters}):",
+            f"recipe {name}({parameters}):",
+        ))  # fmt: skip
+
+    def listing(self) -> list[str]:
+        """A declaration with lines of its own."""
+        count = range(self.chance.randint(1, 4))
+
+        def weight_line() -> str:
+            config = f'config "key" = {self.expression()}'
+            axes = self.pick(("", " [dim, (heads, head_dim)]"))
+            return self.pick((config, f'tensor "a.*" = {self.several(self.pattern, 1)}{axes}'))
+
+        match self.chance.randrange(3):
+            case 0:
+                return ["weights hf:", *(f"    {weight_line()}" for _ in count)]
+            case 1:
+                lines = (f"    {self.pattern()}: decay=0, lr={self.pick(NUMBERS)}" for _ in count)
+                return ["optimise by adamw(lr=3e-4):", *lines]
+        return ["size wide:", *(f"    {self.several(self.setting, 1)}" for _ in count)]
 
 
 def untidy(text: str, chance: Random) -> str:
