@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import weft
-from bench.hand_olmo2 import Sizes
 from weft.runtime.generate import generate
 
 SPEC = Path(__file__).resolve().parent.parent / "specs" / "olmo2.weft"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    width: int = 384
+    layers: int = 8
+    heads: int = 6
+    hidden: int = 1024
+    vocabulary: int = 16384
+    theta: float = 5e5
+    eps: float = 1e-6
 
 
 def compiled(sizes: Sizes, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> torch.nn.Module:

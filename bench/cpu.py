@@ -33,7 +33,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.hand_olmo2 import Decoder, HandOlmo2, Sizes
+from bench.compiled_olmo2 import Sizes, compiled, continued, logits, loss
 
 SIZES = Sizes()
 ROWS, LENGTH, PROMPT = 8, 256, 64
@@ -91,27 +91,24 @@ def half_padding() -> list[int]:
 
 
 class Ours:
-    """What is compared. A compiled model takes the place of HandOlmo2 here."""
+    """specs/olmo2.weft through the public interface."""
 
     name = "ours"
 
     def __init__(self, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-        self.model = HandOlmo2(SIZES, state, dtype)
+        self.model = compiled(SIZES, state, dtype)
         self.optimizer = adamw(self.model)
-        self.decoder: Decoder | None = None
 
     def train(self, b: Batch) -> None:
-        self.model.loss(b.ids, b.offsets, b.targets, Z).backward()
+        loss(self.model, b.ids, b.offsets).backward()
         update(self.model, self.optimizer)
 
     @torch.inference_mode()
     def prefill(self, b: Batch) -> Tensor:
-        return self.model.logits(b.ids, b.offsets)
+        return logits(self.model, b.ids, b.offsets)
 
     def generate(self, prompts: list[Tensor]) -> Tensor:
-        if self.decoder is None:
-            self.decoder = Decoder(self.model)
-        return self.decoder.generate(prompts, NEW_TOKENS)
+        return continued(self.model, prompts, NEW_TOKENS)
 
 
 class Theirs:
