@@ -10,7 +10,7 @@ bfloat16 and float16 rows are taken in float32; float32 and float64 rows keep th
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,27 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
     # hypot adds eps under the root in one pass: sqrt(|x|^2 + D eps) = sqrt(D) * sqrt(mean + eps).
     floor = norm.new_full((), math.sqrt(width * eps))
     return torch.hypot(norm, floor).reciprocal_().mul_(math.sqrt(width))
+
+
+@lru_cache(maxsize=256)
+def _floor(value: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype)
+
+
+def _rms_norm(x: Tensor, gain: Tensor | None, residual: Tensor | None, eps: float) -> Tensor:
+    """Without a backward: for a few rows the number of calls is the cost, so there are as few as possible."""
+    width, wide = x.shape[-1], _wide(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = torch.hypot(norm, _floor(math.sqrt(width * eps), wide)).reciprocal_().mul_(math.sqrt(width))
+    y = x * scale
+    if residual is None:
+        y = y if gain is None else y.mul_(gain)
+    elif gain is None:
+        y = y.add_(residual)
+    else:
+        y = torch.addcmul(residual.to(wide), y, gain.to(wide))
+    return y if wide == x.dtype else y.to(x.dtype)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -90,16 +111,17 @@ def rms_norm(x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor
     """
     if not x.numel():
         return x * 1 if gain is None else x * gain
-    if not torch.is_grad_enabled() and (gain is None or gain.dim() == 1):
-        # One call of torch's: without a backward, the number of calls is what a small row costs.
-        return F.rms_norm(x, x.shape[-1:], gain, eps)
+    if not torch.is_grad_enabled():
+        return _rms_norm(x, gain, None, eps)
     return _RmsNorm.apply(x, gain, None, eps)
 
 
 def add_rms_norm(residual: Tensor, x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """residual + rms_norm(x, gain, eps) with the addition in the last pass. residual has the shape and type of x."""
-    if not x.numel() or not torch.is_grad_enabled():
+    if not x.numel():
         return residual + rms_norm(x, gain, eps)
+    if not torch.is_grad_enabled():
+        return _rms_norm(x, gain, residual, eps)
     return _RmsNorm.apply(x, gain, residual, eps)
 
 
