@@ -16,13 +16,12 @@ from .expressions import Expressions
 from .length import Length
 from .modules import Instance
 from .op_call import OpCalls, as_value, bind_arguments, none_of
-from .opdef import Accepts, Param
-from .program import Frame, Value
+from .opdef import Accepts, AxisMapping, Param
+from .program import Constant, Frame, Value
 from .signatures import STATIC_KINDS, Signatures, parameter
 from .source import Span
 from .static_math import is_static, number_of
 from .statics import NONE, UNKNOWN, BlockRef, Record, describe
-from .value_type import ValueType
 
 
 class BlockCalls(Signatures, Expressions, OpCalls):
@@ -52,6 +51,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         """The result of a block on evaluated arguments. `site` is what the call adds to weight paths."""
         declaration = block.declaration
         is_model = declaration.form == "model"
+        if is_model:
+            arguments = {name: self._handed_over(value, block.home, at) for name, value in arguments.items()}
         home = self._bind_ordered_axes(block, arguments) if is_model else block.home
         path = self._model_path(block) if is_model else (*self.path, *site)
         frame = Frame(declaration.name.text, None, at)
@@ -74,7 +75,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             return UNKNOWN
         if not is_model:
             return result
-        return self._model_run(block, body, result)
+        return self._model_run(block, body, result, at)
 
     @contextmanager
     def _entered(self, block: BlockRef, at: Span):
@@ -222,29 +223,33 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         kept = {name: axis for name, axis in home.axes.items() if axis.is_static}
         return replace(home, axes={**kept, **view})
 
-    def _model_run(self, block: BlockRef, body: Body, result: object) -> object:
+    def _model_run(self, block: BlockRef, body: Body, result: object, at: Span) -> object:
         fields = {name: value for name, value in body.scope.bound.items() if isinstance(value, Value | Record)}
-        main = self._in_own_axes(result, block) if isinstance(result, Value) else None
+        main = self._in_axes_of(self.home, result, at) if isinstance(result, Value) else None
         if main is None:
             return result
         return Record(f"a run of `{block.name}`", {"output": main, **fields}, main)
 
-    def _in_own_axes(self, value: Value, block: BlockRef) -> Value:
-        """A result of another file's model, along this file's axes of the same names and lengths
-        (SEMANTICS 2)."""
-        if block.home.module is self.home.module:
+    def _handed_over(self, argument: object, home: Instance, at: Span) -> object:
+        value = argument.main if isinstance(argument, Record) else argument
+        if not isinstance(value, Value) or isinstance(value, Constant):
+            return argument
+        return self._in_axes_of(home, value, at)
+
+    def _in_axes_of(self, home: Instance, value: Value, at: Span) -> Value:
+        """A value that goes from one file's model to another: along that file's axes of the same names and lengths."""
+        axes: dict[Axis, Axis] = {}
+        for axis in value.type.static_axes:
+            try:
+                other = home.lookup(axis.name)
+            except (Mistake, Noted):
+                continue
+            if isinstance(other, Axis) and other is not axis and other.size == axis.size:
+                axes[axis] = other
+        if not axes:
             return value
-        axes: list[Axis] = []
-        for axis in value.type.axes:
-            own = self.home.lookup(axis.name) if axis.is_static else None
-            axes.append(own if isinstance(own, Axis) and own.size == axis.size else axis)
-        if tuple(axes) == value.type.axes:
-            return value
-        renamed = self.apply(
-            self.build.ops["rename"],
-            {"x": value, "mapping": _mapping(value.type, tuple(axes)), "checked": True},
-            value.span,
-        )
+        mapping = AxisMapping(tuple(axes), tuple(axes.values()))
+        renamed = self.apply(self.build.ops["rename"], {"x": value, "axes": mapping, "mode": "checked"}, at)
         assert isinstance(renamed, Value)
         return renamed
 
@@ -252,10 +257,3 @@ class BlockCalls(Signatures, Expressions, OpCalls):
 
     def run(self, statements: tuple[syntax.Statement, ...]) -> None:
         raise NotImplementedError
-
-
-def _mapping(type: ValueType, axes: tuple[Axis, ...]):
-    from .opdef import AxisMapping
-
-    changed = [(old, new) for old, new in zip(type.axes, axes, strict=True) if old is not new]
-    return AxisMapping(tuple(old for old, _ in changed), tuple(new for _, new in changed))

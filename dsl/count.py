@@ -67,6 +67,8 @@ class _Counter:
         if name not in self._mentioned(statement):
             once = 1 + self.body(statement.body, dict(env), home)
             return self._large(once * len(turns), statement.span)
+        if len(turns) > OPERATION_LIMIT:
+            return self._large(len(turns), statement.span)  # whatever the body does: a turn counts as one
         total = 0
         for turn in turns:
             total += 1 + self.body(statement.body, {**env, name: turn}, home)
@@ -78,7 +80,7 @@ class _Counter:
         if isinstance(over, syntax.Range):
             start, stop = self.static(over.start, env, home), self.static(over.stop, env, home)
             if isinstance(start, int) and isinstance(stop, int):
-                return range(start, stop) if stop - start < 1 << 48 else range(0)
+                return range(start, min(stop, start + (1 << 48)))
             return range(1)
         value = self.static(over, env, home)
         return value if isinstance(value, tuple) else range(1)
@@ -99,7 +101,7 @@ class _Counter:
             case syntax.Call():
                 return self._call(e, env, home)
             case syntax.Pipe():
-                return self.expression(e.left, env, home) + self._call(e.call, env, home)
+                return self.expression(e.left, env, home) + self._call(e.call, env, home, piped=True)
             case syntax.Binary():
                 return 1 + self.expression(e.left, env, home) + self.expression(e.right, env, home)
             case syntax.Comparison():
@@ -117,12 +119,12 @@ class _Counter:
             case _:
                 return 0
 
-    def _call(self, call: syntax.Call, env: Statics, home: Instance) -> int:
+    def _call(self, call: syntax.Call, env: Statics, home: Instance, piped: bool = False) -> int:
         total = 1 + sum(self.expression(argument.value, env, home) for argument in call.arguments)
         block = self._block(call.callee, env, home)
         if block is None:
             return total
-        return total + self._block_body(block, call, env, home)
+        return total + self._block_body(block, call, env, home, piped)
 
     def _block(self, callee: syntax.Expression, env: Statics, home: Instance) -> BlockRef | None:
         if not isinstance(callee, syntax.Name):
@@ -130,10 +132,10 @@ class _Counter:
         found = env.get(callee.text) or self._find(callee.text, home)
         return found if isinstance(found, BlockRef) else None
 
-    def _block_body(self, block: BlockRef, call: syntax.Call, env: Statics, home: Instance) -> int:
+    def _block_body(self, block: BlockRef, call: syntax.Call, env: Statics, home: Instance, piped: bool) -> int:
         inner: Statics = {}
         names = [p.name.text for p in block.declaration.parameters]
-        plain = iter(names[1:] if names else ())
+        plain = iter(names[piped:])
         for argument in call.arguments:
             name = argument.name.text if argument.name else next(plain, None)
             value = self.static(argument.value, env, home)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import syntax
 from .axis_declarations import declared_axis
-from .body import Build
+from .body import OPERATION_LIMIT, Build
 from .diagnostics import Mistake, Noted
 from .distributions import distribution
 from .errors.axes import OverNeeded
@@ -17,7 +17,7 @@ from .errors.names import (
     NotStatic,
     UnknownName,
 )
-from .errors.weights import NoLoss
+from .errors.weights import NoLoss, TooLarge
 from .mask_calls import MaskCalls
 from .modules import Instance
 from .names_read import MASK_WORDS, bound_names, first_line, later_statements, names_read
@@ -232,6 +232,8 @@ class Elaboration(SharedCalls, MaskCalls):
             raise Mistake(
                 NotStatic(statement.over.span, describe(turns), "what a loop runs over", "write `for i in 0 .. n:`")
             )
+        if len(turns) > OPERATION_LIMIT:
+            raise Mistake(TooLarge(statement.over.span, f"{len(turns):,} turns; the limit is {OPERATION_LIMIT:,}"))
         before, path, frames = self.scope.snapshot(), self.path, self.frames
         outer, self.binding = self.binding, None
         self.loops += 1

@@ -1,7 +1,7 @@
 """Checking a text for a test: the commands a spec's first line may name, and its mistakes as the terminal shows them.
 
-    # weft check wide.weft --size small --set dim=3
-    # weft generate open.weft
+# weft check wide.weft --size small --set dim=3
+# weft generate open.weft
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 
 from weft.codegen.ops import OPS
 from weft.dsl import errors
@@ -39,7 +40,7 @@ def command(text: str) -> Command:
     if not first.startswith("# weft "):
         return Command()
     words = shlex.split(first)[2:]
-    options = list(zip(words, words[1:], strict=False))
+    options = list(pairwise(words))
     sizes = [value for option, value in options if option == "--size"]
     sets = tuple(tuple(value.split("=", 1)) for option, value in options if option == "--set")
     return Command(words[0], sizes[0] if sizes else None, sets)  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""A short, seeded run of bench/front_end_fuzz.py: any text gives a result or diagnostics, soon, never an exception."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.diagnostics import checked, rendered
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    path = ROOT / "bench" / "front_end_fuzz.py"
+    spec = importlib.util.spec_from_file_location("front_end_fuzz", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["front_end_fuzz"] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_text(seed: int, fuzz: ModuleType) -> None:
+    for failure in fuzz.failures(seed, count=300):
+        pytest.fail(f"{failure.why}\n{failure.text}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n\n\n",
+        "#",
+        '"""',
+        "size",
+        "model",
+        "size tiny: " + ", ".join(f"s{i} = {i}" for i in range(5_000)),
+        "option o: list = (" + "1, " * 20_000 + ")",
+        "option o: list = (1, 2) * 1000000000\nsize d = o[0]\nmodel m(x: real[d]) -> real[d]:\n    return x",
+        "size d = 9^9^9^9",
+        "size d = " + "-" * 5_000 + "1",
+        "size d = " + "1 + " * 5_000 + "1",
+        "size d = 2\nmodel m(x: real[d]) -> real[d]:\n    return " + "(" * 5_000 + "x" + ")" * 5_000,
+        "size d = 2\nmodel m(x: real[d]) -> real[d]:\n    return " + "-" * 90 + "x",
+        "size d = 2\nmodel m(x: real[d]) -> real[d]:\n    return x" + " |> silu" * 3_000,
+        "size d = 2\nmodel m(x: real[d]) -> real[d]:\n    return " + "x + " * 3_000 + "x",
+        "size d = 2\nmodel m(x: real[d]) -> real[d]:\n" + "    x = x\n" * 10_000 + "    return x",
+        "size d = 2\nmodel m(x: real[d]) -> real[d]:\n    for i in 0 .. 10^15:\n        y = i\n    return x",
+        "size d = 2\nmodel m(x: real[d]) -> real[d]:\n    for i in 0 .. 20_000:\n        y = unknown\n    return x",
+        "axis a[i] = a[i + 1] * 2\nmodel m(x: real[a[0]]) -> real[a[0]]:\n    return x",
+        "axis a[i] = a[i - 1] * 2\nmodel m(x: real[a[0]]) -> real[a[0]]:\n    return x",
+        "shared t: real[t]\nmodel m(x: real) -> real:\n    return x * t",
+        "shared t: t()\nmodel m(x: real) -> real:\n    return t(x)",
+        "mask m = m\naxis s\nsize d = 2\nmodel n(x: real[s, d]) -> real[d]:\n    return attend(x, x, x, d, s, mask=m)",
+        "option o: real = o\nsize s = s\nmodel m(x: real) -> real:\n    return x * o * s",
+        "\n".join(f"use f{i}" for i in range(500)),
+        "\n".join(f"enum e{i}: a{i}, b{i}" for i in range(3_000)),
+    ],
+    ids=range(27),
+)
+def test_hostile(text: str, fuzz: ModuleType) -> None:
+    failure = fuzz.attempt(text)
+    assert failure is None, failure.why
+
+
+def test_threads() -> None:
+    """Several checks at once give what one at a time gives."""
+    names = ("many", "mistake_in_a_generic_block", "broken_items_and_others", "not_built_yet")
+    texts = [(ROOT / "tests" / "bad_specs" / f"{name}.weft").read_text("utf-8") for name in names]
+    texts.append((ROOT / "specs" / "olmo2.weft").read_text("utf-8"))
+    expected = [rendered(checked(text).problems.errors) for text in texts]
+    found: dict[int, list[str]] = {}
+
+    def run(number: int) -> None:
+        found[number] = [rendered(checked(text).problems.errors) for text in texts]
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(4)] == [expected] * 4
