@@ -42,7 +42,9 @@ def _floor(value: float, dtype: torch.dtype) -> Tensor:
 def _rms_norm(x: Tensor, gain: Tensor | None, residual: Tensor | None, eps: float) -> Tensor:
     """Without a backward: for a few rows the number of calls is the cost, so there are as few as possible."""
     width, wide = x.shape[-1], _wide(x.dtype)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    # Named, the type costs a copy even where it is the type of x.
+    named = {} if wide == x.dtype else {"dtype": wide}
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, **named)
     scale = torch.hypot(norm, _floor(math.sqrt(width * eps), wide)).reciprocal_().mul_(math.sqrt(width))
     y = x * scale
     if residual is None:
