@@ -359,6 +359,14 @@ def test_compile_writes_a_folder_that_loads(spec: Path, tmp_path: Path) -> None:
     says(weft("compile", str(spec), "-o", str(tmp_path)), 1, str(tmp_path))
 
 
+def test_compile_does_not_choose_among_sizes(spec: Path, tmp_path: Path) -> None:
+    spec.write_text(GOOD.replace("axis seq", "size big: dim = 16, vocab = 10, layers = 3\n\naxis seq"))
+    run = weft("compile", str(spec), "-o", str(tmp_path / "artifact"))
+    assert run.returncode == 1
+    assert "error[E305]" in run.stderr
+    assert not (tmp_path / "artifact").exists()
+
+
 @pytest.mark.slow
 def test_train_resume_and_generate(tmp_path: Path) -> None:
     path = tmp_path / "bytes.weft"

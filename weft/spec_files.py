@@ -102,12 +102,12 @@ def typed(value: str) -> int | float | bool | str:
     return value
 
 
-def first_preset(source: Source, settings: dict[str, str]) -> str | None:
+def first_preset(source: Source) -> str | None:
     """The size that a view shows when none is asked for."""
     from weft.dsl.check import presets_of
 
     presets = presets_of(source)
-    return presets[0] if presets and not settings else None
+    return presets[0] if presets else None
 
 
 def program(checked: Checked, name: str | None) -> Program:
@@ -128,7 +128,11 @@ def checked(path: str, size: str | None, settings: dict[str, str]) -> Checked:
 
 
 def checked_source(source: Source, size: str | None, settings: dict[str, str]) -> Checked:
-    result = check(source, size, settings)
+    """One choice of sizes: a spec with several presets and no --size has sizes without a number, which is a mistake."""
+    from weft.codegen.ops import OPS
+    from weft.dsl.check import check
+
+    result = check(source, OPS, size, settings)
     if result.checked is None:
         print_errors(result.problems.errors, file=sys.stderr)
         raise SystemExit(1)

@@ -45,7 +45,7 @@ def run(
     settings = spec_files.overrides(set_ or [])
     source = spec_files.read(file)
     if size is None:
-        size = spec_files.first_preset(source, settings)
+        size = spec_files.first_preset(source)
     checked = spec_files.checked_source(source, size, settings)
     shown = f"{source.name} at size {size}" if size else source.name
     if svg:
