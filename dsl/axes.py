@@ -6,37 +6,36 @@ what is derived from them) have a length per example.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .length import Length
+from .record import record
 from .source import Span
 
 
-@dataclass(frozen=True)
+@record
 class Static:
     """A fixed number of entries."""
 
 
-@dataclass(frozen=True)
+@record
 class Ragged:
     """One length per example, given by an input."""
 
 
-@dataclass(frozen=True)
+@record
 class Nested:
     """`axis pixel in picture`: one length per row of the parent."""
 
     parent: Axis
 
 
-@dataclass(frozen=True)
+@record
 class Grid:
     """`axis image grid`: height and width per example, row-major. `grid(32, 32)` is static with `sides`."""
 
     sides: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
+@record
 class Scaled:
     """`axis half = image / 2`: ceil-divided (per side for a grid)."""
 
@@ -44,14 +43,14 @@ class Scaled:
     divisor: int
 
 
-@dataclass(frozen=True)
+@record
 class Cut:
     """`axis patch cut from seq`: born in `segment`."""
 
     parent: Axis
 
 
-@dataclass(frozen=True)
+@record
 class Selected:
     """`axis word = seq where kind == text`. `tag` is the tag's parameter name, `member` its value."""
 
@@ -60,14 +59,14 @@ class Selected:
     member: str
 
 
-@dataclass(frozen=True)
+@record
 class Joined:
     """`axis talk = ask + answer`, `axis line = 1 + token`: parts in order, an int is that many rows in front."""
 
     parts: tuple[Axis | int, ...]
 
 
-@dataclass(frozen=True)
+@record
 class ByCase:
     """`axis cell = match worth: ...`: chosen per example by an enum."""
 
@@ -78,7 +77,7 @@ class ByCase:
 AxisKind = Static | Ragged | Nested | Grid | Scaled | Cut | Selected | Joined | ByCase
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Axis:
     """One axis. `length` is its normal form over sizes (static) or over ragged axes (scaled); `size` its number if
     static."""

@@ -220,7 +220,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
                         view[item.text] = value.type.rows
         if not view:
             return home
-        kept = {name: axis for name, axis in home.axes.items() if axis.is_static}
+        kept = {name: axis for name, axis in home.axes.items() if not isinstance(axis, Axis) or axis.is_static}
         return replace(home, axes={**kept, **view})
 
     def _model_run(self, block: BlockRef, body: Body, result: object, at: Span) -> object:

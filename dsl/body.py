@@ -22,6 +22,7 @@ from .program import LossTerm, Node, Value
 from .repeats import Turns
 from .scope import Scope
 from .source import Span
+from .statics import BlockRef
 from .value_type import EnumType, ValueType
 from .weight_book import WeightBook
 
@@ -116,6 +117,22 @@ class Body(ABC):
     @abstractmethod
     def evaluate(self, expression: syntax.Expression) -> object:
         """The value of an expression; UNKNOWN when it has a mistake, which is then noted. Never raises Mistake."""
+
+    @abstractmethod
+    def find(self, name: str, at: Span) -> object | None:
+        """What a name stands for; None when nothing declares it."""
+
+    @abstractmethod
+    def axis(self, expression: syntax.Expression) -> Axis:
+        """The axis an expression names."""
+
+    @abstractmethod
+    def axes(self, expression: syntax.Expression) -> tuple[Axis, ...]:
+        """The axes an expression names: one, or a list."""
+
+    @abstractmethod
+    def call_block(self, block: BlockRef, arguments: list[object], at: Span) -> object:
+        """The result of a block on values, for an operator that is given one."""
 
     @abstractmethod
     def call(self, call: syntax.Call, piped: syntax.Expression | None) -> object:

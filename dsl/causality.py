@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from .axes import Axis, Joined
@@ -27,6 +26,7 @@ from .errors.causality import NotGenerated, Seen, TargetLeak
 from .frontier import ALL, NONE, Frontier, Kind, leq, row, settle
 from .frontier_elements import is_part_of
 from .program import Node, Program, Value, Weight
+from .record import record
 from .source import Span
 from .value_type import Flag
 
@@ -45,7 +45,7 @@ def frontiers(program: Program, source: Value, axis: Axis | None = None) -> dict
     return known
 
 
-@dataclass(frozen=True)
+@record
 class Step:
     """One value on a path, the node that made it (None: an input or a weight), and its frontier."""
 
@@ -115,7 +115,7 @@ class _Made(Enum):
     COMPARISON = 3
 
 
-@dataclass(frozen=True)
+@record
 class _Claim:
     """`next(source, shift)`, made by `node`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,14 +28,15 @@ from .located import located
 from .modules import Library
 from .opdef import OpTable
 from .optimise import optimiser
-from .program import Optimiser, Program, Weight
+from .program import Optimiser, Program, Value, Weight
+from .record import record
 from .repeats import Turns
 from .sizes import asked_for, check_choice, check_settings
 from .source import Source
 from .weight_map import WeightMap, weight_maps
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Checked:
     """A spec without mistakes, for one choice of sizes.
 
@@ -68,7 +69,7 @@ class Checked:
         return {weight.path: weight for program in reversed(programs) for weight in program.weights}
 
 
-@dataclass(frozen=True)
+@record
 class Result:
     """What checking found: `checked` is None when there are errors."""
 
@@ -244,7 +245,8 @@ def _is_like_whole(program: Program, turns: Turns) -> bool:
     targets = {node.inputs[0]: node for node in program.nodes if node.op.target_shift is not None}
     if not targets or not turns.ends:
         return True
-    from_weight, from_target = set(program.weights), set()
+    from_weight: set[Value] = set(program.weights)
+    from_target: set[Value] = set()
     for node in program.nodes:
         if any(value in from_weight or isinstance(value, Weight) for value in node.inputs):
             from_weight.update(node.outputs)

@@ -7,13 +7,13 @@ text, the JSON form and an editor's form all come from one `Diagnostic`.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import ClassVar
 
+from .record import record
 from .source import Span
 
 
-@dataclass(frozen=True)
+@record
 class Label:
     """A span and what to say beside it. The text may be empty."""
 
@@ -21,7 +21,7 @@ class Label:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@record
 class Diagnostic:
     """One mistake, worded. `title` alone must be enough in a log: lower case, no full stop, what is, then what was
     wanted."""
@@ -35,7 +35,7 @@ class Diagnostic:
     severity: str = "error"
 
 
-@dataclass(frozen=True)
+@record
 class SpecError:
     """Base of every mistake a spec can contain.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from . import syntax
 from .body import Abandoned, Build
@@ -16,9 +16,10 @@ from .errors.names import BadArguments, did_you_mean
 from .errors.signatures import BadType
 from .errors.weights import BadDistribution, NoLoss, UnusedShared
 from .instances import Instances, scratch_build
-from .modules import Instance, Library, Module
+from .modules import Instance, Library, Module, Named
 from .opdef import OpTable
 from .program import Distribution, Frame, Program, Value, Weight
+from .record import record
 from .repeats import Turns, has_numbered_patterns
 from .signatures import STATIC_KINDS
 from .sizes import Given
@@ -28,7 +29,7 @@ from .statics import NONE, UNKNOWN, Record
 from .weight_book import Rule, WeightBook
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Spec:
     """A spec's root instance and everything `use` brought in, for one choice of sizes."""
 
@@ -272,7 +273,7 @@ def check_later(module: Module, spec: Spec) -> None:
     """Constructs that parse and cannot be compiled yet."""
     for declaration in module.file.declarations:
         what = LATER.get(type(declaration))
-        if what is not None:
+        if what is not None and isinstance(declaration, Named):
             spec.library.problems.add(NotBuiltYet(declaration.name.span, what))
         if isinstance(declaration, syntax.Freeze) and declaration.where is not None:
             spec.library.problems.add(NotBuiltYet(declaration.where.span, "`freeze ... where`"))

@@ -55,8 +55,9 @@ class Expressions(Body):
                 return e.value
             case syntax.Name():
                 found = self.read(e.text, e.span)
-                alone = isinstance(found, SharedFamily) and found.declaration.index is None
-                return self.shared(found, None, e.span) if alone else found
+                if isinstance(found, SharedFamily) and found.declaration.index is None:
+                    return self.shared(found, None, e.span)
+                return found
             case syntax.Group():
                 return self.evaluate(e.inner)
             case syntax.Call():

@@ -16,10 +16,10 @@ the row.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 
 from .axes import Axis, Cut, Joined, Scaled, Selected
+from .record import record
 
 
 class Kind(Enum):
@@ -32,7 +32,7 @@ class Kind(Enum):
     LENGTH = "length"  # depends on how many rows `axis` has; `settle` makes it none or all
 
 
-@dataclass(frozen=True)
+@record
 class Frontier:
     """One element. `axis` is what ROW counts along, else the cut. `inside` (of END): the selection with its rows."""
 

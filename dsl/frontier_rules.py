@@ -8,7 +8,7 @@ from something else). Masks and `attend` are in `reach`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .axes import Axis, Cut, Scaled, Selected
 from .frontier_elements import (
@@ -29,9 +29,10 @@ from .frontier_elements import (
     row,
     touches,
 )
+from .record import record
 
 
-@dataclass(frozen=True)
+@record
 class Segments:
     """A cut as one source sees it.
 

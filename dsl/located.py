@@ -9,7 +9,7 @@ A mistake in a block of the standard library is the caller's as a rule, so it is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .diagnostics import Diagnostic, Label, SpecError
 from .errors.later import NotBuiltYet
@@ -18,6 +18,7 @@ from .errors.signatures import LiteralAxis, LocalAxisEscapes
 from .errors.sizes import SizeNotSet
 from .errors.weights import DuplicatePath
 from .program import Frame, Scope
+from .record import record
 from .source import Source, Span
 
 # These are wrong as written, whatever the block was called with and whichever turn of a loop it was.
@@ -27,7 +28,7 @@ TEXTUAL = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record
 class Located(SpecError):
     """Another mistake with the place it was met from. `at` is where it is shown."""
 

@@ -147,10 +147,12 @@ class _Writer:
         if isinstance(e, syntax.Name) and e.text == "position" and e.text not in body.scope.bound:
             return Position()
         if isinstance(e, syntax.Call) and isinstance(e.callee, syntax.Name) and e.callee.text == "index":
-            if not 1 <= len(e.arguments) <= 2:
-                raise Mistake(BadMask(e.span, "`index` takes a cut, and perhaps `closed`"))
-            closed = len(e.arguments) > 1 and e.arguments[1].value.span.text == "closed"
-            return SegmentIndex(body.axis(e.arguments[0].value), "closed" if closed else "own")
+            match [argument.value for argument in e.arguments]:
+                case [cut]:
+                    return SegmentIndex(body.axis(cut), "own")
+                case [cut, syntax.Name("own" | "closed" as which)]:
+                    return SegmentIndex(body.axis(cut), which)
+            raise Mistake(BadMask(e.span, "`index` takes a cut, and `own` or `closed`"))
         value = body.evaluate(e)
         if value is UNKNOWN:
             raise Noted

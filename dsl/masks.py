@@ -6,26 +6,25 @@ A mask is a formula of comparisons; each side is written `query(e)` or `key(e)`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .axes import Axis
 from .program import Value
+from .record import record
 from .source import Span
 
 
-@dataclass(frozen=True)
+@record
 class Position:
     """The row number of a side's own row, counted in its example."""
 
 
-@dataclass(frozen=True)
+@record
 class Captured:
     """A captured value, read at the side's row. `index` counts into `Mask.captures`."""
 
     index: int
 
 
-@dataclass(frozen=True)
+@record
 class SegmentIndex:
     """`index(patch)`: which segment of a cut (or which row of a parent axis) the side's row is in. `which`: own or
     closed."""
@@ -34,7 +33,7 @@ class SegmentIndex:
     which: str = "own"
 
 
-@dataclass(frozen=True)
+@record
 class Side:
     """`query(read)` or `key(read)`; `side` says which."""
 
@@ -42,12 +41,12 @@ class Side:
     read: Position | Captured | SegmentIndex
 
 
-@dataclass(frozen=True)
+@record
 class Literal:
     value: int | float | bool
 
 
-@dataclass(frozen=True)
+@record
 class Arithmetic:
     """`operator` is `+`, `-`, `*`, or `abs` and `-` with `right` None."""
 
@@ -59,7 +58,7 @@ class Arithmetic:
 Term = Side | Literal | Arithmetic
 
 
-@dataclass(frozen=True)
+@record
 class Compare:
     """`operator` is one of `== != < <= > >=`."""
 
@@ -68,19 +67,19 @@ class Compare:
     right: Term
 
 
-@dataclass(frozen=True)
+@record
 class Both:
     left: Formula
     right: Formula
 
 
-@dataclass(frozen=True)
+@record
 class Either:
     left: Formula
     right: Formula
 
 
-@dataclass(frozen=True)
+@record
 class Not:
     inner: Formula
 
@@ -88,7 +87,7 @@ class Not:
 Formula = Compare | Both | Either | Not
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Mask:
     """A formula and the values it captures. `formula` None: every key of the same example."""
 
@@ -97,7 +96,7 @@ class Mask:
     span: Span | None = None
 
 
-@dataclass(frozen=True)
+@record
 class Distance:
     """`low <= key position - query position <= high`; None: unbounded."""
 

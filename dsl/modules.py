@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import get_args
 
 from . import syntax
 from .diagnostics import Mistake, Noted, Problems
 from .errors.names import CircularUse, DuplicateName, FileNotFound
 from .names_read import all_words
 from .parser import parse
+from .record import record
 from .source import Source, Span
 from .statics import UNKNOWN, AxisFamily, BlockRef, MaskRef, Member, SharedFamily
 from .value_type import EnumType
@@ -23,13 +25,14 @@ from .value_type import EnumType
 _WORD = re.compile(r"[A-Za-z_]\w*")
 Loader = Callable[[str, Source], Source | None]
 
-NAMED = (
-    syntax.SizeDefault, syntax.OptionDeclaration, syntax.Axis, syntax.Enum, syntax.Shared, syntax.Mask, syntax.Block,
-    syntax.Objective, syntax.Hook, syntax.Memory, syntax.Extern, syntax.Generate, syntax.Recipe,
+Named = (
+    syntax.SizeDefault | syntax.OptionDeclaration | syntax.Axis | syntax.Enum | syntax.Shared | syntax.Mask
+    | syntax.Block | syntax.Objective | syntax.Hook | syntax.Memory | syntax.Extern | syntax.Generate | syntax.Recipe
 )  # fmt: skip
+NAMED = get_args(Named)
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Module:
     """One parsed file and its declarations by name."""
 
@@ -43,9 +46,9 @@ class Module:
         return [d for d in self.file.declarations if isinstance(d, kind)]
 
     @cached_property
-    def named(self) -> dict[str, syntax.Declaration]:
+    def named(self) -> dict[str, Named]:
         """The first declaration of each name. Presets and defaults name sizes, not things, and may repeat an option."""
-        table: dict[str, syntax.Declaration] = {}
+        table: dict[str, Named] = {}
         for declaration in self.of(NAMED):
             table.setdefault(declaration.name.text, declaration)
         return table

@@ -7,13 +7,14 @@ the first three and never imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .axes import Axis
 from .diagnostics import SpecError
 from .program import Distribution, Node, Value, Weight
+from .record import record
 from .source import Span
 from .value_type import ValueType
 
@@ -48,7 +49,7 @@ class _Required:
 REQUIRED: Any = _Required()
 
 
-@dataclass(frozen=True)
+@record
 class Param:
     """One parameter. Without a default it is required. `choices` for CHOICE."""
 
@@ -58,7 +59,7 @@ class Param:
     choices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@record
 class AxisMapping:
     """`dim -> (heads, head_dim)`."""
 
@@ -66,7 +67,7 @@ class AxisMapping:
     right: tuple[Axis, ...]
 
 
-@dataclass(frozen=True)
+@record
 class Inferred:
     """What a type rule answers: the node to make. `fields` names several results (`pick.index`); empty for one."""
 
@@ -101,7 +102,7 @@ class OpCall(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@record
 class Cost:
     """Floating-point operations, and bytes read plus written at 1 byte per element-byte of the working type."""
 
@@ -109,7 +110,7 @@ class Cost:
     bytes: float
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class OpDef:
     """A primitive.
 
@@ -137,7 +138,7 @@ class OpDef:
         return self.row_wise if self.row_wise_when is None else self.row_wise_when(node)
 
 
-@dataclass(frozen=True)
+@record
 class OpTable:
     """The primitives by name."""
 

@@ -7,11 +7,12 @@ chain of block calls and loop turns around it), so that structure can be shown a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import TYPE_CHECKING
 
 from .axes import Axis
+from .record import record
 from .source import Span
 from .value_type import ValueType
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .opdef import OpDef
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Value:
     """One SSA value. `name` is for people: the binding's name, or the op's."""
 
@@ -31,14 +32,14 @@ class Value:
         return f"{self.name}: {self.type}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(eq=False, repr=False)
 class Constant(Value):
     """A static number (or flag, enum member, id) used as an operand."""
 
     number: int | float | bool
 
 
-@dataclass(frozen=True)
+@record
 class Distribution:
     """How a weight starts: `kind` is a name of `initialisers` in codegen (`normal`, `ones`, ...) and its numbers by
     name.
@@ -51,7 +52,7 @@ class Distribution:
     source: str | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(eq=False, repr=False)
 class Weight(Value):
     """A parameter. `path` names it in checkpoints; it is unique in the program.
 
@@ -82,7 +83,7 @@ class Weight(Value):
         return prod(self.shape[self.outputs :])
 
 
-@dataclass(frozen=True)
+@record
 class Frame:
     """One step of scope: a block call (`layer`, with its path part), or a loop turn (`layer`, index 3)."""
 
@@ -94,7 +95,7 @@ class Frame:
 Scope = tuple[Frame, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Node:
     """One application of a primitive. `attrs` is the op's own frozen dataclass; it holds no tensors."""
 
@@ -111,7 +112,7 @@ class Node:
         return f"{outs} = {self.op.name}({', '.join(v.name for v in self.inputs)})"
 
 
-@dataclass(frozen=True)
+@record
 class LossTerm:
     """`loss NAME = value only cond`: the mean of the rows of `value` over the whole optimiser step (SEMANTICS 9)."""
 
@@ -121,7 +122,7 @@ class LossTerm:
     span: Span
 
 
-@dataclass(frozen=True)
+@record
 class Target:
     """`next(source, k)` met inside an objective: `target` is claimed to be predicted from rows before it."""
 
@@ -131,7 +132,7 @@ class Target:
     span: Span
 
 
-@dataclass(frozen=True)
+@record
 class OptimiserLine:
     """Settings for the weights that `pattern` matches; the first matching line wins."""
 
@@ -139,7 +140,7 @@ class OptimiserLine:
     settings: tuple[tuple[str, float | tuple[float, ...]], ...]
 
 
-@dataclass(frozen=True)
+@record
 class Optimiser:
     """`optimise by adamw(lr=..., betas=..., decay=..., clip=...)` and its lines."""
 
@@ -148,7 +149,7 @@ class Optimiser:
     lines: tuple[OptimiserLine, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Program:
     """A model or an objective, elaborated for one choice of sizes.
 

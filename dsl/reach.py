@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil, floor
 
 from . import masks
@@ -20,28 +20,29 @@ from .frontier_rules import (
     so_far,
     spread,
 )
+from .record import record
 
 
-@dataclass(frozen=True)
+@record
 class Everything:
     """No bound: every row of the same example."""
 
 
-@dataclass(frozen=True)
+@record
 class Difference:
     """`position(key) - position(query) <= most`."""
 
     most: int
 
 
-@dataclass(frozen=True)
+@record
 class Same:
     """The key's segment is the query's; in a gap nothing."""
 
     cut: Segments
 
 
-@dataclass(frozen=True)
+@record
 class IndexDifference:
     """`index(key) - index(query, which) <= most`, with segments of one cut."""
 
@@ -50,12 +51,12 @@ class IndexDifference:
     most: int
 
 
-@dataclass(frozen=True)
+@record
 class AllOf:
     bounds: tuple[Bound, ...]
 
 
-@dataclass(frozen=True)
+@record
 class AnyOf:
     bounds: tuple[Bound, ...]
 
@@ -63,7 +64,7 @@ class AnyOf:
 Bound = Everything | Difference | Same | IndexDifference | AllOf | AnyOf
 
 
-@dataclass(frozen=True)
+@record
 class Reach:
     """Which keys along `keys` a query along `queries` may see.
 
@@ -181,7 +182,7 @@ _Read = masks.Position | masks.SegmentIndex
 _Linear = dict[tuple[str, _Read], float]
 
 
-@dataclass(frozen=True)
+@record
 class _Reading:
     keys: Axis
     queries: Axis | None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from . import syntax
 from .axes import Axis
 from .body import Body
@@ -13,6 +11,7 @@ from .errors.signatures import ArgumentAxes, BadType
 from .errors.sizes import WrongOption
 from .opdef import REQUIRED, Accepts, Param
 from .program import Value
+from .record import record
 from .source import Span
 from .statics import describe
 from .suggest import suggest
@@ -34,7 +33,7 @@ def parameter(written: syntax.Parameter) -> Param:
     return Param(written.name.text, accepts, REQUIRED if written.default is None else written.default)
 
 
-@dataclass(frozen=True)
+@record
 class Generic:
     """Axis parameters of a block still to be inferred from its arguments."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from . import syntax
 from .axes import Axis, Static
@@ -16,6 +15,7 @@ from .errors.sizes import BadSize, SizeNotSet, UnknownPreset, UnknownSize, Wrong
 from .expressions import Expressions
 from .length import Length
 from .modules import Instance, Module
+from .record import record
 from .signatures import check_option
 from .source import Source, Span
 from .static_math import Measure, number_of
@@ -26,7 +26,7 @@ from .value_type import EnumType
 Override = int | float | bool | str
 
 
-@dataclass(frozen=True)
+@record
 class Given:
     """A size or option given from outside: on a command line, by a program, or by the `use` of another file."""
 

@@ -117,11 +117,11 @@ class Elaboration(SharedCalls, MaskCalls):
             if value.type.rows is None:
                 raise Mistake(BadArguments(at, name, f"{value.type} has no ordered axis"))
             return value.type.rows
-        if not static or (name == "static_axis" and len(static) > 1):
-            # The default of a parameter: the block that was called is the one to name.
-            operator = self.frames[-1].name if self.frames else name
-            raise Mistake(OverNeeded(at, operator, tuple(axis.name for axis in static)))
-        return static[-1]
+        if len(static) == 1 or (static and name == "last_axis"):
+            return static[-1]
+        # The default of a parameter: the block that was called is the one to name.
+        operator = self.frames[-1].name if self.frames else name
+        raise Mistake(OverNeeded(at, operator, tuple(axis.name for axis in static)))
 
     # ---- what other layers ask for ----------------------------------------------------------------
 

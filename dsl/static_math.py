@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 from .axes import Axis
 from .diagnostics import Mistake
 from .errors.names import StaticArithmetic
 from .length import Length
+from .record import record
 from .source import Span
 from .statics import Member
 
 LARGEST = 1 << 48
 
 
-@dataclass(frozen=True)
+@record
 class Measure:
     """A length: its normal form, and its number (None along an ordered axis)."""
 
@@ -42,7 +43,7 @@ def is_static(value: object) -> bool:
     return number_of(value) is not None or isinstance(value, Member | tuple)
 
 
-_COMPARISONS: dict[str, Callable[[object, object], bool]] = {
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from .axes import Axis
 from .masks import Mask
 from .opdef import AxisMapping, OpDef
 from .program import Distribution, Value
+from .record import record
 from .source import Span
 from .value_type import EnumType
 
@@ -34,7 +35,7 @@ UNKNOWN = _Unknown()
 NONE = _None()
 
 
-@dataclass(frozen=True)
+@record
 class Member:
     """A member of an enum."""
 
@@ -46,7 +47,7 @@ class Member:
         return self.enum.members.index(self.name)
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class BlockRef:
     """A block or a model with the file instance its free names belong to."""
 
@@ -58,7 +59,7 @@ class BlockRef:
         return self.declaration.name.text
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class MaskRef:
     """A mask definition; without parameters its bare name is the mask."""
 
@@ -66,7 +67,7 @@ class MaskRef:
     home: Instance
 
 
-@dataclass(frozen=True)
+@record
 class Record:
     """Several results read by field: `pick.index`, or the named values of a model's run."""
 
@@ -75,7 +76,7 @@ class Record:
     main: Value | None = None  # what the record is when used as a value: a model's result
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class SharedBlock:
     """`shared stage[i]: upstage(...)`: one block instance; calls read the same weights."""
 
@@ -96,7 +97,7 @@ class Family:
     members: dict[int, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class AxisFamily:
     """`axis level[i] = image / 2^i`: members are made on first use, by the instance that declared it."""
 
@@ -104,7 +105,7 @@ class AxisFamily:
     home: Instance
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class SharedFamily:
     """`shared stage[i]: ...`, read as `stage[2](x)`."""
 
@@ -112,7 +113,7 @@ class SharedFamily:
     home: Instance
 
 
-@dataclass(frozen=True)
+@record
 class Builtin:
     """A static function or constant of the language itself: `size`, `static_axis`, `fan_in`."""
 

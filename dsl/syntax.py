@@ -6,14 +6,13 @@ Trees compare by identity; `structure` in parser.py compares two trees by conten
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from .record import record
 from .source import Source, Span
 
 # ---- expressions --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Identifier:
     """A name where one is declared or mentioned: axis, size, binding, parameter."""
 
@@ -21,7 +20,7 @@ class Identifier:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Number:
     """`32`, `50_000`, `5e5`, `1e-6`. An int when written without point and exponent."""
 
@@ -29,7 +28,7 @@ class Number:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class String:
     """`"..."`: foreign names, file names, never code."""
 
@@ -37,13 +36,13 @@ class String:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Name:
     text: str
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Field:
     """`run.logits`."""
 
@@ -52,7 +51,7 @@ class Field:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Subscript:
     """`ref[found.index]`, `skip[n - 1 - i]`, `stage[2](x)`."""
 
@@ -61,7 +60,7 @@ class Subscript:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Argument:
     """`x`, `over=dim`, `dim -> (heads, head_dim)`."""
 
@@ -70,7 +69,7 @@ class Argument:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Call:
     """`linear(x, dim -> ffn) as gate`. In a pipe the first argument is the left side, and `arguments` lacks it.
 
@@ -83,7 +82,7 @@ class Call:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Pipe:
     """`x |> rms_norm(over=dim)`, `x |> silu`. A bare name on the right is a call without further arguments
     (and may carry an `as` label): the parser makes a Call of it with `parenthesised=False` kept by its span."""
@@ -93,7 +92,7 @@ class Pipe:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Mapping:
     """`dim -> (heads, head_dim)`: each side a name or a parenthesised list of names."""
 
@@ -102,7 +101,7 @@ class Mapping:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Group:
     """`(a)`: parentheses as written. One item, no comma."""
 
@@ -110,7 +109,7 @@ class Group:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Tuple:
     """`(heads, head_dim)`, `(1, 1, 2, 2)`, `(one,)`, `()`."""
 
@@ -118,7 +117,7 @@ class Tuple:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class ListOf:
     """`[a, b]`, in recipes."""
 
@@ -126,7 +125,7 @@ class ListOf:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Unary:
     """`operator` is `-` or `not`."""
 
@@ -135,7 +134,7 @@ class Unary:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Binary:
     """`operator` is one of `+ - * / // mod ^ and or`."""
 
@@ -145,7 +144,7 @@ class Binary:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Comparison:
     """`0.2 <= time <= 1.0`: operands one more than operators. Operators: `== != < <= > >=`."""
 
@@ -154,7 +153,7 @@ class Comparison:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Range:
     """`0 .. layers`: half open, static."""
 
@@ -171,7 +170,7 @@ Expression = (
 # ---- types in signatures ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class TypeExpression:
     """`real[seq, dim]`, `id[seq] in vocab`, `id in classes or none`, `modality[seq]`, `real[..]`, `size`, `mask`.
 
@@ -186,7 +185,7 @@ class TypeExpression:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Parameter:
     """`x: real[row, width]`, `alpha = 0.9`, `over: axes = feature(x)`. `type` is None when only a default is given;
     both are None for a bare name (recipes, generate)."""
@@ -197,7 +196,7 @@ class Parameter:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Pattern:
     """A pattern over weight paths or sites: `**.linear.weight`, `layer.*.attention.heads_out`. `*` is one part, `**`
     any.
@@ -216,7 +215,7 @@ class Pattern:
 # ---- statements ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Target:
     """Left of `=`: `x`, or a family member `skip[i]`."""
 
@@ -225,7 +224,7 @@ class Target:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Bind:
     """`q = ...`, `shift, scale = split(...)`."""
 
@@ -234,7 +233,7 @@ class Bind:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Evaluate:
     """A bare expression as a statement: `rewind(row, tries=1)`."""
 
@@ -242,7 +241,7 @@ class Evaluate:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Send:
     """`knowledge <- retrieve(prompt)`."""
 
@@ -251,13 +250,13 @@ class Send:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Return:
     value: Expression
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Param:
     """`param keys: real[half_key, heads, half, key] = normal(0.02)`."""
 
@@ -267,7 +266,7 @@ class Param:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class OptionalInput:
     """`input ends: flag[seq] = EXPR`."""
 
@@ -277,7 +276,7 @@ class OptionalInput:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class LocalAxis:
     """`axis head_dim = width / heads` inside a body. Same meaning as the declaration, fresh per instantiation."""
 
@@ -285,7 +284,7 @@ class LocalAxis:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class For:
     """`for i in 0 .. layers:` or over a static list."""
 
@@ -295,7 +294,7 @@ class For:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class If:
     """`if cond:`, then `elif` arms as a nested If in `orelse` (`is_elif` true), `else:`. Static only."""
 
@@ -306,7 +305,7 @@ class If:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Routed:
     """`routed by kind:`."""
 
@@ -315,7 +314,7 @@ class Routed:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Arm:
     """`text, image:` and its body."""
 
@@ -324,7 +323,7 @@ class Arm:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Match:
     """`match tag:` with arms."""
 
@@ -333,7 +332,7 @@ class Match:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Segment:
     """`segment seq into patch ends where cond, at most 16` (ends) or `segment seq into line by x` (by)."""
 
@@ -345,7 +344,7 @@ class Segment:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Loss:
     """`loss text = cross_entropy(...)`. `name` is None for `loss = ...`. `only` is the condition after `only`:
     rows where it is false are not counted."""
@@ -356,7 +355,7 @@ class Loss:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class On:
     """`on token == boi:`, `on sentence each n:`, `on end:` in a generate program.
 
@@ -378,13 +377,13 @@ Statement = (
 # ---- declarations -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Docstring:
     text: str
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class UsedName:
     """`layer`, `layer as block_layer` in `use transformer: layer`."""
 
@@ -393,7 +392,7 @@ class UsedName:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Use:
     """`use transformer: layer, norm`, `use llama as policy`, `use entropy_lm(dim = local)`.
 
@@ -407,7 +406,7 @@ class Use:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Setting:
     """`dim = 4096` in a preset, `decay=0` in an optimise line."""
 
@@ -416,7 +415,7 @@ class Setting:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Preset:
     """`size 7b: layers = 32, dim = 4096`. `name` may start with a digit."""
 
@@ -425,7 +424,7 @@ class Preset:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class SizeDefault:
     """`size head_dim = dim / heads`: a size with a default, which a preset or the command line may override."""
 
@@ -434,7 +433,7 @@ class SizeDefault:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class OptionDeclaration:
     """`option rule: patcher = entropy`, `option theta: real = 5e5`, `option tied: flag = false`, `option places: list
     = (3,)`."""
@@ -445,7 +444,7 @@ class OptionDeclaration:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Axis:
     """All axis declarations. `form` says which, and which fields are set:
 
@@ -469,14 +468,14 @@ class Axis:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Enum:
     name: Identifier
     members: tuple[Identifier, ...]
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Shared:
     """`shared values: real[slot, dim]` (type) or `shared stage[i]: upstage(width=wide[i])` (call)."""
 
@@ -488,7 +487,7 @@ class Shared:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Mask:
     """`mask window(w) = abs(query(position) - key(position)) < w`."""
 
@@ -498,7 +497,7 @@ class Mask:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Block:
     """`block layer[row, width](x: real[row, width], heads: size) -> real[row, width]:`. `form` is `block` or
     `model`."""
@@ -512,7 +511,7 @@ class Block:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Objective:
     """`objective joint(...) trains lmfusion.**:`. `trains` is empty when not written: all weights."""
 
@@ -523,7 +522,7 @@ class Objective:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Init:
     """`init **.linear.weight = trunc_normal(0.02, cut=3)`, `init layer.*.image = copy(layer.*.text)`.
 
@@ -535,7 +534,7 @@ class Init:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Freeze:
     """`freeze **.text, embed`, `freeze layer where kind == text`."""
 
@@ -544,7 +543,7 @@ class Freeze:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class OptimiseLine:
     """`embed: decay=0`."""
 
@@ -553,7 +552,7 @@ class OptimiseLine:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Optimise:
     """`optimise by adamw(lr=3e-4, betas=(0.9, 0.95)):` with lines; `call` is the optimiser and its settings."""
 
@@ -562,7 +561,7 @@ class Optimise:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Hook:
     """`hook negtome(alpha = 0.9) at **.attention.heads_out as x when 0.2 <= time <= 1.0:`."""
 
@@ -575,7 +574,7 @@ class Hook:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Memory:
     """`memory knowledge: units = 8, tokens = 128`."""
 
@@ -584,7 +583,7 @@ class Memory:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Extern:
     """`extern retrieve(query: text) -> text`: a function the host supplies to `generate` programs."""
 
@@ -594,7 +593,7 @@ class Extern:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Generate:
     name: Identifier
     parameters: tuple[Parameter, ...]
@@ -602,7 +601,7 @@ class Generate:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Recipe:
     name: Identifier
     parameters: tuple[Parameter, ...]
@@ -610,7 +609,7 @@ class Recipe:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class ConfigEntry:
     """`config "hidden_size" = dim`: read into a size or option on import, or checked when the right side is a constant;
     written on export."""
@@ -620,7 +619,7 @@ class ConfigEntry:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class TensorEntry:
     """`tensor "model.layers.*.mlp.up_proj.weight" = layer.*.swiglu.up.linear.weight`.
 
@@ -635,7 +634,7 @@ class TensorEntry:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Weights:
     """`weights huggingface:` with config and tensor lines."""
 
@@ -651,7 +650,7 @@ Declaration = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class Comment:
     """`# ...` with where it stands. `own_line` is false for a comment after code on the same line."""
 
@@ -660,7 +659,7 @@ class Comment:
     span: Span
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False)
 class File:
     """One parsed spec. `comments` are in order of position; `broken` is true when an item could not be parsed and is
     missing from `declarations`."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .axes import Axis
+from .record import record
 from .source import Span
 
 
-@dataclass(frozen=True)
+@record
 class Real:
     def __str__(self) -> str:
         return "real"
 
 
-@dataclass(frozen=True)
+@record
 class Int:
     """64 bits, wraps."""
 
@@ -22,13 +23,13 @@ class Int:
         return "int"
 
 
-@dataclass(frozen=True)
+@record
 class Flag:
     def __str__(self) -> str:
         return "flag"
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class EnumType:
     """A declared enum. Identity is the declaration."""
 
@@ -37,7 +38,7 @@ class EnumType:
     span: Span
 
 
-@dataclass(frozen=True)
+@record
 class Tag:
     enum: EnumType
 
@@ -45,7 +46,7 @@ class Tag:
         return self.enum.name
 
 
-@dataclass(frozen=True)
+@record
 class Id:
     """An integer 0 .. count-1 of `axis` (a static axis or a size used as one); `or_none` adds the value `count`."""
 
@@ -64,7 +65,7 @@ class Id:
 Kind = Real | Int | Flag | Tag | Id
 
 
-@dataclass(frozen=True)
+@record
 class ValueType:
     """`kind` and `axes`: ordered axes first, then static ones, as first met.
 

@@ -6,18 +6,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from . import syntax
 from .diagnostics import Mistake, Problems
 from .errors.weights import BadDistribution, DuplicatePath, PatternMatchesNothing, SharedShape
 from .patterns import matches
 from .program import Distribution, Weight
+from .record import record
 from .source import Span
 from .value_type import ValueType
 
 
-@dataclass(frozen=True)
+@record
 class Rule:
     """An `init` or `freeze` line. `prefix` is the path of the file instance it stands in."""
 

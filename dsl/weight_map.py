@@ -7,7 +7,6 @@ matches. Reading and writing files is the runtime's business.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from . import syntax
 from .diagnostics import Mistake
@@ -16,12 +15,13 @@ from .errors.names import did_you_mean
 from .errors.weights import BadWeightMap
 from .patterns import captures
 from .program import Program, Weight
+from .record import record
 from .source import Span
 
 Constant = int | float | bool | str | None | tuple
 
 
-@dataclass(frozen=True)
+@record
 class ConfigLine:
     """`config "key" = name`: read into the size or option `name` on import; or `= constant`: checked on import.
     Written on export.
@@ -34,7 +34,7 @@ class ConfigLine:
     constant: Constant = None
 
 
-@dataclass(frozen=True)
+@record
 class TensorLine:
     """One foreign tensor. `paths` are the weights it holds, joined along its first axis when several.
 
@@ -47,7 +47,7 @@ class TensorLine:
     layout: tuple[tuple[str, ...], ...] | None
 
 
-@dataclass(frozen=True)
+@record
 class WeightMap:
     format: str
     config: tuple[ConfigLine, ...]

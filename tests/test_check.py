@@ -12,7 +12,7 @@ HEAD = "size dim = 8\nsize wide = 16\nsize heads = 2\naxis seq\naxis other\n"
 
 
 def spec(text: str, size: str | None = None, **overrides: object) -> Checked:
-    return checked(HEAD + text, size=size, **overrides).value()
+    return checked(HEAD + text, "spec.weft", size, **overrides).value()
 
 
 def model(body: str, signature: str = "(x: real[seq, dim]) -> real[seq, dim]", before: str = "") -> Program:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...dsl import frontier, masks
@@ -38,6 +37,7 @@ from ...dsl.masks import (
 )
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Real, ValueType
 from ..functions_lazy import attention
 from ..lazy import torch
@@ -46,7 +46,7 @@ from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, w
 from .operands import entries, result_type, sizes, traffic
 
 
-@dataclass(frozen=True)
+@record
 class Heads:
     """Static axes of the queries, in the order of the one head axis: shared with the keys, the grouped one, q's own."""
 
@@ -64,7 +64,7 @@ class Heads:
         return (*self.shared, *((self.keys,) if self.keys is not None else ()))
 
 
-@dataclass(frozen=True)
+@record
 class AttendAttrs:
     """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures.
 
@@ -242,7 +242,7 @@ def _term_reads_segments(term: Term) -> bool:
             return False
 
 
-@dataclass(frozen=True)
+@record
 class _Predicates:
     """Writes a formula as nested tuples (functions/masks.py), with captured values read at the rows of either side."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ...dsl import frontier
 from ...dsl.axes import Axis
 from ...dsl.errors.axes import KindMismatch
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Constant, Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Flag, Id, Int, Real, Tag
 from ..functions_lazy import pointwise, precision
 from ..lazy import torch
@@ -45,7 +44,7 @@ def _lower_int(ctx: LowerContext, node: Node) -> None:
     ctx.define(node.outputs[0], read, presence(ctx, node))
 
 
-@dataclass(frozen=True)
+@record
 class WrapAttrs:
     size: int
 

@@ -7,12 +7,12 @@ ints.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ...dsl import frontier
 from ...dsl.errors.operators import BadNumber
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Real
 from ..functions_lazy import pointwise
 from ..lazy import functional, torch
@@ -96,7 +96,7 @@ MAXIMUM = _of_two("maximum", lambda: pointwise.maximum, "the larger of two numbe
 MINIMUM = _of_two("minimum", lambda: pointwise.minimum, "the smaller of two numbers")
 
 
-@dataclass(frozen=True)
+@record
 class ClampAttrs:
     low: int | float | None
     high: int | float | None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ...dsl import frontier
 from ...dsl.axes import Axis, Static
@@ -17,6 +16,7 @@ from ...dsl.errors.axes import AxisTwice, KindMismatch, MissingRows, WrongAxisKi
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Distribution, Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Id, Real, ValueType, ordered_first
 from ..functions_lazy import gathers
 from ..lazy import functional, torch
@@ -40,7 +40,7 @@ from .linear import check_added, check_given_weight
 from .operands import entries, has_leading, matrix, own, presence, result_type, sizes, traffic
 
 
-@dataclass(frozen=True)
+@record
 class EmbedAttrs:
     entries: Axis
     added: tuple[Axis, ...]
@@ -99,7 +99,7 @@ def _cost_read(node: Node, rows: Mapping[Axis, int]) -> Cost:
     return Cost(0, 2 * sum(entries(value.type, rows) for value in node.outputs))
 
 
-@dataclass(frozen=True)
+@record
 class GatherAttrs:
     """`axis` of the first operand is replaced."""
 
@@ -197,7 +197,7 @@ def _frontier_gather(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     return frontier.gather_by_data(given[0], given[1], node.attrs.axis)
 
 
-@dataclass(frozen=True)
+@record
 class BagAttrs:
     axis: Axis
     over: tuple[Axis, ...]
@@ -244,7 +244,7 @@ def _cost_bag(node: Node, rows: Mapping[Axis, int]) -> Cost:
     return Cost(2 * read, read + sum(entries(value.type, rows) for value in (*node.inputs[1:], *node.outputs)))
 
 
-@dataclass(frozen=True)
+@record
 class NearestAttrs:
     over: Axis
     along: Axis

@@ -7,8 +7,6 @@ one operand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ...dsl.axes import Axis
 from ...dsl.errors.axes import (
     AxisMissing,
@@ -22,16 +20,17 @@ from ...dsl.errors.axes import (
 from ...dsl.errors.operators import IdMismatch
 from ...dsl.opdef import OpCall
 from ...dsl.program import Constant, Value
+from ...dsl.record import record
 from ...dsl.source import Span
 from ...dsl.value_type import Flag, Id, Int, Kind, Real, Tag, ValueType, ordered_first
 
 
-@dataclass(frozen=True)
+@record
 class NoAttrs:
     """For ops whose call says nothing beyond its operands."""
 
 
-@dataclass(frozen=True)
+@record
 class Operand:
     """An operand with where it is written."""
 
@@ -43,7 +42,7 @@ class Operand:
         return self.value.type
 
 
-@dataclass(frozen=True)
+@record
 class Joint:
     """Where a result lives: its axes in order, and whether it has an entry per example only, or missing rows."""
 

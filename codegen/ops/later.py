@@ -6,7 +6,7 @@ The type and causality rules are whole; a spec that uses one is told so (E901) o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 
 from ...dsl import frontier
@@ -17,6 +17,7 @@ from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Kind, Real, ValueType, ordered_first
 from ..lowering import LowerContext
 from .joining import Operand, axis_names, join, level_words, same_kind, want_axes, want_real, want_whole
@@ -54,7 +55,7 @@ def _moved(x: Value, source: Axis, target: Axis) -> ValueType:
     return x.type.with_axes(tuple(target if axis is source else axis for axis in x.type.axes))
 
 
-@dataclass(frozen=True)
+@record
 class PoolAttrs:
     source: Axis
     cut: Axis
@@ -80,7 +81,7 @@ def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     return frontier.pool(read, cut, attrs.by)
 
 
-@dataclass(frozen=True)
+@record
 class SpreadAttrs:
     cut: Axis
     target: Axis
@@ -104,7 +105,7 @@ def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     return frontier.spread(read, cut, attrs.which)
 
 
-@dataclass(frozen=True)
+@record
 class TakeAttrs:
     source: Axis
     target: Axis
@@ -123,7 +124,7 @@ def _frontier_take(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     return frontier.take(given[0], node.attrs.target)
 
 
-@dataclass(frozen=True)
+@record
 class JoinAttrs:
     parts: tuple[Axis, ...]
     whole: Axis
@@ -159,7 +160,7 @@ def _frontier_join(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     return frontier.join_selections(node.attrs.whole, given)
 
 
-@dataclass(frozen=True)
+@record
 class ScanAttrs:
     along: Axis
 
@@ -178,7 +179,7 @@ def _frontier_scan(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     return frontier.scan(given[0], node.attrs.along)
 
 
-@dataclass(frozen=True)
+@record
 class ConvAttrs:
     source: Axis
     target: Axis

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
@@ -17,6 +16,7 @@ from ...dsl.errors.axes import AxisTwice
 from ...dsl.errors.operators import WeightAxes
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Distribution, Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Real, ValueType, ordered_first
 from ..lazy import functional, torch
 from ..lowering import LowerContext
@@ -42,7 +42,7 @@ def scaled_normal(fan_in: int) -> Distribution:
     return Distribution("trunc_normal", (("std", max(fan_in, 1) ** -0.5), ("cut", 3.0), ("mean", 0.0)))
 
 
-@dataclass(frozen=True)
+@record
 class LinearAttrs:
     contracted: tuple[Axis, ...]
     added: tuple[Axis, ...]
@@ -116,7 +116,7 @@ def _cost_linear(node: Node, rows: Mapping[Axis, int]) -> Cost:
     return Cost(2 * entries(node.inputs[0].type, rows) * math.prod(sizes(attrs.added)), traffic(node, rows))
 
 
-@dataclass(frozen=True)
+@record
 class DotAttrs:
     contracted: tuple[Axis, ...]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ...dsl import frontier
 from ...dsl.axes import Axis
 from ...dsl.errors.axes import AxisTwice, LengthMismatch
@@ -12,6 +10,7 @@ from ...dsl.errors.operators import BadNumber
 from ...dsl.length import Length
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Kind, ValueType, ordered_first
 from ..lazy import torch
 from ..lowering import LowerContext
@@ -19,13 +18,13 @@ from .joining import Operand, axis_names, join, same_kind, want_axes, want_stati
 from .operands import cost_per_entry, own, presence, result_type
 
 
-@dataclass(frozen=True)
+@record
 class SelectAttrs:
     over: Axis
     index: int
 
 
-@dataclass(frozen=True)
+@record
 class SplitAttrs:
     over: Axis
 
@@ -69,7 +68,7 @@ def _lower_select(ctx: LowerContext, node: Node) -> None:
     ctx.define(node.outputs[0], ctx.call(torch.select, own(ctx, x), dim, attrs.index), presence(ctx, node))
 
 
-@dataclass(frozen=True)
+@record
 class StackAttrs:
     over: Axis
 
@@ -105,7 +104,7 @@ def _lower_stack(ctx: LowerContext, node: Node) -> None:
     ctx.define(node.outputs[0], ctx.call(torch.stack, reads, -1), presence(ctx, node))
 
 
-@dataclass(frozen=True)
+@record
 class ConcatAttrs:
     parts: tuple[Axis, ...]
     whole: Axis

@@ -8,7 +8,6 @@ for `all`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ...dsl import frontier
@@ -19,6 +18,7 @@ from ...dsl.errors.operators import BadNumber
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Flag, Id, Kind, Real, ValueType
 from ..functions_lazy import segments, statics
 from ..lazy import torch
@@ -39,7 +39,7 @@ X = Param("x", Accepts.VALUE)
 OVER = Param("over", Accepts.AXES, None)
 
 
-@dataclass(frozen=True)
+@record
 class OverAttrs:
     """`ordered` is reduced after `static`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
@@ -13,13 +13,14 @@ from ...dsl.frontier import Frontier
 from ...dsl.length import Length
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ..lazy import torch
 from ..lowering import LowerContext
 from .joining import axis_names, want_axes, want_static
 from .operands import cost_per_entry, has_leading, own, presence, result_type, sizes
 
 
-@dataclass(frozen=True)
+@record
 class MappingAttrs:
     left: tuple[Axis, ...]
     right: tuple[Axis, ...]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ...dsl import frontier
 from ...dsl.axes import Axis
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node
+from ...dsl.record import record
 from ...dsl.value_type import Id, Int, ValueType
 from ..functions_lazy import shifts
 from ..lazy import torch
@@ -17,7 +16,7 @@ from ..lowering import LowerContext
 from .operands import cost_per_entry
 
 
-@dataclass(frozen=True)
+@record
 class RowAttrs:
     axis: Axis
 

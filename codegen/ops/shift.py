@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
@@ -12,6 +12,7 @@ from ...dsl.errors.operators import BadNumber
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Tag
 from ..functions_lazy import shifts
 from ..lowering import LowerContext
@@ -19,7 +20,7 @@ from .joining import Operand, join, level_words, same_kind, want_whole
 from .operands import cost_per_entry, own
 
 
-@dataclass(frozen=True)
+@record
 class ShiftAttrs:
     """Reads `by` rows later; earlier for a negative `by`."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 
 from ...dsl import frontier
 from ...dsl.axes import Axis
@@ -11,6 +10,7 @@ from ...dsl.errors.axes import AxisTwice, LengthMismatch
 from ...dsl.errors.operators import BadNumber
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
+from ...dsl.record import record
 from ...dsl.value_type import Id, Real, ValueType
 from ..functions_lazy import gathers
 from ..lazy import torch
@@ -19,7 +19,7 @@ from .joining import want_axes, want_real, want_static, want_whole
 from .operands import cost_per_entry, own
 
 
-@dataclass(frozen=True)
+@record
 class TopkAttrs:
     over: Axis
     count: Axis

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 
 
@@ -15,7 +14,7 @@ def listed(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-@dataclass(frozen=True)
+@record
 class KindMismatch(SpecError, code="E201"):
     """An operator wants another kind of value: real, int, id, flag or tag.
 
@@ -49,7 +48,7 @@ class KindMismatch(SpecError, code="E201"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class NotContained(SpecError, code="E202"):
     """Two operands of a row-by-row operator each have a static axis that the other lacks.
 
@@ -87,7 +86,7 @@ class NotContained(SpecError, code="E202"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class SidewaysLevels(SpecError, code="E203"):
     """Two values live along ordered axes of which neither owns the other.
 
@@ -127,7 +126,7 @@ class SidewaysLevels(SpecError, code="E203"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class AxisMissing(SpecError, code="E204"):
     """An operator names an axis that its operand does not have.
 
@@ -163,7 +162,7 @@ class AxisMissing(SpecError, code="E204"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class AxisTwice(SpecError, code="E205"):
     """The result would have one axis twice.
 
@@ -198,7 +197,7 @@ class AxisTwice(SpecError, code="E205"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class OverNeeded(SpecError, code="E206"):
     """The axis to reduce must be named, because there is not exactly one static axis.
 
@@ -226,7 +225,7 @@ class OverNeeded(SpecError, code="E206"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class MissingRows(SpecError, code="E207"):
     """A value whose last rows are missing meets an operator that needs them all.
 
@@ -257,7 +256,7 @@ class MissingRows(SpecError, code="E207"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class LengthMismatch(SpecError, code="E208"):
     """Two axes, or groups of axes, must have one length and do not.
 
@@ -296,7 +295,7 @@ class LengthMismatch(SpecError, code="E208"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class WrongAxisKind(SpecError, code="E212"):
     """An operator wants a static axis where an ordered one is named, or the other way round.
 
@@ -325,7 +324,7 @@ class WrongAxisKind(SpecError, code="E212"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class LowerLevel(SpecError, code="E216"):
     """A value has an entry per row where one for the whole example, or for all examples, is wanted.
 
@@ -351,7 +350,7 @@ class LowerLevel(SpecError, code="E216"):
         return self.say(f"`{self.operator}` wants {self.wanted} here, found one {self.level}", f"one {self.level}")
 
 
-@dataclass(frozen=True)
+@record
 class NotAlong(SpecError, code="E217"):
     """The operand does not live along the ordered axis that the operator works on.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 
 
-@dataclass(frozen=True)
+@record
 class Seen:
     """One step of a path: the expression there, its name, and how much of the source its rows may look at."""
 
@@ -32,7 +31,7 @@ def _labels(path: tuple[Seen, ...], at: Span) -> tuple[Label, ...]:
     return tuple(labels.values())
 
 
-@dataclass(frozen=True)
+@record
 class TargetLeak(SpecError, code="E401"):
     """A prediction is compared with a row of the target that it may already have looked at.
 
@@ -81,7 +80,7 @@ class TargetLeak(SpecError, code="E401"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class NotGenerated(SpecError, code="E402"):
     """A model cannot be run row by row, because its result at a row depends on rows that are not there yet.
 

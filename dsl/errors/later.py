@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, SpecError
+from ..record import record
 
 
-@dataclass(frozen=True)
+@record
 class NotBuiltYet(SpecError, code="E901"):
     """The construct is part of the language and parses, but this version of Weft cannot compile it.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, SpecError
+from ..record import record
 
 
-@dataclass(frozen=True)
+@record
 class BadMask(SpecError, code="E261"):
     """What is given as a mask is not a predicate over a query row and a key row.
 

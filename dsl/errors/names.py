@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 from ..suggest import suggest
 
@@ -14,7 +13,7 @@ def did_you_mean(name: str, candidates: tuple[str, ...]) -> str | None:
     return f"did you mean `{near}`?" if near else None
 
 
-@dataclass(frozen=True)
+@record
 class UnknownName(SpecError, code="E301"):
     """A name that nothing declares.
 
@@ -44,7 +43,7 @@ class UnknownName(SpecError, code="E301"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class DuplicateName(SpecError, code="E302"):
     """One name is declared twice in a file.
 
@@ -65,7 +64,7 @@ class DuplicateName(SpecError, code="E302"):
         return self.say(f"`{self.name}` is declared twice", "again here", Label(self.first, "first here"))
 
 
-@dataclass(frozen=True)
+@record
 class FileNotFound(SpecError, code="E307"):
     """`use` names a file that is neither beside the spec nor among the shipped specs.
 
@@ -91,7 +90,7 @@ class FileNotFound(SpecError, code="E307"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class CircularUse(SpecError, code="E308"):
     """Files use each other in a circle, or a block calls itself.
 
@@ -121,7 +120,7 @@ class CircularUse(SpecError, code="E308"):
         return self.say(f"`{self.chain[0]}` {self.verb} itself: {circle}", "closes the circle here")
 
 
-@dataclass(frozen=True)
+@record
 class NotCallable(SpecError, code="E310"):
     """Something that is not a block, model or operator is called.
 
@@ -144,7 +143,7 @@ class NotCallable(SpecError, code="E310"):
         return self.say(f"{self.found} cannot be called", "called here", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class BadArguments(SpecError, code="E311"):
     """A call's arguments do not fit: too many, missing, given twice, or of an unknown name.
 
@@ -168,7 +167,7 @@ class BadArguments(SpecError, code="E311"):
         return self.say(f"`{self.callee}`: {self.what}", "", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class WrongArgument(SpecError, code="E312"):
     """An argument is not of the sort its parameter takes.
 
@@ -195,7 +194,7 @@ class WrongArgument(SpecError, code="E312"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class NoSuchField(SpecError, code="E313"):
     """A field is read that the value does not have.
 
@@ -226,7 +225,7 @@ class NoSuchField(SpecError, code="E313"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class NotStatic(SpecError, code="E314"):
     """A static value was wanted where the spec computes a tensor.
 
@@ -257,7 +256,7 @@ class NotStatic(SpecError, code="E314"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class StaticArithmetic(SpecError, code="E315"):
     """Arithmetic on static values that has no result: a division by zero, a power out of range, a sum with a mask.
 
@@ -282,7 +281,7 @@ class StaticArithmetic(SpecError, code="E315"):
         return self.say(self.what)
 
 
-@dataclass(frozen=True)
+@record
 class NoSuchMember(SpecError, code="E316"):
     """A family is read at an index that was never bound.
 
@@ -311,7 +310,7 @@ class NoSuchMember(SpecError, code="E316"):
         return self.say(f"`{self.family}` has no member {self.index}", "", notes=(f"members: {known}",))
 
 
-@dataclass(frozen=True)
+@record
 class BoundInOneBranch(SpecError, code="E317"):
     """A name is read after an `if` that binds it in one branch only.
 
@@ -348,7 +347,7 @@ class BoundInOneBranch(SpecError, code="E317"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class NoResult(SpecError, code="E318"):
     """A block or model does not return a value, or has statements after its `return`.
 
@@ -371,7 +370,7 @@ class NoResult(SpecError, code="E318"):
         return self.say(f"`{self.name}` {self.what}")
 
 
-@dataclass(frozen=True)
+@record
 class MisplacedStatement(SpecError, code="E319"):
     """A statement stands where it has no meaning: `loss` outside an objective, `return` in one.
 

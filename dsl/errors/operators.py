@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 from .axes import listed
 
 
-@dataclass(frozen=True)
+@record
 class GroupMismatch(SpecError, code="E209"):
     """Query heads cannot be shared out evenly over key heads.
 
@@ -43,7 +42,7 @@ class GroupMismatch(SpecError, code="E209"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class IdMismatch(SpecError, code="E210"):
     """An id counts entries of another axis than the one it is used on.
 
@@ -79,7 +78,7 @@ class IdMismatch(SpecError, code="E210"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class WeightAxes(SpecError, code="E211"):
     """A weight handed to an operator must have exactly the axes that the operator's own weight would have.
 
@@ -116,7 +115,7 @@ class WeightAxes(SpecError, code="E211"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class InexactDivision(SpecError, code="E213"):
     """`/` of two ints would have to come out whole, which is not known when the spec is checked.
 
@@ -142,7 +141,7 @@ class InexactDivision(SpecError, code="E213"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class AxisUnshared(SpecError, code="E214"):
     """Keys have an axis that queries lack.
 
@@ -179,7 +178,7 @@ class AxisUnshared(SpecError, code="E214"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class BadNumber(SpecError, code="E215"):
     """A static number is outside the range that the operator has a meaning for.
 
@@ -202,7 +201,7 @@ class BadNumber(SpecError, code="E215"):
         return self.say(f"`{self.parameter}` of `{self.operator}` must be {self.wanted}, found {self.found}")
 
 
-@dataclass(frozen=True)
+@record
 class NotACut(SpecError, code="E218"):
     """`pool` and `spread` go between an axis and a cut of it.
 

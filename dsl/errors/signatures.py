@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 
 
-@dataclass(frozen=True)
+@record
 class LiteralAxis(SpecError, code="E251"):
     """A number stands where an axis is named.
 
@@ -35,7 +34,7 @@ class LiteralAxis(SpecError, code="E251"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class NotAnAxis(SpecError, code="E252"):
     """A name that is no axis stands where an axis is wanted.
 
@@ -58,7 +57,7 @@ class NotAnAxis(SpecError, code="E252"):
         return self.say(f"this is {self.found}, not {self.wanted}", f"{self.wanted} is wanted here")
 
 
-@dataclass(frozen=True)
+@record
 class BadType(SpecError, code="E253"):
     """A type that does not exist, or that cannot stand here.
 
@@ -84,7 +83,7 @@ class BadType(SpecError, code="E253"):
         return self.say(self.what, "", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class ArgumentAxes(SpecError, code="E254"):
     """An argument has other axes than its parameter.
 
@@ -122,7 +121,7 @@ class ArgumentAxes(SpecError, code="E254"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class ResultAxes(SpecError, code="E255"):
     """A result has other axes or another kind than the signature says.
 
@@ -153,7 +152,7 @@ class ResultAxes(SpecError, code="E255"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class LocalAxisEscapes(SpecError, code="E256"):
     """A block returns a value with an axis that is local to it.
 

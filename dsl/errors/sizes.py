@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 from .names import did_you_mean
 
 
-@dataclass(frozen=True)
+@record
 class UnknownSize(SpecError, code="E303"):
     """A preset or an override sets a size or option that nothing uses.
 
@@ -37,7 +36,7 @@ class UnknownSize(SpecError, code="E303"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class UnknownPreset(SpecError, code="E304"):
     """The size asked for is not among the spec's presets.
 
@@ -70,7 +69,7 @@ class UnknownPreset(SpecError, code="E304"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class SizeNotSet(SpecError, code="E305"):
     """A size is used but no preset, default or override gives it a number.
 
@@ -109,7 +108,7 @@ class SizeNotSet(SpecError, code="E305"):
         return self.say(f"`{self.name}` has no number, as no size was chosen", "used here", help=help)
 
 
-@dataclass(frozen=True)
+@record
 class BadSize(SpecError, code="E306"):
     """A size or an axis length is not a whole number from 0 to 2^48.
 
@@ -137,7 +136,7 @@ class BadSize(SpecError, code="E306"):
         return self.say(f"the length of `{self.name}` {self.what}", "", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class WrongOption(SpecError, code="E309"):
     """An option, size or constant is given a value of the wrong sort.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 
 
-@dataclass(frozen=True)
+@record
 class UnexpectedText(SpecError, code="E101"):
     """Something else was wanted here.
 
@@ -37,7 +36,7 @@ class UnexpectedText(SpecError, code="E101"):
         return self.say(title, f"expected {self.wanted}", *secondary, help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class Tab(SpecError, code="E102"):
     """A tab outside of a comment or string.
 
@@ -48,7 +47,7 @@ class Tab(SpecError, code="E102"):
         return self.say("tabs are not allowed", "a tab", help="indent with four spaces")
 
 
-@dataclass(frozen=True)
+@record
 class UnclosedBracket(SpecError, code="E103"):
     """A bracket is opened and never closed.
 
@@ -72,7 +71,7 @@ class UnclosedBracket(SpecError, code="E103"):
         return self.say(f"`{self.bracket}` is never closed", "opened here", *secondary)
 
 
-@dataclass(frozen=True)
+@record
 class BracketMismatch(SpecError, code="E104"):
     """A closing bracket of the other kind, or without an opening one.
 
@@ -97,7 +96,7 @@ class BracketMismatch(SpecError, code="E104"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class BadIndentation(SpecError, code="E105"):
     """The indentation of a line fits no line above it.
 
@@ -122,7 +121,7 @@ class BadIndentation(SpecError, code="E105"):
         return self.say(self.what, "", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class UnknownCharacter(SpecError, code="E106"):
     """A character that has no meaning in a spec.
 
@@ -141,7 +140,7 @@ class UnknownCharacter(SpecError, code="E106"):
         return self.say(f"unexpected character {self.found}", "", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class ReservedWord(SpecError, code="E107"):
     """A word of the language stands where a name is wanted.
 
@@ -164,7 +163,7 @@ class ReservedWord(SpecError, code="E107"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class UnterminatedString(SpecError, code="E108"):
     """A string or docstring has no end.
 
@@ -196,7 +195,7 @@ class UnterminatedString(SpecError, code="E108"):
         return self.say("the string is never closed", "opened here", help='end it with `"` on the same line')
 
 
-@dataclass(frozen=True)
+@record
 class MalformedNumber(SpecError, code="E109"):
     """A number that cannot be read.
 
@@ -216,7 +215,7 @@ class MalformedNumber(SpecError, code="E109"):
         return self.say(f"malformed number `{self.found}`", self.reason)
 
 
-@dataclass(frozen=True)
+@record
 class TooDeep(SpecError, code="E110"):
     """Constructs are nested too deeply.
 
@@ -229,7 +228,7 @@ class TooDeep(SpecError, code="E110"):
         return self.say(f"nested more than {self.limit} levels deep", "here", help="bind an inner part to a name first")
 
 
-@dataclass(frozen=True)
+@record
 class HiddenCharacter(SpecError, code="E111"):
     """A character that cannot be seen, or that changes the direction of the text around it.
 
@@ -242,7 +241,7 @@ class HiddenCharacter(SpecError, code="E111"):
         return self.say(f"hidden character U+{self.code_point:04X}", "here", help="delete it")
 
 
-@dataclass(frozen=True)
+@record
 class BadTarget(SpecError, code="E112"):
     """The left side of `=` or `<-` cannot be bound.
 
@@ -268,7 +267,7 @@ class BadTarget(SpecError, code="E112"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class BadLabel(SpecError, code="E113"):
     """`as` follows something that is not a call.
 
@@ -290,7 +289,7 @@ class BadLabel(SpecError, code="E113"):
         return self.say(f"`as` must follow a call, not `{_short(self.at)}`", "not a call")
 
 
-@dataclass(frozen=True)
+@record
 class BadMapping(SpecError, code="E114"):
     """A side of `->` is not an axis or a list of axes.
 
@@ -317,7 +316,7 @@ class BadMapping(SpecError, code="E114"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class BadDeclaration(SpecError, code="E115"):
     """A part of a declaration that must be a name is something else, or has the wrong word.
 
@@ -337,7 +336,7 @@ class BadDeclaration(SpecError, code="E115"):
         return self.say(self.what, "")
 
 
-@dataclass(frozen=True)
+@record
 class NotADeclaration(SpecError, code="E116"):
     """A line at the left edge does not start a declaration.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..diagnostics import Diagnostic, Label, SpecError
+from ..record import record
 from ..source import Span
 from .names import did_you_mean
 
 
-@dataclass(frozen=True)
+@record
 class DuplicatePath(SpecError, code="E501"):
     """Two calls make a weight of one path.
 
@@ -44,7 +43,7 @@ class DuplicatePath(SpecError, code="E501"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class SharedShape(SpecError, code="E502"):
     """A weight that several calls share gets another shape in one of them.
 
@@ -80,7 +79,7 @@ class SharedShape(SpecError, code="E502"):
         )
 
 
-@dataclass(frozen=True)
+@record
 class PatternMatchesNothing(SpecError, code="E503"):
     """A pattern of `init`, `freeze`, `optimise` or `trains` matches no weight.
 
@@ -110,7 +109,7 @@ class PatternMatchesNothing(SpecError, code="E503"):
         return self.say(f"`{self.pattern}` matches no weight", "", help=help)
 
 
-@dataclass(frozen=True)
+@record
 class UnusedShared(SpecError, code="E504"):
     """A shared weight or block is declared and never read.
 
@@ -136,7 +135,7 @@ class UnusedShared(SpecError, code="E504"):
         return self.say(f"shared `{self.name}` is never used", "declared here")
 
 
-@dataclass(frozen=True)
+@record
 class BadDistribution(SpecError, code="E505"):
     """An `init` is not a distribution with numbers.
 
@@ -164,7 +163,7 @@ class BadDistribution(SpecError, code="E505"):
         return self.say(self.what, "", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class TooLarge(SpecError, code="E506"):
     """The program would be larger than the limits: 200,000 operations, 64 nested calls, 16 axes of one value.
 
@@ -194,7 +193,7 @@ class TooLarge(SpecError, code="E506"):
         return self.say(self.what, "", notes=self.notes)
 
 
-@dataclass(frozen=True)
+@record
 class BadSetting(SpecError, code="E507"):
     """`optimise` is given a setting it does not know, or one of the wrong sort.
 
@@ -221,7 +220,7 @@ class BadSetting(SpecError, code="E507"):
         return self.say(self.what, "", help=self.help)
 
 
-@dataclass(frozen=True)
+@record
 class NoLoss(SpecError, code="E508"):
     """An objective has no `loss`, or names one twice.
 
@@ -249,7 +248,7 @@ class NoLoss(SpecError, code="E508"):
         return self.say(self.what)
 
 
-@dataclass(frozen=True)
+@record
 class BadWeightMap(SpecError, code="E509"):
     """A line of `weights` does not fit the model: an unknown size, a pattern without weights, axes that do not match.
 
