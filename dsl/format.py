@@ -1,8 +1,9 @@
 """The one canonical form of a spec: `weft fmt`.
 
-Works on tokens, not on the tree: tokens are printed as they were written and only what lies between them changes, so the
-formatted text cannot mean anything else. Comments are kept where they stand; one in the middle of an expression moves above
-the part it stands in. A line that is too long is broken at its pipes, at the commas of a list, or at brackets (layout.py).
+Works on tokens, not on the tree: tokens are printed as they were written and only what lies between them changes, so
+the formatted text cannot mean anything else. Comments are kept where they stand; one in the middle of an expression
+moves above the part it stands in. A line that is too long is broken at its pipes, at the commas of a list, or at
+brackets (layout.py).
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class _Formatter:
     # ---- one logical line ----------------------------------------------------------------------------
 
     def _print(self, line: _Line) -> tuple[str, int, list[str]]:
-        """The text of a line, where it ends in the source (its trailing comment included), and comments to put above."""
+        """The text of a line, where it ends in the source (with its trailing comment), and comments to put above."""
         tokens = self.tokens
         if self.kinds[line.first] == "DOCSTRING":
             printed = tokens.text(line.first).replace("\r\n", "\n")
@@ -184,9 +185,8 @@ class _Formatter:
         return lay_out(elements, line.level * STEP, is_list), stop, hoisted
 
     def _is_setting_line(self, line: _Line) -> bool:
-        return line.level == 1 and self.kinds[line.first + 1] in ("ASSIGN", "COLON", "DOT") and self._top_kind(line) in (
-            "SIZE", "OPTIMISE",
-        )  # fmt: skip
+        sets = line.level == 1 and self.kinds[line.first + 1] in ("ASSIGN", "COLON", "DOT")
+        return sets and self._top_kind(line) in ("SIZE", "OPTIMISE")
 
     def _top_kind(self, line: _Line) -> str:
         """The kind of the item a line belongs to."""
@@ -271,7 +271,9 @@ class _LineReader:
                 before.after = comment.text
             else:
                 current.before.append(comment.text)
-        elif following in _CLOSE or following == "COMMA" or following == END or (following == "PIPE" and not self.depth):
+        elif (
+            following in _CLOSE or following == "COMMA" or following == END or (following == "PIPE" and not self.depth)
+        ):
             if not comment.own_line and not current.after and not current.later:
                 current.after = comment.text
             elif following == "COMMA":

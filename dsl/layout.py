@@ -55,7 +55,9 @@ class Bracket:
         if self.dangling:
             return True
         return any(
-            element.before or element.after or any(isinstance(part, Bracket) and part.must_break for part in element.parts)
+            element.before
+            or element.after
+            or any(isinstance(part, Bracket) and part.must_break for part in element.parts)
             for element in self.elements
         )
 
@@ -134,7 +136,7 @@ def _fill(elements: list[Element], breaks: list[bool], indent: int) -> list[bool
 
 
 def _render(parts: list[str | Bracket], column: int, indent: int, tail: int) -> str:
-    """Parts from a column on; brackets that do not fit are broken, their closing side at `indent`. `tail` columns follow."""
+    """Parts from a column on; brackets that do not fit are broken and close at `indent`. `tail` columns follow."""
     out: list[str] = []
     for number, part in enumerate(parts):
         if isinstance(part, str):
@@ -151,7 +153,7 @@ def _render(parts: list[str | Bracket], column: int, indent: int, tail: int) -> 
             rest += len(_flat(following))
         else:
             rest += tail
-        if not part.must_break and column + len(flat) + rest <= WIDTH or not (part.elements or part.dangling):
+        if (not part.must_break and column + len(flat) + rest <= WIDTH) or not (part.elements or part.dangling):
             out.append(flat)
             column += len(flat)
             continue

@@ -13,12 +13,14 @@ Symbols stand for positive integers, for which the identities hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import gcd, lcm
 from typing import Any
+
+from .record import record
 
 LIMIT = 1 << 48
 Rational = int | Fraction
@@ -32,7 +34,7 @@ class LengthError(Exception):
         self.expression, self.reason = expression, reason
 
 
-@dataclass(frozen=True)
+@record
 class Symbol:
     """A size, or the number of rows of an axis. Two symbols of one name differ by `key`."""
 
@@ -51,7 +53,7 @@ class Symbol:
         return frozenset((self,))
 
 
-@dataclass(frozen=True)
+@record
 class Floor:
     """`numerator // denominator`, reduced."""
 
@@ -67,7 +69,7 @@ class Floor:
         return self.numerator.symbols | self.denominator.symbols
 
 
-@dataclass(frozen=True)
+@record
 class Sum:
     """A sum that something is divided by exactly; occurs with negative powers only."""
 
@@ -106,8 +108,6 @@ class Length:
     @staticmethod
     def symbol(name: str, key: Hashable = None) -> Length:
         return Length({((Symbol(name, key), 1),): 1})
-
-    # -- arithmetic
 
     def __add__(self, other: Length | int) -> Length:
         terms = dict(self.terms)
@@ -493,8 +493,7 @@ def _atom_text(atom: Atom, alone: bool = False, ceiling: bool = False) -> str:
 def _operand(length: Length) -> str:
     """As an operand of a division: in parentheses unless it is one word."""
     text = str(length)
-    is_word = text.replace("_", "").isalnum() or (text.startswith("ceil(") and text.count("(") == 1)
-    return text if is_word else f"({text})"
+    return text if re.fullmatch(r"\w+|ceil\([^(]*", text) else f"({text})"
 
 
 ONE = Length.number(1)

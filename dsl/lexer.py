@@ -1,9 +1,9 @@
 """Text to tokens: words, marks, and the lines and indentation that are the structure of a spec.
 
-A logical line ends with a `_NEWLINE` token; bodies lie between `_INDENT` and `_DEDENT`. A line goes on while a bracket is
-open, after a comma when the next line is indented more, and when the next line is indented more and starts with `|>`.
-Comments are put aside with their places. What cannot be read becomes an `ERROR` token with its mistake, so that the
-parser reports it where it stands and goes on with the next item.
+A logical line ends with a `_NEWLINE` token; bodies lie between `_INDENT` and `_DEDENT`. A line goes on while a
+bracket is open, after a comma when the next line is indented more, and when the next line is indented more and starts
+with `|>`. Comments are put aside with their places. What cannot be read becomes an `ERROR` token with its mistake, so
+that the parser reports it where it stands and goes on with the next item.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 
 from .diagnostics import Problems, SpecError
 from .errors.syntax import (
-    BadIndentation, BracketMismatch, HiddenCharacter, MalformedNumber, Tab, TooDeep, UnclosedBracket, UnknownCharacter,
+    BadIndentation,
+    BracketMismatch,
+    HiddenCharacter,
+    MalformedNumber,
+    Tab,
+    TooDeep,
+    UnclosedBracket,
+    UnknownCharacter,
     UnterminatedString,
 )  # fmt: skip
 from .source import Source, Span
@@ -32,7 +39,9 @@ DECLARATIONS = (
 # No escapes but these: a string is a foreign name or a file name.
 ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n", "\\t": "\t"}
 
-_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]|\r(?!\n)")
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]|\r(?!\n)"
+)
 _ITEM_LINE = re.compile(rf'(?:{"|".join(DECLARATIONS)})[ ]+["A-Za-z0-9_*]')
 _NEXT_LINE = re.compile(r"(?:[ ]*(?:#[^\n]*|\r)?\n)*([ ]*)(\|>|[^\s#])?")
 _NUMBER = re.compile(r"[0-9]+(?:_[0-9]+)*(?:\.[0-9]+(?:_[0-9]+)*)?(?:[eE][+-]?[0-9]+)?")
@@ -62,8 +71,8 @@ _ADVICE = {
 
 @dataclass(slots=True)
 class Tokens:
-    """The tokens of one file as parallel lists. `items` are the indices where a line starts at the left edge, `mistakes`
-    says why the token at an index is an `ERROR`."""
+    """The tokens of one file as parallel lists. `items` are the indices where a line starts at the left edge,
+    `mistakes` says why the token at an index is an `ERROR`."""
 
     source: Source
     kinds: list[str] = field(default_factory=list)
@@ -219,9 +228,9 @@ class _Lexer:
             self._unclosed(position)
         else:
             following = _NEXT_LINE.match(text, after)
-            if following and following[2] and len(following[1]) > self.line_indent:
-                if self.tokens.kinds[-1] == "COMMA" or following[2] == "|>":
-                    return False
+            deeper = following and following[2] and len(following[1]) > self.line_indent
+            if deeper and (self.tokens.kinds[-1] == "COMMA" or following[2] == "|>"):
+                return False
         self._add(NEWLINE, self.tokens.ends[-1], self.tokens.ends[-1])
         return True
 

@@ -1,9 +1,16 @@
-"""Words for what the parser cannot read: from a place in the tokens, and what could have stood there, to one mistake."""
+"""Words for what the parser cannot read: from a place in the tokens and what could have stood there to a mistake."""
 
 from __future__ import annotations
 
 from .diagnostics import SpecError
-from .errors.syntax import BadIndentation, MalformedNumber, NotADeclaration, ReservedWord, UnclosedBracket, UnexpectedText
+from .errors.syntax import (
+    BadIndentation,
+    MalformedNumber,
+    NotADeclaration,
+    ReservedWord,
+    UnclosedBracket,
+    UnexpectedText,
+)
 from .lexer import DECLARATIONS, DEDENT, ERROR, INDENT, NEWLINE, RESERVED, Tokens
 from .source import Span
 from .suggest import suggest
@@ -11,9 +18,9 @@ from .tables import END, load_tables
 
 # What may always go on after a complete expression or name: listed only when nothing else may come.
 _GOES_ON = frozenset({
-    "OR", "AND", "MOD", "EQUAL", "NOT_EQUAL", "LESS", "AT_MOST", "GREATER", "AT_LEAST", "PLUS", "MINUS", "STAR", "SLASH",
-    "TWO_SLASHES", "CARET", "PIPE", "DOT", "OPEN_ROUND", "OPEN_SQUARE", "AS", "WHERE", "IN", "ONLY", "DOTS", "ARROW",
-    "SEND", "WHEN", "TRAINS", "TWO_STARS", "ELIF", "ELSE",
+    "OR", "AND", "MOD", "EQUAL", "NOT_EQUAL", "LESS", "AT_MOST", "GREATER", "AT_LEAST", "PLUS", "MINUS", "STAR",
+    "SLASH", "TWO_SLASHES", "CARET", "PIPE", "DOT", "OPEN_ROUND", "OPEN_SQUARE", "AS", "WHERE", "IN", "ONLY", "DOTS",
+    "ARROW", "SEND", "WHEN", "TRAINS", "TWO_STARS", "ELIF", "ELSE",
 })  # fmt: skip
 _EXPRESSION = frozenset({"NAME", "NUMBER", "STRING", "OPEN_ROUND", "OPEN_SQUARE", "MINUS", "NOT"})
 _PATTERN = frozenset({"NAME", "NUMBER", "STAR", "TWO_STARS", "PRESET_NAME"})
@@ -29,8 +36,9 @@ _KINDS = {
     END: "the end of the declaration",
 }
 _OTHER_LANGUAGES = {
-    "def": "block", "class": "block", "fn": "block", "func": "block", "function": "block", "module": "model", "import": "use",
-    "from": "use", "dim": "size", "const": "size", "let": "size", "optimize": "optimise", "optimizer": "optimise",
+    "def": "block", "class": "block", "fn": "block", "func": "block", "function": "block", "module": "model",
+    "import": "use", "from": "use", "dim": "size", "const": "size", "let": "size",
+    "optimize": "optimise", "optimizer": "optimise",
     "loss": "objective", "weight": "shared", "param": "shared", "network": "model", "layer": "block",
 }  # fmt: skip
 
@@ -59,7 +67,9 @@ def explain(tokens: Tokens, start: int, end: int, index: int, accepted: frozense
     if kind == "PRESET_NAME":
         return MalformedNumber(at, text, "neither a number nor a name: names start with a letter")
     after = _after(tokens, index, start)
-    return UnexpectedText(at, found, _wanted(accepted), after, _within(tokens, start, index), _help(tokens, index, kind, accepted))
+    return UnexpectedText(
+        at, found, _wanted(accepted), after, _within(tokens, start, index), _help(tokens, index, kind, accepted)
+    )
 
 
 def _wants_name(tokens: Tokens, index: int, accepted: frozenset[str]) -> bool:
@@ -79,7 +89,9 @@ def _bad_start(tokens: Tokens, index: int, kind: str) -> SpecError:
             return tokens.mistakes[index + 1]
         line = tokens.starts[index + 1]
         what = "this line is indented, and belongs to nothing above it"
-        return BadIndentation(Span(tokens.source, line, tokens.ends[index + 1]), what, "declarations start at the left edge")
+        return BadIndentation(
+            Span(tokens.source, line, tokens.ends[index + 1]), what, "declarations start at the left edge"
+        )
     text = tokens.text(index)
     if not text.isidentifier():
         return NotADeclaration(at, f"`{_clip(text)}`", None, False)
@@ -114,9 +126,11 @@ def _indentation(tokens: Tokens, index: int, kind: str, accepted: frozenset[str]
             return tokens.mistakes[index + 1]
         what = "this line is indented more than the line above it, which does not end in `:`"
         return BadIndentation(at, what, "indent the lines of one body alike")
-    if INDENT in accepted and INDENT == next(iter(accepted - {END, NEWLINE}), None):
+    if INDENT in accepted and next(iter(accepted - {END, NEWLINE}), None) == INDENT:
         last = index - 2
-        return BadIndentation(tokens.span(max(last, 0)), "after this `:` the body is missing", "write it on the next lines, indented")
+        return BadIndentation(
+            tokens.span(max(last, 0)), "after this `:` the body is missing", "write it on the next lines, indented"
+        )
     return None
 
 

@@ -1,7 +1,7 @@
 """Text to syntax tree: runs the LALR tables over the tokens, one top-level item at a time.
 
-A mistake costs the item it stands in, and is reported once; the next item starts at the next line at the left edge. Words
-of the language are soft: where the state accepts a name and not the word, the word is a name.
+A mistake costs the item it stands in, and is reported once; the next item starts at the next line at the left edge.
+Words of the language are soft: where the state accepts a name and not the word, the word is a name.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from .tree_builder import BUILDERS, NESTING, Token
 
 MAX_DEPTH = 100
 
-# A statement that starts with one of these words is that statement if the next token is one of those listed; else the word is a name.
+# A statement that starts with one of these words is that statement if the next token is one of those listed; otherwise
+# the word is a name.
 _NAMED = frozenset({"NAME", "NUMBER", "PRESET_NAME", "STRING"})
-_STARTERS = {
-    word: _NAMED for word in ("AXIS", "INPUT", "PARAM", "SEGMENT", "ON", "ROUTED")
-} | {
+_STARTERS = dict.fromkeys(("AXIS", "INPUT", "PARAM", "SEGMENT", "ON", "ROUTED"), _NAMED) | {
     "COPY": frozenset({"OPEN_ROUND"}),
     "LOSS": _NAMED | {"ASSIGN"},
-    "MATCH": _NAMED | {"MINUS", "NOT"},
+    "MATCH": _NAMED | {"NOT"},
 }  # fmt: skip
 
 

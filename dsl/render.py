@@ -12,14 +12,21 @@ WIDEST = 120  # columns of source text shown; longer lines are cut around the la
 CONTEXT = 40  # columns kept in front of the label when a line is cut
 TAB = "    "
 
-_RED, _YELLOW, _BLUE, _CYAN, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[1;33m", "\x1b[1;34m", "\x1b[1;36m", "\x1b[1m", "\x1b[0m"
+_RED, _YELLOW, _BLUE, _CYAN, _BOLD, _PLAIN = (
+    "\x1b[1;31m",
+    "\x1b[1;33m",
+    "\x1b[1;34m",
+    "\x1b[1;36m",
+    "\x1b[1m",
+    "\x1b[0m",
+)
 
 
 def render(diagnostic: Diagnostic, color: bool) -> str:
     """The diagnostic as terminal text, without a final newline.
 
-    Labels stand under their lines in the order of the source; the file of the primary label comes first. No character of a spec
-    reaches the terminal unless it can be seen: escape sequences in a spec stay text.
+    Labels stand under their lines in the order of the source; the file of the primary label comes first. No character
+    of a spec reaches the terminal unless it can be seen: escape sequences in a spec stay text.
     """
     paint = _paint if color else _no_paint
     loud = _YELLOW if diagnostic.severity == "warning" else _RED
@@ -97,9 +104,7 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _line(
-    source: Source, line: int, labels: list[Label], primary: Label
-) -> tuple[str, list[tuple[Label, int, int]]]:
+def _line(source: Source, line: int, labels: list[Label], primary: Label) -> tuple[str, list[tuple[Label, int, int]]]:
     """A source line as shown, and of each label the column and width of its mark. The primary label comes first."""
     text = source.line_text(line).rstrip("\r")
     line_start = labels[0].span.start - labels[0].span.column + 1

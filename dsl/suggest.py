@@ -30,7 +30,7 @@ def suggest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def _edits(a: str, b: str, limit: int) -> int:
-    """Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b`; more than `limit` is inexact."""
+    """Insertions, deletions, replacements, swaps of neighbours that turn `a` into `b`; inexact above `limit`."""
     before: list[int] = []
     previous = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):

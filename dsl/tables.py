@@ -1,8 +1,8 @@
 """The LALR tables of grammar.lark, as plain data.
 
-Lark builds them, in strict mode: a grammar with a conflict is refused. They ship as grammar.json, because importing Lark and
-building them takes longer than everything else `weft check` does. `python -m weft.dsl.tables` writes the file anew after a
-change to the grammar; a test compares the two.
+Lark builds them, in strict mode: a grammar with a conflict is refused. They ship as grammar.json, because importing
+Lark and building them takes longer than everything else `weft check` does. `python -m weft.dsl.tables` writes the
+file anew after a change to the grammar; a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ END = "$END"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One production. `keep` says what its builder is given, in order: the index of a symbol, `[index]` for a symbol whose
-    list is spliced in, None for an optional part that is not there. `splice` rules only make such a list."""
+    """One production. `keep` says what its builder is given, in order: the index of a symbol, `[index]` for a symbol
+    whose list is spliced in, None for an optional part that is not there. `splice` rules only make such a list."""
 
     origin: str
     length: int
@@ -31,8 +31,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """`states[s][symbol]` is the next state, or `-1 - r` to reduce by rule `r`. `words` and `marks` are the terminals with a
-    fixed text, by text."""
+    """`states[s][symbol]` is the next state, or `-1 - r` to reduce by rule `r`. `words` and `marks` are the terminals
+    with a fixed text, by text."""
 
     words: dict[str, str]
     marks: dict[str, str]

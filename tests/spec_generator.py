@@ -1,8 +1,8 @@
 """Specs that parse, made at random, in canonical or untidy layout; what they mean is not looked at.
 
-`specs()` is a hypothesis strategy. It draws a seed and how many declarations, and a plain random program writes them: drawing every
-choice from hypothesis would take a hundred times as long. `untidy` changes what the language says does not matter: spaces, line breaks
-in brackets, blank lines and comments.
+`specs()` is a hypothesis strategy. It draws a seed and how many declarations, and a plain random program writes them:
+drawing every choice from hypothesis would take a hundred times as long. `untidy` changes what the language says does
+not matter: spaces, line breaks in brackets, blank lines and comments.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from random import Random
 
 from hypothesis import strategies as st
+
 from weft.dsl.diagnostics import Problems
 from weft.dsl.lexer import DEDENT, INDENT, NEWLINE, tokenize
 from weft.dsl.source import Source
@@ -19,7 +20,8 @@ from weft.dsl.tables import END
 # Words of the language among them: they are names wherever a name is wanted.
 NAMES = (
     "x", "y", "seq", "dim", "heads", "head_dim", "token", "end", "size", "mask", "block", "where", "by", "axis", "loss",
-    "match", "input", "on", "grid", "only", "each", "weight", "copy", "as", "at", "into", "model", "use", "param", "when",
+    "match", "input", "on", "grid", "only", "each", "weight", "copy", "as", "at", "into", "model", "use", "param",
+    "when",
 )  # fmt: skip
 NUMBERS = ("0", "1", "32", "50_000", "0.1", "5e5", "1e-6", "3.0", "007")
 STRINGS = ('"a"', '""', '"a # b"', '"a \\"b\\" \\\\"', '"é (["')
@@ -31,7 +33,8 @@ PATTERNS = ("**", "*", "a.b", "layer.3.x", "**.linear.weight", "layer.*.**.text"
 MAPPINGS = ("dim -> heads", "dim -> (heads, head_dim)", "(a, b) -> level[i]", "0 .. 3")
 BINARY = ("+", "-", "*", "/", "//", "mod", "and", "or", "==", "!=", "<", "<=", ">", ">=", "^")
 LINES = (
-    "use std.norm", "use a.b: c, d as e", "use llama as policy", "use lm(dim = 3) as l: x", "axis seq", "axis image grid",
+    "use std.norm", "use a.b: c, d as e", "use llama as policy", "use lm(dim = 3) as l: x", "axis seq",
+    "axis image grid",
     "axis pixel in picture", "axis patch cut from seq", "axis cell = match worth: r8: image / 8, r16: image / 16",
     "enum modality: text, image", "shared values: real[slot, dim]", "shared stage[i]: upstage(width=wide[i])",
     "optimise by sgd", "extern retrieve(query: text) -> text",

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 from hypothesis import given, settings
+
 from weft.dsl.diagnostics import Problems
 from weft.dsl.format import format_text
 from weft.dsl.parser import parse, structure
@@ -81,13 +82,15 @@ LAYOUTS = [
         'weights hf:\n    tensor "a" = x.* [dim, (a, b)]\n    config "k" = dim\n',
     ),
     (
-        "model m(x:real[ .. ],y=3)->real[seq ,dim] :\n\n\n   for i in 0..3 :\n     x=f( x,a=1 )as b\n\n\n\n   return x,y\n",
-        "model m(x: real[..], y = 3) -> real[seq, dim]:\n"
-        "    for i in 0 .. 3:\n        x = f(x, a=1) as b\n\n    return x, y\n",
+        "model m(x:real[ .. ],y=3)->real :\n\n\n   for i in 0..3 :\n     x=f( x,a=1 )as b\n\n\n\n   return x,y\n",
+        "model m(x: real[..], y = 3) -> real:\n    for i in 0 .. 3:\n        x = f(x, a=1) as b\n\n    return x, y\n",
     ),
     # Blank lines: as written between one-line declarations, one around bodies, one below the docstring.
     ('"""d"""\naxis a\naxis b\n\n\n\nsize c = 1\n', '"""d"""\n\naxis a\naxis b\n\nsize c = 1\n'),
-    ("recipe a():\n    f()\nrecipe b():\n    f()\naxis c\n", "recipe a():\n    f()\n\nrecipe b():\n    f()\n\naxis c\n"),
+    (
+        "recipe a():\n    f()\nrecipe b():\n    f()\naxis c\n",
+        "recipe a():\n    f()\n\nrecipe b():\n    f()\n\naxis c\n",
+    ),
     # Comments.
     ("axis a#x\n#y\n\n\n#z\naxis b", "axis a  #x\n#y\n\n#z\naxis b\n"),
     ("axis a\n# x\nrecipe a():\n    f()\n", "axis a\n\n# x\nrecipe a():\n    f()\n"),

@@ -144,8 +144,8 @@ class UnknownCharacter(SpecError, code="E106"):
 class ReservedWord(SpecError, code="E107"):
     """A word of the language stands where a name is wanted.
 
-    Most words of the language may also be names. These may not: `and`, `or`, `not`, `mod`, `in`, `if`, `elif`, `else`, `for`,
-    `return`. Choose another name.
+    Most words of the language may also be names. These may not: `and`, `or`, `not`, `mod`, `in`, `if`, `elif`,
+    `else`, `for`, `return`. Choose another name.
 
     Wrong:
         size mod = 3
@@ -199,8 +199,8 @@ class UnterminatedString(SpecError, code="E108"):
 class MalformedNumber(SpecError, code="E109"):
     """A number that cannot be read.
 
-    `32`, `50_000`, `0.1`, `5e5` and `1e-6` are numbers. Digits are needed on both sides of a point, and underscores stand
-    between digits.
+    `32`, `50_000`, `0.1`, `5e5` and `1e-6` are numbers. Digits are needed on both sides of a point, and underscores
+    stand between digits.
 
     Wrong:
         size dim = 12x
@@ -340,8 +340,8 @@ class BadDeclaration(SpecError, code="E115"):
 class NotADeclaration(SpecError, code="E116"):
     """A line at the left edge does not start a declaration.
 
-    A file is a list of declarations. Statements stand in the body of a `model`, `block`, `objective`, `hook`, `generate` or
-    `recipe`, indented.
+    A file is a list of declarations. Statements stand in the body of a `model`, `block`, `objective`, `hook`,
+    `generate` or `recipe`, indented.
 
     Wrong:
         bloc layer(x: real) -> real:
