@@ -197,7 +197,7 @@ def _begin(
     context.finish([whole_result(context, value) for value in plan.carried])
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)
-    module = graph_module(context.graph, weights, shape, f"{plan.program.name}_begin")
+    module = graph_module(context.graph, weights, shape, f"{plan.program.name}_begin", working)
     join_common_subexpressions(module)
     output = module.graph.output_node()
     first: dict[fx.Node, Value] = {}
@@ -220,7 +220,7 @@ def _rows(
     context.finish(results)
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)
-    return graph_module(context.graph, weights, shape, f"{plan.program.name}_{form}"), tuple(context.specs)
+    return graph_module(context.graph, weights, shape, f"{plan.program.name}_{form}", types.working), tuple(context.specs)
 
 
 class DecodeContext(GraphContext):

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from ..dsl.program import Constant, LossTerm, Node, Program, Value, Weight
+from .facts import WORKING
 from .functions import packing
 from .graph_context import CompilerBug, GraphContext
 from .origin import Origin, origin
@@ -48,18 +49,22 @@ def lower(
         returned += _loss(context, term)
     context.finish(returned)
     signature = signature_of(program, draws=context.draws)
-    return graph_module(context.graph, weights or empty_weights(program.weights, stored), signature, program.name)
+    tree = weights or empty_weights(program.weights, stored)
+    return graph_module(context.graph, tree, signature, program.name, working)
 
 
-def graph_module(graph: fx.Graph, weights: WeightTree, signature: Signature, name: str) -> fx.GraphModule:
+def graph_module(
+    graph: fx.Graph, weights: WeightTree, signature: Signature, name: str, working: torch.dtype
+) -> fx.GraphModule:
     """A module that runs the graph on a tree of weights. The tree is referred to, never copied: graphs of one model
-    share it."""
+    share it. `working` is the type in which the graph computes reals."""
     graph.lint()
     module = fx.GraphModule(torch.nn.Module(), fx.Graph(), class_name=f"{name}_graph")
     module.weights = weights
     # Set after the tree is there: the constructor would copy each weight it finds into modules of its own.
     module.graph = graph
     module.meta[SIGNATURE] = signature
+    module.meta[WORKING] = working
     return module
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from .facts import WORKING
 from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
@@ -95,7 +96,7 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
         new.meta = dict(old.meta)
     signature, weights = module.meta[SIGNATURE], module.weights
     assert isinstance(weights, WeightTree)
-    optimised = graph_module(graph, weights, signature, signature.name)
+    optimised = graph_module(graph, weights, signature, signature.name, module.meta[WORKING])
     for pass_ in passes:
         pass_.function(optimised)
         # Passes ask who reads a node; what they replaced would still count.

@@ -1,0 +1,78 @@
+"""Launches rowwise kernels: operands with contiguous rows, results made, sums over rows added up in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Programs that share the rows of a kernel with sums: each keeps a partial sum, so their number is part of the result.
+# It is fixed, so that the same sums come out on every device.
+PROGRAMS = 256
+
+
+@dataclass(frozen=True)
+class Made:
+    """A result: `[rows, *dims]`, or `[*dims]` for a sum over rows."""
+
+    dims: tuple[int, ...]
+    dtype: torch.dtype
+    by_row: bool = True
+
+
+@dataclass(frozen=True)
+class RowKernel:
+    """A kernel and what it takes.
+
+    `sources`: which operands of the call it reads, in the order of its pointers, and whether each has rows (then the
+    stride of its rows is passed too). `columns`: programs on the grid's second side. `is_accumulated`: it adds its sums
+    over rows into memory that starts as zero.
+    """
+
+    kernel: Any
+    sources: tuple[tuple[int, bool], ...]
+    results: tuple[Made, ...]
+    block_rows: int
+    columns: int
+    warps: int
+    stages: int
+    is_accumulated: bool = False
+
+    def __call__(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        read = [(_rows_whole(operands[place]) if by_row else operands[place].contiguous()) for place, by_row in self.sources]
+        rows = next(t.shape[0] for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row)
+        like = read[0]
+        tiles = -(-rows // self.block_rows)
+        programs = min(tiles, PROGRAMS) if any(not made.by_row for made in self.results) else tiles
+        programs = max(programs, 1)
+        results = [self._empty(made, rows, programs, like) for made in self.results]
+        if rows:
+            strides = [t.stride(0) for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row]
+            self.kernel[(programs, self.columns)](
+                *read, *strides, *results, rows,
+                BLOCK_R=self.block_rows, num_warps=self.warps, num_stages=self.stages,
+            )  # fmt: skip
+        return tuple(
+            result if made.by_row else result.sum(0).to(made.dtype) if rows else result[0].zero_().to(made.dtype)
+            for made, result in zip(self.results, results, strict=True)
+        )
+
+    def _empty(self, made: Made, rows: int, programs: int, like: Tensor) -> Tensor:
+        if made.by_row:
+            return like.new_empty((rows, *made.dims), dtype=made.dtype)
+        wide = torch.promote_types(made.dtype, torch.float32)
+        make = like.new_zeros if self.is_accumulated else like.new_empty
+        return make((programs, *made.dims), dtype=wide)
+
+
+def _rows_whole(x: Tensor) -> Tensor:
+    """The entries of a row side by side; rows may be apart."""
+    expected = 1
+    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return x.contiguous()
+        expected *= size
+    return x

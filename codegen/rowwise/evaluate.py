@@ -1,0 +1,117 @@
+"""Runs a row program in torch, value by value: what the generated kernels are compared with, and what they mean.
+
+Every value is a tensor of one shape, `[rows or 1, *axes of the program or 1]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .row_program import (
+    Axis,
+    Constant,
+    How,
+    Iota,
+    Kind,
+    Layout,
+    Load,
+    Map,
+    Part,
+    Reduce,
+    RowProgram,
+    Store,
+    Val,
+)
+
+
+def evaluate(
+    program: RowProgram, tensors: Sequence[Tensor], rows: int, real: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
+    """The results for operands in the order of the program's places. `real`: what reals are computed in."""
+    axes = program.axes
+    held: dict[Val, Tensor] = {}
+    for value in program.values:
+        held[value] = _value(value, held, tensors, axes, real)
+    results = [
+        torch.zeros((*((rows,) if r.by_row else ()), *r.dims), dtype=r.dtype, device=tensors[0].device)
+        for r in program.results
+    ]
+    for store in program.stores:
+        _store(store, held[store.value], results[store.place], rows, axes)
+    return tuple(results)
+
+
+def _value(
+    value: Val, held: dict[Val, Tensor], tensors: Sequence[Tensor], axes: tuple[Axis, ...], real: torch.dtype
+) -> Tensor:
+    rank = 1 + len(axes)
+    match value:
+        case Constant():
+            dtype = {Kind.REAL: real, Kind.INT: torch.int64, Kind.FLAG: torch.bool}[value.kind]
+            return torch.full((1,) * rank, value.number, dtype=dtype, device=tensors[0].device)
+        case Iota():
+            assert value.axis is not None
+            shape = [1] * rank
+            shape[1 + axes.index(value.axis)] = value.axis.size
+            return torch.arange(value.axis.size, device=tensors[0].device).reshape(shape)
+        case Load():
+            assert value.source is not None
+            tensor = tensors[value.source.place]
+            flat = tensor.reshape(-1, value.source.entries)
+            if value.index is not None:
+                index = held[value.index]
+                # At every axis either the index or the entry has size one.
+                found = _placed(flat[index.reshape(-1)], value.layout, axes)
+                shape = [max(sizes) for sizes in zip(index.shape[1:], found.shape[1:], strict=True)]
+                found = found.reshape(index.shape[0], *index.shape[1:], *found.shape[1:])
+                order = [0, *(place + step * (rank - 1) for place in range(1, rank) for step in (0, 1))]
+                found = found.permute(order).reshape(index.shape[0], *shape)
+            else:
+                found = _placed(flat, value.layout, axes)
+            return found.to(real) if value.kind is Kind.REAL else found
+        case Map():
+            assert value.function is not None
+            operands = [held[arg] for arg in value.args]
+            if value.kind is Kind.REAL:
+                operands = [t if t.dtype in (real, torch.bool) else t.to(real) for t in operands]
+            return value.function.torch(*operands)
+        case Reduce():
+            assert value.arg is not None
+            dims = [1 + axes.index(axis) for axis in value.over]
+            x = held[value.arg]
+            match value.how:
+                case How.SUM:
+                    return x.sum(dims, keepdim=True)
+                case How.MAX:
+                    return x.amax(dims, keepdim=True)
+                case How.MIN:
+                    return x.amin(dims, keepdim=True)
+    raise AssertionError(value)
+
+
+def _placed(flat: Tensor, layout: Layout, axes: tuple[Axis, ...]) -> Tensor:
+    """`[rows, entries]` as `[rows, *axes]`."""
+    tensor = flat.reshape(flat.shape[0], *(entry.size for entry in layout))
+    index = tuple(entry.index if isinstance(entry, Part) else slice(None) for entry in layout)
+    tensor = tensor[(slice(None), *index)]
+    left = [entry for entry in layout if isinstance(entry, Axis)]
+    order = sorted(range(len(left)), key=lambda place: axes.index(left[place]))
+    tensor = tensor.permute(0, *(1 + place for place in order))
+    shape = [flat.shape[0]] + [axis.size if axis in left else 1 for axis in axes]
+    return tensor.reshape(shape)
+
+
+def _store(store: Store, value: Tensor, result: Tensor, rows: int, axes: tuple[Axis, ...]) -> None:
+    named = [entry for entry in store.layout if isinstance(entry, Axis)]
+    shape = [rows] + [axis.size if axis in named else 1 for axis in axes]
+    value = value.expand(shape)
+    if store.sum_rows:
+        value = value.sum(0, keepdim=True)
+    value = value.permute(0, *(1 + axes.index(axis) for axis in named), *(1 + axes.index(a) for a in axes if a not in named))
+    value = value.reshape(value.shape[0], *(axis.size for axis in named))
+    view = result.reshape(value.shape[0], *(entry.size for entry in store.layout))
+    index = tuple(entry.index if isinstance(entry, Part) else slice(None) for entry in store.layout)
+    view[(slice(None), *index)] = value.to(result.dtype)
