@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +19,10 @@ import torch
 from torch import fx
 
 from ..dsl.program import Weight
-from ..dsl.source import Span
 from .graph_context import CompilerBug
 from .origin import origin
+from .rowwise.fused import FusedOp
+from .spec_comment import comment
 from .weight_tree import attribute_path
 
 _INFIX: dict[Callable[..., Any], str] = {
@@ -33,21 +33,29 @@ _INFIX: dict[Callable[..., Any], str] = {
 _PREFIX: dict[Callable[..., Any], str] = {operator.neg: "-", operator.invert: "~"}
 _LIBRARIES = (("torch.nn.functional", torch.nn.functional), ("torch", torch), ("operator", operator), ("math", math))
 _PACKAGES = ("functions", "cpu")
-WIDTH = 120
+KERNELS = "_kernels"
 
 
 @dataclass
 class Imports:
-    """Which of our torch-only modules the text calls: (package, module), to be copied beside it."""
+    """Which of our torch-only modules the text calls: (package, module), to be copied beside it; and which kernels.
+
+    `home` is the package they are in, as the text names it: "." for the one the text itself is in.
+    """
 
     modules: set[tuple[str, str]] = field(default_factory=set)
     libraries: set[str] = field(default_factory=set)
+    kernels: dict[str, FusedOp] = field(default_factory=dict)
+    home: str = "."
 
     @property
     def lines(self) -> list[str]:
         ours = [
-            f"from .{package} import {module} as {_alias(package, module)}" for package, module in sorted(self.modules)
+            f"from {self.home}{package} import {module} as {_alias(package, module)}"
+            for package, module in sorted(self.modules)
         ]
+        if self.kernels:
+            ours.append(f"from . import kernels as {KERNELS}")
         return [
             *(f"import {name}" for name in sorted({name.partition(".")[0] for name in self.libraries} | {"torch"})),
             "",
@@ -62,11 +70,17 @@ def _alias(package: str, module: str) -> str:
 
 def method(name: str, module: fx.GraphModule, imports: Imports) -> str:
     """A method of a weight tree that runs the graph."""
+    lines = function(name, module, imports, ("self",)).splitlines()
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def function(name: str, module: fx.GraphModule, imports: Imports, before: tuple[str, ...] = ()) -> str:
+    """A function that runs the graph; `before` are parameters ahead of the graph's own."""
     if not name.isidentifier():
         raise CompilerBug(f"{name!r} is not an identifier")
     names = _names(module.graph)
-    arguments = [names[node] for node in module.graph.nodes if node.op == "placeholder"]
-    lines = [f"    def {name}(self, {', '.join(arguments)}):" if arguments else f"    def {name}(self):"]
+    arguments = [*before, *(names[node] for node in module.graph.nodes if node.op == "placeholder")]
+    lines = [f"def {name}({', '.join(arguments)}):"]
     freed = _last_uses(module.graph)
     where: tuple[str, int] | None = None
     group: list[fx.Node] = []
@@ -76,23 +90,16 @@ def method(name: str, module: fx.GraphModule, imports: Imports) -> str:
         span = origin(node).span
         if node.op == "call_function" and span is not None and (place := (span.source.name, span.line)) != where:
             lines += _release(group, freed, names)
-            lines.append(f"        # {comment(span)}")
+            lines.append(f"    # {comment(span)}")
             where, group = place, []
         group.append(node)
         if node.op == "output":
-            lines.append(f"        return {_text(node.args[0], names)}")
+            lines.append(f"    return {_text(node.args[0], names)}")
         elif node.op == "call_function":
-            lines.append(f"        {names[node]} = {_call(node, names, imports)}")
+            lines.append(f"    {names[node]} = {_call(node, names, imports)}")
         elif node.op != "get_attr":
             raise CompilerBug(f"a node of kind {node.op} cannot be written")
     return "\n".join(lines) + "\n"
-
-
-def comment(span: Span) -> str:
-    """`olmo2.weft:14  x = x + attention(x)`: nothing in it ends a comment."""
-    line = span.source.line_text(span.line).strip()
-    text = f"{os.path.basename(span.source.name)}:{span.line}  {line}"
-    return "".join(c if c.isprintable() else " " for c in text)[: WIDTH - 10]
 
 
 def _names(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -140,7 +147,7 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 def _release(group: list[fx.Node], freed: dict[fx.Node, list[fx.Node]], names: dict[fx.Node, str]) -> list[str]:
     """What nobody reads after a group is let go, so that it does not stay in memory until the end."""
     done = [names[value] for node in group for value in freed.get(node, ())]
-    return [f"        del {', '.join(done)}"] if done else []
+    return [f"    del {', '.join(done)}"] if done else []
 
 
 def _call(node: fx.Node, names: dict[fx.Node, str], imports: Imports) -> str:
@@ -164,6 +171,9 @@ def _call(node: fx.Node, names: dict[fx.Node, str], imports: Imports) -> str:
 
 def function_name(function: Any, imports: Imports) -> str:
     """The dotted name that means `function` in the text."""
+    if isinstance(function, FusedOp):
+        imports.kernels[function.name] = function
+        return f"{KERNELS}.{function.name}"
     name = getattr(function, "__name__", "")
     module = getattr(function, "__module__", "") or ""
     for library, found in _LIBRARIES:

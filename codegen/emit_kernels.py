@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .rowwise.plan import RowPlan
+import torch
 
-PRELUDE = "prelude.py.j2"
+from .emit import Imports, function
+from .rowwise.fused import FusedOp
+from .rowwise.plan import RowPlan
 
 
 def render(template: str, **values: Any) -> str:
@@ -17,8 +21,72 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
+def kernels_text(ops: Iterable[FusedOp], imports: Imports, made_from: str) -> str:
+    """A module with a callable for each fused call: what it means, its kernels, and how they are launched."""
+    parts = []
+    for op in ops:
+        meaning = function(f"{op.name}_meaning", op.meaning, imports)
+        kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
+        parts += [meaning, *kernels, render("fused.py.j2", op=_call(op))]
+    return render("kernels.py.j2", made_from=made_from, imports=imports, parts=parts)
+
+
 def row_kernel(plan: RowPlan) -> str:
     return render("rowwise.py.j2", plan=plan)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    sources: tuple[tuple[int, bool], ...]
+    results: tuple[str, ...]
+    block_rows: int
+    columns: int
+    warps: int
+    stages: int
+    is_accumulated: bool
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    operands: int
+    forward: _Kernel
+    backward: _Kernel | None
+    wanted: tuple[int, ...]
+    owners: tuple[int | None, ...]
+    gathered: tuple[str, ...]
+
+
+def _call(op: FusedOp) -> _Call:
+    derivative = op.derivative
+    return _Call(
+        name=op.name,
+        operands=op.operands,
+        forward=_kernel(op.forward),
+        backward=None if op.backward is None else _kernel(op.backward),
+        wanted=() if derivative is None else derivative.wanted,
+        owners=() if derivative is None else derivative.owners,
+        gathered=() if derivative is None else tuple(
+            f"Gathered({g.place}, {g.rows}, {g.index}, {g.index_result})" for g in derivative.gathered
+        ),
+    )
+
+
+def _kernel(plan: RowPlan) -> _Kernel:
+    program = plan.program
+    return _Kernel(
+        sources=tuple((source.place, source.by_row) for source in program.sources),
+        results=tuple(_made(result.dims, result.dtype, result.by_row) for result in program.results),
+        block_rows=plan.block_rows,
+        columns=plan.columns,
+        warps=plan.warps,
+        stages=plan.stages,
+        is_accumulated=plan.is_accumulated,
+    )
+
+
+def _made(dims: tuple[int, ...], dtype: torch.dtype, by_row: bool) -> str:
+    return f"Made({dims}, {dtype})" if by_row else f"Made({dims}, {dtype}, by_row=False)"
 
 
 @cache

@@ -114,7 +114,7 @@ WHERE = Function(
     "where", "tl.where({0}, {1}, {2})", torch.where,
     lambda m, x, y, g: (None, m(WHERE, x[0], g, 0.0), m(WHERE, x[0], 0.0, g)),
 )  # fmt: skip
-TO_REAL = Function("real", "{0}.to(REAL)", lambda x: x.to(torch.float64), lambda m, x, y, g: (None,), "real", 0)
+TO_REAL = Function("real", "{0}.to({real})", lambda x: x.to(torch.float64), lambda m, x, y, g: (None,), "real", 0)
 TO_INT = Function("int", "{0}.to(tl.int64)", lambda x: x.to(torch.int64), None, "int", 0)
 STOP = Function("stop", "{0}", torch.detach, lambda m, x, y, g: (None,), cost=0)
 

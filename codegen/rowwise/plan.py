@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from ..emit import comment
 from ..origin import UNKNOWN, Origin
+from ..spec_comment import comment
 from .row_program import (
     Axis,
     Constant,
@@ -45,6 +46,12 @@ _STORED = {
     torch.float64: "tl.float64", torch.float32: "tl.float32", torch.float16: "tl.float16",
     torch.int64: "tl.int64", torch.int32: "tl.int32", torch.bool: "tl.int1",
 }  # fmt: skip
+
+# What the text of a kernel calls otherwise: the frame's variables, Triton, and the functions of the prelude.
+RESERVED = (
+    "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "tl", "triton", "range", "float", "bool",
+    "INTERPRETED", "to_bfloat16", "tanh", "softplus", "sign", "power",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,10 @@ class _Planner:
         self.values = program.values
         self.real = "tl.float64" if any(s.dtype == torch.float64 for s in program.sources) else "tl.float32"
         self.names: dict[Val, str] = {}
-        self.taken: set[str] = {"row", "is_row", "tile", "start", "n_rows", "tl"}
+        self.taken = set(RESERVED)
+        self.pointers = {source: self.unique(f"{source.name}_ptr") for source in program.sources}
+        self.strides = {source: self.unique(f"stride_{source.name}") for source in program.sources if source.by_row}
+        self.results = [self.unique(f"{result.name}_ptr") for result in program.results]
         self.axis_names = {axis: self.unique(axis.name) for axis in self.axes}
         self.totals = {store: self.unique("total") for store in program.stores if store.sum_rows}
         self.cut = self._cut()
@@ -195,26 +205,12 @@ class _Planner:
 
     def _arguments(self) -> tuple[Argument, ...]:
         program = self.program
-        found = [Argument(self.pointer(s), f"*{TRITON_TYPES[s.dtype]}") for s in program.sources]
-        found += [
-            Argument(self.stride(s), "i32", s.entries % 16 == 0) for s in program.sources if s.by_row
-        ]
+        found = [Argument(name, f"*{TRITON_TYPES[source.dtype]}") for source, name in self.pointers.items()]
+        found += [Argument(name, "i32", source.entries % 16 == 0) for source, name in self.strides.items()]
         for place, result in enumerate(program.results):
             dtype = result.dtype if result.by_row else torch.float64 if self.real == "tl.float64" else torch.float32
-            found.append(Argument(self.result(place), f"*{TRITON_TYPES[dtype]}"))
+            found.append(Argument(self.results[place], f"*{TRITON_TYPES[dtype]}"))
         return (*found, Argument("n_rows", "i32", False))
-
-    def pointer(self, source: Source) -> str:
-        same = sum(other.name == source.name for other in self.program.sources) > 1
-        return f"{source.name}{'_table' if same and source.is_table else ''}_ptr"
-
-    def stride(self, source: Source) -> str:
-        return f"stride_{source.name}"
-
-    def result(self, place: int) -> str:
-        name = self.program.results[place].name
-        taken = any(source.name == name for source in self.program.sources)
-        return f"{name}{'_out' if taken else ''}_ptr"
 
     def _numbering(self) -> tuple[str, ...]:
         lines = []
@@ -338,6 +334,9 @@ class _Planner:
     # -- text --------------------------------------------------------------------------------------
 
     def unique(self, name: str) -> str:
+        """A name of the text like one of the spec; a spec may use words that mean something in Python."""
+        if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
+            name = f"_{name}" if name.isascii() and name.isidentifier() else "value"
         found, number = name, 1
         while found in self.taken:
             number += 1
@@ -370,7 +369,7 @@ class _Planner:
                 return self._load(value)
             case Map():
                 assert value.function is not None
-                text = value.function.text.format(*map(self._read, value.args)).replace("REAL", self.real)
+                text = value.function.text.format(*map(self._read, value.args), real=self.real)
                 return text[1:-1] if _is_wrapped(text) else text
             case Reduce():
                 return self._reduction(value)
@@ -409,12 +408,12 @@ class _Planner:
     def _load(self, value: Load) -> str:
         source = value.source
         assert source is not None
-        terms = [self.pointer(source)]
+        terms = [self.pointers[source]]
         if value.index is not None:
             index = self._read(value.index)
             terms.append(f"{index}.to(tl.int64) * {source.entries}" if source.entries != 1 else index)
         elif source.by_row:
-            terms.append(f"row * {self.stride(source)}")
+            terms.append(f"row * {self.strides[source]}")
         address = self._address(value.layout, extent(value.layout))
         if address:
             terms.append(address)
@@ -432,7 +431,7 @@ class _Planner:
             # Rows beyond the last one hold anything.
             text = f"tl.sum(tl.where(is_row, {value}, 0.0), axis=0, keep_dims=True)"
             if self._is_added_in_memory(store):
-                pointer = f"{self.result(store.place)} + tl.program_id(0) * {entries} + {self._address(store.layout, entries)}"
+                pointer = f"{self.results[store.place]} + tl.program_id(0) * {entries} + {self._address(store.layout, entries)}"
                 mask = self._mask(False, axes)
                 guard = f", mask={mask}" if mask else ""
                 other = ", other=0" if mask else ""
@@ -441,7 +440,7 @@ class _Planner:
                     Step(f"tl.store({pointer}, before + {text}{guard})"),
                 ]
             return [self._step(f"{self.totals[store]} += {text}", store.value.origin)]
-        pointer = f"{self.result(store.place)} + row * {entries}"
+        pointer = f"{self.results[store.place]} + row * {entries}"
         address = self._address(store.layout, entries)
         pointer += f" + {address}" if address else ""
         mask = self._mask(True, axes)
@@ -470,7 +469,7 @@ class _Planner:
         axes = [entry for entry in store.layout if isinstance(entry, Axis)]
         entries = extent(store.layout)
         address = self._address(store.layout, entries)
-        pointer = f"{self.result(store.place)} + tl.program_id(0) * {entries}" + (f" + {address}" if address else "")
+        pointer = f"{self.results[store.place]} + tl.program_id(0) * {entries}" + (f" + {address}" if address else "")
         shape = self._shape(False, axes)
         mask = self._mask(False, axes)
         name = self.totals[store]

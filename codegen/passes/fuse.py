@@ -1,0 +1,286 @@
+"""Groups of row-by-row nodes become one call each.
+
+    p = pow(x, 2); m = mean(p); r = rsqrt(m + eps); n = x * r * gain; y = h + n      ->      y = rms_norm(x, gain, h)
+
+Groups grow along edges, then take in neighbours that read the same rows, as long as what they are together is a row
+program (rowwise/build.py) and no path leaves a group and comes back. What follows from ids and positions alone (masks,
+rotary angles) makes groups of its own, so that all layers share it, unless one group alone reads it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..facts import Fact, facts
+from ..functions import packing
+from ..graph_context import CompilerBug
+from ..origin import inherit, origin
+from ..rowwise.axes import CannotFuse
+from ..rowwise.build import FUSIBLE, Region, build, region_of, tables
+from ..rowwise.fused import FusedOp, fused_op
+
+# Only names change: a group that ends in one may as well leave it to its readers.
+RESHAPES = (torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, operator.getitem)
+VIEWS = (*RESHAPES, torch.permute, torch.select, packing.expand, torch.Tensor.to, torch.detach)
+# Two steps at least: one alone is a call either way.
+FEWEST = 2
+# What one kernel may hold before its text and its registers grow beyond reason.
+MOST_VALUES = 400
+
+
+def fuse_rows(module: fx.GraphModule) -> None:
+    groups = _Groups(module)
+    groups.grow()
+    regions = [region for region in map(groups.trimmed, groups.members()) if region is not None]
+    _rewrite(module, regions, groups.facts)
+
+
+class _Groups:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.facts = facts(module)
+        self.place = {node: number for number, node in enumerate(module.graph.nodes)}
+        self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
+        self.nodes: dict[fx.Node, set[fx.Node]] = {}
+        for node in module.graph.nodes:
+            if _is_fusible(node, self.facts):
+                self.group[node] = node
+                self.nodes[node] = {node}
+        self.plans = _plans(module, self.facts)
+
+    def grow(self) -> None:
+        candidates = list(self.group)
+        for node in candidates:
+            forced = {node.args[place] for place in tables(node)}
+            for operand in node.all_input_nodes:
+                if operand in self.group and operand not in forced:
+                    if (operand in self.plans) == (node in self.plans):
+                        self.merge(operand, node)
+        readers: dict[fx.Node, dict[fx.Node, None]] = defaultdict(dict)
+        for node in candidates:
+            for operand in node.all_input_nodes:
+                fact = self.facts.get(operand)
+                if fact is not None and fact.level is not None and self.group.get(operand) is not self.group[node]:
+                    readers[operand].setdefault(node)
+        for shared in readers.values():
+            heads = list(shared)
+            for one, two in zip(heads, heads[1:], strict=False):
+                if self.plans.isdisjoint((one, two)) and self.works(one) and self.works(two):
+                    self.merge(one, two)
+        for node in candidates:
+            if node in self.plans:
+                used = {self.group.get(user, user) for user in self._outside(self.group[node])}
+                only = next(iter(used)) if len(used) == 1 else None
+                if only in self.nodes and self._may_take_in(only, self.group[node]):
+                    self.merge(node, only)
+
+    def _may_take_in(self, group: fx.Node, plan: fx.Node) -> bool:
+        made = self.nodes[plan]
+        return all(node.args[place] not in made for node in self.nodes[group] for place in tables(node))
+
+    def _outside(self, group: fx.Node) -> set[fx.Node]:
+        inside = self.nodes[group]
+        return {user for node in inside for user in node.users if user not in inside}
+
+    def works(self, node: fx.Node) -> bool:
+        return _work(self.nodes[self.group[node]]) >= FEWEST
+
+    def merge(self, one: fx.Node, two: fx.Node) -> bool:
+        """Joins the groups of two nodes where that is allowed."""
+        first, second = self.group[one], self.group[two]
+        if first is second:
+            return True
+        if self.facts[one].level != self.facts[two].level:
+            return False
+        if self.place[first] > self.place[second]:
+            first, second = second, first
+        together = self.nodes[first] | self.nodes[second]
+        if self._leaves_and_returns(together) or not self._is_program(together):
+            return False
+        self.nodes[first] = together
+        for node in self.nodes.pop(second):
+            self.group[node] = first
+        return True
+
+    def _is_program(self, nodes: set[fx.Node]) -> bool:
+        inside = nodes
+        if any(node.args[place] in inside for node in nodes for place in tables(node)):
+            return False
+        if _work(nodes) < FEWEST:
+            return True
+        try:
+            program = build(region_of(nodes), self.facts, "candidate")
+        except CannotFuse:
+            return False
+        return len(program.values) <= MOST_VALUES
+
+    def _leaves_and_returns(self, nodes: set[fx.Node]) -> bool:
+        """Whether a path from the nodes comes back to them by way of others. Groups are passed through whole."""
+        last = max(self.place[node] for node in nodes)
+        stack = [user for node in nodes for user in node.users if user not in nodes]
+        seen: set[fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in nodes:
+                return True
+            unit = self.group.get(node, node)
+            if unit in seen:
+                continue
+            seen.add(unit)
+            for member in self.nodes.get(unit, {node}):
+                stack += [user for user in member.users if self.place[user] <= last or user in self.group]
+        return False
+
+    def members(self) -> Iterable[set[fx.Node]]:
+        return self.nodes.values()
+
+    def trimmed(self, nodes: set[fx.Node]) -> Region | None:
+        """Without names at its edges that cost nothing outside; None for a group that does too little."""
+        kept = set(nodes)
+        changed = True
+        while changed:
+            changed = False
+            for node in sorted(kept):
+                given = [arg for arg in node.all_input_nodes if arg in kept]
+                outside = [user for user in node.users if user not in kept]
+                is_first = node.target in VIEWS and not given and outside
+                is_last = node.target in RESHAPES and given and len(outside) == len(node.users)
+                beside = is_last and any(user not in kept for arg in given for user in arg.users)
+                if is_first or beside:
+                    kept.discard(node)
+                    changed = True
+        if _work(kept) < FEWEST:
+            return None
+        region = region_of(kept)
+        by_row = any(self.facts[node].level is not None for node in region.inputs)
+        return region if by_row and region.outputs else None
+
+
+def _work(nodes: Iterable[fx.Node]) -> int:
+    return sum(node.target not in VIEWS for node in nodes)
+
+
+def _is_fusible(node: fx.Node, known: dict[fx.Node, Fact]) -> bool:
+    if node.op != "call_function" or node.target not in FUSIBLE:
+        return False
+    fact = known.get(node)
+    if fact is None or fact.level is None or fact.dtype in (torch.complex64, torch.complex128):
+        return False
+    return all(operand in known for operand in node.all_input_nodes if operand not in _ignored(node))
+
+
+def _ignored(node: fx.Node) -> tuple[Any, ...]:
+    return (node.args[1],) if node.target is packing.expand else ()
+
+
+def _plans(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> set[fx.Node]:
+    """Nodes that no weight and no real input reaches."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        match node.op:
+            case "placeholder":
+                fact = known.get(node)
+                if fact is None or not fact.is_real:
+                    found.add(node)
+            case "call_function":
+                if all(operand in found for operand in node.all_input_nodes):
+                    found.add(node)
+    return found
+
+
+# -- the graph ---------------------------------------------------------------------------------------------------------
+
+
+def _rewrite(module: fx.GraphModule, regions: list[Region], known: dict[fx.Node, Fact]) -> None:
+    calls: dict[object, FusedOp] = {}
+    taken: dict[str, int] = {}
+    wanted = frozenset(needs_gradient(module, known))
+    made: list[tuple[Region, FusedOp]] = []
+    for region in sorted(regions, key=lambda region: region.nodes[0]):
+        op = fused_op(region, known, region_name(region), wanted)
+        known_op = calls.get(op.key)
+        if known_op is None:
+            taken[op.name] = taken.get(op.name, 0) + 1
+            known_op = calls[op.key] = op if taken[op.name] == 1 else op.renamed(f"{op.name}_{taken[op.name]}")
+        made.append((region, known_op))
+    replaced: dict[fx.Node, fx.Node] = {}
+    for region, op in made:
+        _replace(module, region, op, replaced)
+    _sort(module)
+
+
+def _replace(module: fx.GraphModule, region: Region, op: FusedOp, replaced: dict[fx.Node, fx.Node]) -> None:
+    graph = module.graph
+    with graph.inserting_after(region.nodes[-1]):
+        inputs = tuple(replaced.get(node, node) for node in region.inputs)
+        call = inherit(graph.call_function(op, inputs), region.outputs[-1])
+    for number, output in reversed(list(enumerate(region.outputs))):
+        result = call
+        if len(region.outputs) > 1:
+            with graph.inserting_after(call):
+                result = inherit(graph.call_function(operator.getitem, (call, number)), output)
+        output.replace_all_uses_with(result)
+        replaced[output] = result
+    for node in reversed(region.nodes):
+        if node.users:
+            raise CompilerBug(f"{node.name} is still read after it was fused")
+        graph.erase_node(node)
+
+
+def _sort(module: fx.GraphModule) -> None:
+    """Operands first, otherwise in the order the nodes stand in."""
+    graph = module.graph
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    waiting = {node: len(set(node.all_input_nodes)) for node in graph.nodes}
+    ready = [(place[node], node) for node, count in waiting.items() if not count]
+    heapify(ready)
+    order: list[fx.Node] = []
+    while ready:
+        _, node = heappop(ready)
+        order.append(node)
+        for user in node.users:
+            waiting[user] -= 1
+            if not waiting[user]:
+                heappush(ready, (place[user], user))
+    if len(order) != len(place):
+        raise CompilerBug("fusing made a circle")
+    for node in order:
+        if node.op not in ("placeholder", "output"):
+            graph.output_node().prepend(node)
+
+
+def region_name(region: Region) -> str:
+    """The blocks a region's nodes stand in, as the spec calls them."""
+    names: dict[str, None] = {}
+    for node in region.nodes:
+        frames = [frame.name for frame in origin(node).scope[2:] if frame.index is None]
+        if node.target not in VIEWS and frames:
+            names.setdefault(frames[-1])
+    if not names:
+        names = dict.fromkeys([getattr(region.outputs[-1].target, "__name__", "rows")])
+    return "_".join(list(names)[:4])
+
+
+def needs_gradient(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> set[fx.Node]:
+    """Real nodes that a trained weight or a real input reaches."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        fact = known.get(node)
+        match node.op:
+            case "get_attr":
+                if module.get_parameter(str(node.target)).requires_grad:
+                    found.add(node)
+            case "placeholder":
+                if fact is not None and fact.is_real:
+                    found.add(node)
+            case "call_function":
+                reached = any(operand in found for operand in node.all_input_nodes)
+                if reached and (fact is None or fact.is_real) and node.target is not torch.detach:
+                    found.add(node)
+    return found

@@ -1,0 +1,86 @@
+"""One fused call: its row program, the program of its gradients, and the nodes it stands for.
+
+Called, it runs those nodes: that is its meaning, on any device. The runtime puts the kernels in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx
+
+from ..facts import Fact
+from .build import Region, build
+from .derivative import Derivative, derive
+from .plan import RowPlan, plan
+from .row_program import RowProgram
+
+
+@dataclass(frozen=True, eq=False)
+class FusedOp:
+    """`forward` and `backward` are the plans of the kernels; `backward` is None where no gradient passes."""
+
+    name: str
+    program: RowProgram
+    derivative: Derivative | None
+    meaning: fx.GraphModule
+    forward: RowPlan
+    backward: RowPlan | None
+
+    def __call__(self, *operands: Any) -> Any:
+        return self.meaning(*operands)
+
+    @property
+    def operands(self) -> int:
+        return len(self.meaning.graph.find_nodes(op="placeholder"))
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    @property
+    def key(self) -> object:
+        """Equal for calls that one kernel can serve."""
+        return self.operands, _text(self.forward), _text(self.backward)
+
+    def renamed(self, name: str) -> FusedOp:
+        backward = self.backward
+        if backward is not None:
+            backward = replace(backward, program=replace(backward.program, name=f"{name}_backward"))
+        forward = replace(self.forward, program=replace(self.forward.program, name=name))
+        return replace(self, name=name, forward=forward, backward=backward)
+
+
+def _text(made: RowPlan | None) -> object:
+    """Everything of a plan but its name and the objects it was made of."""
+    if made is None:
+        return None
+    sources = tuple((source.place, source.by_row, source.dtype) for source in made.program.sources)
+    return sources, made.program.results, made.arguments, made.numbering, made.sums, made.passes
+
+
+def fused_op(region: Region, facts: Mapping[fx.Node, Fact], name: str, wanted: frozenset[fx.Node]) -> FusedOp:
+    """`wanted`: the nodes that a gradient is asked for."""
+    program = build(region, facts, name)
+    asked = {place for place, node in enumerate(region.inputs) if node in wanted}
+    derivative = None
+    if asked and any(node in wanted for node in region.outputs):
+        derivative = derive(program, len(region.inputs), asked)
+        derivative = derivative if derivative.program.stores else None
+    backward = plan(derivative.program) if derivative is not None else None
+    return FusedOp(name, program, derivative, _meaning(region), plan(program), backward)
+
+
+def _meaning(region: Region) -> fx.GraphModule:
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for number, node in enumerate(region.inputs):
+        copied[node] = graph.placeholder(f"operand_{number}")
+    for node in region.nodes:
+        copied[node] = graph.node_copy(node, lambda operand: copied[operand])
+        copied[node].meta = dict(node.meta)
+    results = tuple(copied[node] for node in region.outputs)
+    graph.output(results if len(results) > 1 else results[0])
+    return fx.GraphModule({}, graph)
