@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .emit import Imports, function
 from .rowwise.fused import FusedOp
@@ -66,9 +65,9 @@ def _call(op: FusedOp) -> _Call:
         backward=None if op.backward is None else _kernel(op.backward),
         wanted=() if derivative is None else derivative.wanted,
         owners=() if derivative is None else derivative.owners,
-        gathered=() if derivative is None else tuple(
-            f"Gathered({g.place}, {g.rows}, {g.index}, {g.index_result})" for g in derivative.gathered
-        ),
+        gathered=()
+        if derivative is None
+        else tuple(f"Gathered({g.place}, {g.rows}, {g.index}, {g.index_result})" for g in derivative.gathered),
     )
 
 
@@ -98,5 +97,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  (Python, not HTML)
+        autoescape=False,
     )

@@ -314,7 +314,11 @@ def _linear(read: _Reader) -> Fact | None:
 
 def _embedding(read: _Reader) -> Fact | None:
     index, table = read.fact(0), read.fact(1)
-    return None if index is None or table is None else replace(index, dims=(*index.dims, *table.dims[1:]), dtype=table.dtype)
+    return (
+        None
+        if index is None or table is None
+        else replace(index, dims=(*index.dims, *table.dims[1:]), dtype=table.dtype)
+    )
 
 
 def _rows_of_table(read: _Reader) -> Fact | None:

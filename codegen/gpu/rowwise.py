@@ -42,7 +42,9 @@ class RowKernel:
     is_accumulated: bool = False
 
     def __call__(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        read = [(_rows_whole(operands[place]) if by_row else operands[place].contiguous()) for place, by_row in self.sources]
+        read = [
+            (_rows_whole(operands[place]) if by_row else operands[place].contiguous()) for place, by_row in self.sources
+        ]
         rows = next(t.shape[0] for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row)
         like = read[0]
         tiles = -(-rows // self.block_rows)

@@ -23,8 +23,10 @@ from ..functions import packing
 from ..graph_context import CompilerBug
 from ..origin import inherit, origin
 from ..rowwise.axes import CannotFuse
-from ..rowwise.build import FUSIBLE, Region, build, region_of, tables
+from ..rowwise.axis_rules import tables
+from ..rowwise.build import Region, build, region_of
 from ..rowwise.fused import FusedOp, fused_op
+from ..rowwise.value_rules import FUSIBLE
 
 # Only names change: a group that ends in one may as well leave it to its readers.
 RESHAPES = (torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, operator.getitem)

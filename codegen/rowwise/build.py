@@ -8,45 +8,26 @@ reshape passes the question on, `select` and `stack` fix the number of the part 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import torch
 from torch import fx
-from torch.nn import functional
 
 from ...dsl.program import Weight
 from ..facts import Fact, dimension
-from ..functions import gathers, packing, pointwise, precision, statics
-from ..origin import Origin, origin
+from ..origin import UNKNOWN, Origin, origin
 from . import functions as f
-from .axes import CannotFuse, Dim, Leaf, extent, fresh, regrouped, resolved, unify
+from .axes import CannotFuse, Dim, Leaf, extent, fresh, resolved
+from .axis_rules import AXES, axes_pointwise
 from .functions import Function
-from .graph_functions import POINTWISE
-from .row_program import (
-    Axis,
-    Constant,
-    How,
-    Iota,
-    Kind,
-    Layout,
-    Load,
-    Map,
-    Part,
-    Reduce,
-    Result,
-    RowProgram,
-    Source,
-    Store,
-    Val,
-)
+from .making import constant, kind_of, make, reduce
+from .row_program import Axis, How, Iota, Kind, Layout, Load, Part, Reduce, Result, RowProgram, Source, Store, Val
+from .value_rules import VALUES, Where, value_pointwise
 
 # More parts than this written out make a text nobody reads and a kernel that spills.
 MOST_PARTS = 16
-Where = Mapping[Leaf, int]
 
 
 @dataclass(frozen=True)
@@ -68,14 +49,14 @@ def region_of(nodes: Iterable[fx.Node]) -> Region:
 
 def build(region: Region, facts: Mapping[fx.Node, Fact], name: str) -> RowProgram:
     """Raises CannotFuse where the group is no row program."""
-    builder = _Builder(region, facts)
+    builder = Builder(region, facts)
     builder.find_axes()
     program = builder.program(name)
     return builder.merged(program).program(name)
 
 
 @dataclass
-class _Builder:
+class Builder:
     region: Region
     facts: Mapping[fx.Node, Fact]
     dims: dict[fx.Node, tuple[Dim, ...]] = field(default_factory=dict)
@@ -95,7 +76,7 @@ class _Builder:
                 raise CannotFuse(f"nothing is known of {node.name}")
             self.dims[node] = fresh(self.facts[node].dims)
         for node in self.region.nodes:
-            rule = AXES.get(node.target, _axes_pointwise)
+            rule = AXES.get(node.target, axes_pointwise)
             self.dims[node] = rule(self, node)
         self.written_out = {leaf for dim in self.apart for leaf in resolved(dim)}
         called: dict[Leaf, str] = {}
@@ -148,7 +129,7 @@ class _Builder:
             if node in self.region.inputs:
                 self.known[key] = self.load(node, leaves, where, None)
             else:
-                self.known[key] = VALUES.get(node.target, _value_pointwise)(self, node, where)
+                self.known[key] = VALUES.get(node.target, value_pointwise)(self, node, where)
             self.current = before
         return self.known[key]
 
@@ -207,7 +188,7 @@ class _Builder:
                 step = constant(where[leaf] * stride)
             else:
                 axis = self.axis_of[leaf]
-                step = Iota(frozenset((axis,)), False, Kind.INT, self.current or origin_of_nothing(), axis)
+                step = Iota(frozenset((axis,)), False, Kind.INT, self.current or UNKNOWN, axis)
                 step = step if stride == 1 else self.map(f.MUL, step, stride)
             total = step if total is None else self.map(f.ADD, total, step)
             stride *= leaf.size
@@ -215,7 +196,7 @@ class _Builder:
 
     # -- fewer axes --------------------------------------------------------------------------------
 
-    def merged(self, program: RowProgram) -> _Builder:
+    def merged(self, program: RowProgram) -> Builder:
         """Axes that always stand side by side become one: a kernel of fewer dimensions with less padding."""
         kept_apart = {value.axis for value in program.values if isinstance(value, Iota)}
         sets = [value.axes for value in program.values]
@@ -242,7 +223,7 @@ class _Builder:
             for leaf, axis in self.axis_of.items():
                 if axis in chain:
                     merged[leaf] = whole
-        return _Builder(self.region, self.facts, self.dims, self.apart, merged, self.written_out)
+        return Builder(self.region, self.facts, self.dims, self.apart, merged, self.written_out)
 
 
 _JOIN = {How.SUM: f.ADD, How.MAX: f.MAXIMUM, How.MIN: f.MINIMUM}
@@ -274,409 +255,4 @@ def _parts(leaves: Iterable[Leaf]) -> list[dict[Leaf, int]]:
     leaves = list(leaves)
     if extent(leaves) > MOST_PARTS:
         raise CannotFuse(f"{extent(leaves)} parts would be written out")
-    return [
-        dict(zip(leaves, numbers, strict=True)) for numbers in product(*(range(leaf.size) for leaf in leaves))
-    ]
-
-
-# -- making values -----------------------------------------------------------------------------------------------------
-
-
-def origin_of_nothing() -> Origin:
-    return Origin(None, None)
-
-
-def kind_of(fact: Fact) -> Kind:
-    if fact.dtype.is_floating_point:
-        return Kind.REAL
-    return Kind.FLAG if fact.dtype == torch.bool else Kind.INT
-
-
-def constant(number: float | bool) -> Constant:
-    kind = Kind.FLAG if isinstance(number, bool) else Kind.INT if isinstance(number, int) else Kind.REAL
-    return Constant(frozenset(), False, kind, origin_of_nothing(), number)
-
-
-def make(function: Function, *operands: Val | float, origin: Origin | None = None) -> Val:
-    """A map, of values or numbers. Whole numbers that meet reals become reals."""
-    values = [operand if isinstance(operand, Val) else constant(operand) for operand in operands]
-    compared = values[1:] if function is f.WHERE else values
-    if any(value.kind is Kind.REAL for value in compared) and function is not f.TO_REAL:
-        values = [
-            constant(float(value.number))
-            if isinstance(value, Constant) and value.kind is Kind.INT and value in compared
-            else value
-            for value in values
-        ]
-        compared = values[1:] if function is f.WHERE else values
-    if function.result is not None:
-        kind = Kind(function.result)
-    else:
-        kinds = {value.kind for value in compared}
-        kind = next(kind for kind in (Kind.REAL, Kind.INT, Kind.FLAG) if kind in kinds)
-    axes = frozenset().union(*(value.axes for value in values))
-    by_row = any(value.by_row for value in values)
-    return Map(axes, by_row, kind, origin or origin_of_nothing(), function, tuple(values))
-
-
-def reduce(how: How, value: Val, over: frozenset[Axis], origin: Origin | None = None) -> Val:
-    """Axes that the value lacks count as often as they are long in a sum, and once else."""
-    missing = over - value.axes
-    if how is How.SUM:
-        times = 1
-        for axis in missing:
-            times *= axis.size
-        value = value if times == 1 else make(f.MUL, value, times, origin=origin)
-    over &= value.axes
-    if not over:
-        return value
-    return Reduce(value.axes - over, value.by_row, value.kind, origin or origin_of_nothing(), how, value, over)
-
-
-# -- rules of axes -----------------------------------------------------------------------------------------------------
-
-
-def _axes_pointwise(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
-    return _joined(b, operands)
-
-
-def _joined(b: _Builder, operands: list[fx.Node]) -> tuple[Dim, ...]:
-    rank = max(len(b.dims[operand]) for operand in operands)
-    result: list[Dim] = []
-    for place in range(rank):
-        found: Dim = ()
-        for operand in operands:
-            dims = b.dims[operand]
-            dim = dims[place - rank + len(dims)] if place - rank + len(dims) >= 0 else ()
-            if dim and found:
-                unify(found, dim)
-            found = found or dim
-        result.append(found)
-    return tuple(result)
-
-
-def _axes_same(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    return b.dims[node.args[0]]  # type: ignore[index]
-
-
-def _axes_regrouped(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    return regrouped((leaf for dim in b.dims[node.args[0]] for leaf in dim), b.facts[node].dims)  # type: ignore[index]
-
-
-def _axes_permute(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    x: Any = node.args[0]
-    places = [dimension(dim, b.facts[x]) for dim in node.args[1]]  # type: ignore[union-attr]
-    return tuple(b.dims[x][place] for place in places if place >= 0)
-
-
-def _axes_expand(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    dims = b.dims[node.args[0]]  # type: ignore[index]
-    sizes = b.facts[node].dims
-    given = ((),) * (len(sizes) - len(dims)) + dims
-    return tuple(dim or fresh((size,))[0] for dim, size in zip(given, sizes, strict=True))
-
-
-def _axes_select(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    x: Any = node.args[0]
-    place = b.dim(x, node.args[1])  # type: ignore[arg-type]
-    b.apart.append(b.dims[x][place])
-    return (*b.dims[x][:place], *b.dims[x][place + 1 :])
-
-
-def _axes_stack(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    parts: Any = node.args[0]
-    dims = _joined(b, list(parts))
-    place = b.dim(node, node.args[1] if len(node.args) > 1 else 0)  # type: ignore[arg-type]
-    new = fresh((len(parts),))[0]
-    b.apart.append(new)
-    return (*dims[:place], new, *dims[place:])
-
-
-def _reduced(b: _Builder, node: fx.Node) -> tuple[fx.Node, tuple[int, ...]]:
-    x: Any = node.args[0]
-    dims: Any = node.args[1]
-    return x, tuple(b.dim(x, dim) for dim in ((dims,) if isinstance(dims, int) else dims))
-
-
-def _axes_reduced(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    x, gone = _reduced(b, node)
-    return tuple(dim for place, dim in enumerate(b.dims[x]) if place not in gone)
-
-
-def _axes_embedding(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    index, table = node.args
-    return (*b.dims[index], *fresh(b.facts[table].dims[1:]))  # type: ignore[index]
-
-
-def _axes_rows_of_table(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    table, index = node.args
-    return (*b.dims[index], *fresh(b.facts[table].dims[1:]))  # type: ignore[index]
-
-
-def _axes_index_select(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    return fresh(b.facts[node].dims)
-
-
-def _axes_entries(b: _Builder, node: fx.Node) -> tuple[Dim, ...]:
-    """`entries(x, index, shared)` where the index has no axes of its own."""
-    x, index, shared = node.args
-    dims, picked = b.dims[x], b.dims[index]  # type: ignore[index]
-    if b.facts[x].level is None or shared - 1 != len(picked) or b.facts[index].level != b.facts[x].level:  # type: ignore
-        raise CannotFuse("a gather with axes of its own")
-    for one, two in zip(dims, picked, strict=False):
-        if bool(one) != bool(two):
-            raise CannotFuse("a gather that broadcasts")
-        unify(one, two)
-    return (*dims[: shared - 1], *dims[shared:])  # type: ignore[operator]
-
-
-# -- rules of values ---------------------------------------------------------------------------------------------------
-
-
-def _value_pointwise(b: _Builder, node: fx.Node, where: Where) -> Val:
-    function = POINTWISE[node.target]
-    return b.map(function, *(b.value(arg, where) for arg in node.args))
-
-
-def _value_passed_on(b: _Builder, node: fx.Node, where: Where) -> Val:
-    return b.value(node.args[0], where)
-
-
-def _value_real(b: _Builder, node: fx.Node, where: Where) -> Val:
-    value = b.value(node.args[0], where)
-    return value if value.kind is Kind.REAL else b.map(f.TO_REAL, value)
-
-
-def _value_pow(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, exponent = (b.value(arg, where) for arg in node.args)
-    if isinstance(exponent, Constant):
-        found = _power(b, x, exponent.number)
-        if found is not None:
-            return found
-    if x.kind is not Kind.REAL and exponent.kind is not Kind.REAL:
-        raise CannotFuse("a power of whole numbers")
-    return b.map(f.POW, *(v if v.kind is Kind.REAL else b.map(f.TO_REAL, v) for v in (x, exponent)))
-
-
-def _power(b: _Builder, x: Val, n: float) -> Val | None:
-    """Small powers as products, which are exact where exp(n log x) is not."""
-    if n == 2:
-        return b.map(f.MUL, x, x)
-    if n == 3:
-        return b.map(f.MUL, x, b.map(f.MUL, x, x))
-    if n == 4:
-        square = b.map(f.MUL, x, x)
-        return b.map(f.MUL, square, square)
-    if x.kind is Kind.REAL and n in _ROOTS:
-        return _ROOTS[n](b, x)
-    return x if n == 1 else None
-
-
-_ROOTS: dict[float, Callable[[_Builder, Val], Val]] = {
-    0.5: lambda b, x: b.map(f.SQRT, x),
-    -0.5: lambda b, x: b.map(f.RSQRT, x),
-    -1: lambda b, x: b.map(f.DIV, 1.0, x),
-    -2: lambda b, x: b.map(f.DIV, 1.0, b.map(f.MUL, x, x)),
-}
-
-
-def _value_clamp(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, low, high = (*node.args, None, None)[:3]
-    return b.map(f.clamp(low, high), b.value(x, where))  # type: ignore[arg-type]
-
-
-def _value_where(b: _Builder, node: fx.Node, where: Where) -> Val:
-    condition, one, two = (b.value(arg, where) for arg in node.args[:3])
-    return b.map(f.WHERE, condition, one, two)
-
-
-def _value_fill(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, present, fill = (b.value(arg, where) for arg in node.args)
-    return b.map(f.WHERE, present, x, fill)
-
-
-def _value_straight(b: _Builder, node: fx.Node, where: Where) -> Val:
-    value, carrier = (b.value(arg, where) for arg in node.args)
-    return b.map(f.STRAIGHT, value, carrier)
-
-
-def _value_select(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, dim, index = node.args
-    number: Any = index
-    fixed = dict(where)
-    for leaf in reversed(resolved(b.dims[x][b.dim(x, dim)])):  # type: ignore
-        fixed[leaf] = number % leaf.size
-        number //= leaf.size
-    return b.value(x, fixed)
-
-
-def _value_stack(b: _Builder, node: fx.Node, where: Where) -> Val:
-    parts: Any = node.args[0]
-    dim = b.dims[node][b.dim(node, node.args[1] if len(node.args) > 1 else 0)]  # type: ignore[arg-type]
-    number = 0
-    for leaf in resolved(dim):
-        number = number * leaf.size + where[leaf]
-    return b.value(parts[number], where)
-
-
-def _of(b: _Builder, x: fx.Node, dims: tuple[int, ...]) -> tuple[Leaf, ...]:
-    return tuple(leaf for place in dims for leaf in resolved(b.dims[x][place]))
-
-
-def _value_sum(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, dims = _reduced(b, node)
-    return b.reduce(How.SUM, lambda w: b.value(x, w), _of(b, x, dims), where)
-
-
-def _value_mean(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, dims = _reduced(b, node)
-    return b.map(f.MUL, _value_sum(b, node, where), 1.0 / extent(_of(b, x, dims)))
-
-
-def _extreme(how: How) -> Callable[[_Builder, fx.Node, Where], Val]:
-    def rule(b: _Builder, node: fx.Node, where: Where) -> Val:
-        x, dims = _reduced(b, node)
-        return b.reduce(how, lambda w: b.value(x, w), _of(b, x, dims), where)
-
-    return rule
-
-
-def _flags(how: How) -> Callable[[_Builder, fx.Node, Where], Val]:
-    def rule(b: _Builder, node: fx.Node, where: Where) -> Val:
-        x, dims = _reduced(b, node)
-        count = b.reduce(how, lambda w: b.map(f.TO_INT, b.value(x, w)), _of(b, x, dims), where)
-        return b.map(f.NOT_EQUAL, count, 0)
-
-    return rule
-
-
-def _exponentials(b: _Builder, x: fx.Node, leaves: tuple[Leaf, ...], where: Where) -> tuple[Val, Val, Callable[[Where], Val]]:
-    """The largest entry, the sum of exponentials over it, and each exponential."""
-    rest = {leaf: part for leaf, part in where.items() if leaf not in leaves}
-    key = ("exponentials", x, leaves, frozenset(rest.items()))
-    top = b.known.get((*key, "top"))
-    if top is None:
-        top = b.reduce(How.MAX, lambda w: b.value(x, w), leaves, rest)
-        # Finite, so that a row of -inf gives exponentials of 0 and not of -inf - -inf.
-        top = b.known[(*key, "top")] = b.map(f.STOP, b.map(f.MAXIMUM, top, -3e38))
-
-    def exponential(w: Where) -> Val:
-        return b.map(f.EXP, b.map(f.SUB, b.value(x, w), top))
-
-    total = b.known.get((*key, "total"))
-    if total is None:
-        total = b.known[(*key, "total")] = b.reduce(How.SUM, exponential, leaves, rest)
-    return top, total, exponential
-
-
-def _value_logsumexp(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, dims = _reduced(b, node)
-    top, total, _ = _exponentials(b, x, _of(b, x, dims), where)
-    return b.map(f.ADD, b.map(f.LOG, total), top)
-
-
-def _value_softmax(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, dims = _reduced(b, node)
-    _, total, exponential = _exponentials(b, x, _of(b, x, dims), where)
-    return b.map(f.DIV, exponential(where), total)
-
-
-def _value_argmax(b: _Builder, node: fx.Node, where: Where) -> Val:
-    """The first: the least index among the entries that are as large as the largest."""
-    x, dims = _reduced(b, node)
-    leaves = _of(b, x, dims)
-    top = b.reduce(How.MAX, lambda w: b.value(x, w), leaves, where)
-
-    def index(w: Where) -> Val:
-        number = b.number_in(b.dims[x][dims[0]], w)
-        return b.map(f.WHERE, b.map(f.EQUAL, b.value(x, w), top), number, extent(leaves))
-
-    return b.reduce(How.MIN, index, leaves, where)
-
-
-def _value_entries(b: _Builder, node: fx.Node, where: Where) -> Val:
-    x, index, shared = node.args
-    dim = b.dims[x][shared - 1]  # type: ignore
-    wanted = b.value(index, where)
-
-    def picked(w: Where) -> Val:
-        return b.map(f.WHERE, b.map(f.EQUAL, b.number_in(dim, w), wanted), b.value(x, w), 0.0)
-
-    return b.reduce(How.SUM, picked, resolved(dim), where)
-
-
-def _value_gather(table: int, index: int | None) -> Callable[[_Builder, fx.Node, Where], Val]:
-    def rule(b: _Builder, node: fx.Node, where: Where) -> Val:
-        source: Any = node.args[table]
-        picked: Any = node.args[index if index is not None else 0]
-        own = len(b.dims[picked])
-        rest = tuple(leaf for dim in b.dims[node][own:] for leaf in resolved(dim))
-        return b.load(source, rest, where, b.value(picked, where))
-
-    return rule
-
-
-def tables(node: fx.Node) -> tuple[int, ...]:
-    """Which operands are gathered from, and so must be in memory."""
-    return _TABLES.get(node.target, ())
-
-
-_TABLES: dict[Any, tuple[int, ...]] = {
-    functional.embedding: (1,), gathers.rows_of_table: (0,), torch.index_select: (0,),
-}  # fmt: skip
-
-AXES: dict[Any, Callable[[_Builder, fx.Node], tuple[Dim, ...]]] = {
-    **dict.fromkeys((torch.Tensor.to, precision.real, torch.clamp, torch.detach), _axes_same),
-    **dict.fromkeys((torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze), _axes_regrouped),
-    operator.getitem: _axes_regrouped,
-    torch.permute: _axes_permute,
-    packing.expand: _axes_expand,
-    torch.select: _axes_select,
-    torch.stack: _axes_stack,
-    **dict.fromkeys(
-        (
-            statics.sum_static, statics.mean_static, statics.max_static, statics.min_static, statics.any_static,
-            statics.all_static, statics.logsumexp_static, statics.argmax_static,
-        ),
-        _axes_reduced,
-    ),
-    statics.softmax_static: _axes_same,
-    functional.embedding: _axes_embedding,
-    gathers.rows_of_table: _axes_rows_of_table,
-    torch.index_select: _axes_index_select,
-    gathers.entries: _axes_entries,
-}  # fmt: skip
-
-VALUES: dict[Any, Callable[[_Builder, fx.Node, Where], Val]] = {
-    **dict.fromkeys(
-        (
-            torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, operator.getitem,
-            torch.permute, packing.expand,
-        ),
-        _value_passed_on,
-    ),
-    **dict.fromkeys((torch.Tensor.to, precision.real), _value_real),
-    operator.pow: _value_pow,
-    torch.clamp: _value_clamp,
-    pointwise.where: _value_where,
-    pointwise.fill_missing: _value_fill,
-    pointwise.straight_through: _value_straight,
-    torch.select: _value_select,
-    torch.stack: _value_stack,
-    statics.sum_static: _value_sum,
-    statics.mean_static: _value_mean,
-    statics.max_static: _extreme(How.MAX),
-    statics.min_static: _extreme(How.MIN),
-    statics.any_static: _flags(How.MAX),
-    statics.all_static: _flags(How.MIN),
-    statics.logsumexp_static: _value_logsumexp,
-    statics.softmax_static: _value_softmax,
-    statics.argmax_static: _value_argmax,
-    functional.embedding: _value_gather(1, 0),
-    gathers.rows_of_table: _value_gather(0, 1),
-    torch.index_select: _value_gather(0, 2),
-    gathers.entries: _value_entries,
-}  # fmt: skip
-
-FUSIBLE = frozenset(POINTWISE) | frozenset(VALUES)
+    return [dict(zip(leaves, numbers, strict=True)) for numbers in product(*(range(leaf.size) for leaf in leaves))]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from . import functions as f
-from .build import constant, make, reduce
 from .functions import Function
+from .making import constant, make, reduce
 from .row_program import (
     Axis,
     Constant,
@@ -205,4 +205,3 @@ def _missing(layouts: Iterable[Layout]) -> list[Layout]:
 def _sources_read(stores: Iterable[Store]) -> set[Source]:
     program = RowProgram("", (), (), tuple(stores))
     return {value.source for value in program.values if isinstance(value, Load) and value.source is not None}
-

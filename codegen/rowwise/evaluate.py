@@ -110,7 +110,9 @@ def _store(store: Store, value: Tensor, result: Tensor, rows: int, axes: tuple[A
     value = value.expand(shape)
     if store.sum_rows:
         value = value.sum(0, keepdim=True)
-    value = value.permute(0, *(1 + axes.index(axis) for axis in named), *(1 + axes.index(a) for a in axes if a not in named))
+    value = value.permute(
+        0, *(1 + axes.index(axis) for axis in named), *(1 + axes.index(a) for a in axes if a not in named)
+    )
     value = value.reshape(value.shape[0], *(axis.size for axis in named))
     view = result.reshape(value.shape[0], *(entry.size for entry in store.layout))
     index = tuple(entry.index if isinstance(entry, Part) else slice(None) for entry in store.layout)

@@ -95,12 +95,8 @@ POW = Function(
         m(MUL, g, m(WHERE, m(GREATER, x[0], 0.0), m(MUL, y, m(LOG, m(MAXIMUM, x[0], 1e-38))), 0.0)),
     ), cost=12,
 )  # fmt: skip
-MAXIMUM = Function(
-    "maximum", "tl.maximum({0}, {1})", torch.maximum, lambda m, x, y, g: _shared(m, x, g, LESS)
-)
-MINIMUM = Function(
-    "minimum", "tl.minimum({0}, {1})", torch.minimum, lambda m, x, y, g: _shared(m, x, g, GREATER)
-)
+MAXIMUM = Function("maximum", "tl.maximum({0}, {1})", torch.maximum, lambda m, x, y, g: _shared(m, x, g, LESS))
+MINIMUM = Function("minimum", "tl.minimum({0}, {1})", torch.minimum, lambda m, x, y, g: _shared(m, x, g, GREATER))
 EQUAL = Function("equal", _two("=="), operator.eq, result="flag")
 NOT_EQUAL = Function("not_equal", _two("!="), operator.ne, result="flag")
 LESS = Function("less", _two("<"), operator.lt, result="flag")
@@ -118,9 +114,7 @@ TO_REAL = Function("real", "{0}.to({real})", lambda x: x.to(torch.float64), lamb
 TO_INT = Function("int", "{0}.to(tl.int64)", lambda x: x.to(torch.int64), None, "int", 0)
 STOP = Function("stop", "{0}", torch.detach, lambda m, x, y, g: (None,), cost=0)
 
-STRAIGHT = Function(
-    "straight_through", "{0}", lambda value, carrier: value, lambda m, x, y, g: (None, g), cost=0
-)
+STRAIGHT = Function("straight_through", "{0}", lambda value, carrier: value, lambda m, x, y, g: (None, g), cost=0)
 
 
 def clamp(low: int | float | None, high: int | float | None) -> Function:

@@ -1,8 +1,8 @@
 """A row program as a kernel: tiles, loops, addresses and masks, in the order of the text.
 
-    resident   all entries of a row at once, several rows a tile: everything that fits
-    columns    an axis that no reduction runs over is cut into blocks, one for each program of the grid's second side
-    looped     a row longer than a block: one pass over it for each reduction that waits for another, and one to store
+resident   all entries of a row at once, several rows a tile: everything that fits
+columns    an axis that no reduction runs over is cut into blocks, one for each program of the grid's second side
+looped     a row longer than a block: one pass over it for each reduction that waits for another, and one to store
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from .row_program import (
     Part,
     Reduce,
     RowProgram,
-    Source,
     Store,
     Val,
     extent,
@@ -286,7 +285,9 @@ class _Planner:
                     if cut not in store.layout:
                         self._emit(store.value, outside, after)
                         after += self._store(store)
-            numbering = (f"in_{self.axis_names[cut]} = {self.axis_names[cut]} < {cut.size}",) if self.is_masked(cut) else ()
+            numbering = (
+                (f"in_{self.axis_names[cut]} = {self.axis_names[cut]} < {cut.size}",) if self.is_masked(cut) else ()
+            )
             if inside:
                 passes.append(Pass(_grouped(before), _grouped(inside), header, numbering))
                 before = []
@@ -300,7 +301,12 @@ class _Planner:
         return list(RowProgram("", (), (), stores).values)
 
     def _emit(
-        self, value: Val, done: set[Val], steps: list[Step], also: set[Val] | None = None, outside: set[Val] | None = None
+        self,
+        value: Val,
+        done: set[Val],
+        steps: list[Step],
+        also: set[Val] | None = None,
+        outside: set[Val] | None = None,
     ) -> None:
         """The steps of a value and of what it needs, where they are not there yet."""
         for needed in self._needed([value]):
@@ -448,8 +454,10 @@ class _Planner:
         lacks = not store.value.by_row or set(axes) - store.value.axes
         written = self._cast(value, store.value.kind, result.dtype)
         if lacks:
-            written = f"tl.broadcast_to({written}, {shape})" if not isinstance(store.value, Constant) else (
-                f"tl.full({shape}, {value}, {self.real})"
+            written = (
+                f"tl.broadcast_to({written}, {shape})"
+                if not isinstance(store.value, Constant)
+                else (f"tl.full({shape}, {value}, {self.real})")
             )
         return [self._step(f"tl.store({pointer}, {written}, mask={mask})", store.value.origin)]
 
@@ -554,5 +562,3 @@ def _base_name(value: Val) -> str:
             return value.how.value
         case _:
             return "value"
-
-
