@@ -1,0 +1,78 @@
+"""How much of a row a program holds: all of it, a block of an axis nothing is reduced over, or a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .row_program import Axis, Reduce, RowProgram
+
+RESIDENT = 16384  # entries of one row that a program may hold of a value
+TILE = 4096  # entries that a tile of several rows is filled up to
+COLUMNS = 2048  # entries of a block of a row that is cut
+PER_THREAD = 16  # entries a thread should hold of a value
+
+
+class Tiles:
+    """The blocks of a program's axes. `cut` is the axis that is not held whole, `is_looped`: it is gone through in
+    passes, because a reduction runs over it."""
+
+    def __init__(self, program: RowProgram) -> None:
+        self.program = program
+        self.axes = program.axes
+        self.values = program.values
+        self.cut = self._cut()
+        self.is_looped = self.cut is not None and self._is_reduced(self.cut)
+
+    def _cut(self) -> Axis | None:
+        if not self.axes:
+            return None
+        entries = max((padded(value.axes) for value in self.values), default=1)
+        free = [axis for axis in self.axes if self._is_free(axis)]
+        longest = max(free, key=lambda axis: axis.size, default=None)
+        if longest is not None and entries > TILE and longest.size > COLUMNS // 2:
+            return longest
+        return max(self.axes, key=lambda axis: axis.size) if entries > RESIDENT else None
+
+    def _is_reduced(self, axis: Axis) -> bool:
+        return any(isinstance(value, Reduce) and axis in value.over for value in self.values)
+
+    def _is_free(self, axis: Axis) -> bool:
+        return not self._is_reduced(axis) and all(axis in store.layout for store in self.program.stores)
+
+    def block(self, axis: Axis) -> int:
+        if axis is not self.cut:
+            return power_of_two(axis.size)
+        others = max(padded(value.axes - {axis}) for value in self.values)
+        room = RESIDENT // 4 if self.is_looped else COLUMNS
+        return min(power_of_two(axis.size), max(16, room // others))
+
+    def is_masked(self, axis: Axis) -> bool:
+        return axis.size % self.block(axis) != 0
+
+    @property
+    def held(self) -> int:
+        """Entries of one row that a program holds of its largest value."""
+        return max((self._held(value.axes) for value in self.values), default=1)
+
+    def _held(self, axes: Iterable[Axis]) -> int:
+        total = 1
+        for axis in axes:
+            total *= self.block(axis)
+        return total
+
+    @property
+    def columns(self) -> int:
+        """Programs that share a row."""
+        return 1 if self.cut is None or self.is_looped else -(-self.cut.size // self.block(self.cut))
+
+
+def power_of_two(number: int) -> int:
+    """The least that is not smaller."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def padded(axes: Iterable[Axis]) -> int:
+    total = 1
+    for axis in axes:
+        total *= power_of_two(axis.size)
+    return total
