@@ -220,7 +220,8 @@ def _rows(
     context.finish(results)
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)
-    return graph_module(context.graph, weights, shape, f"{plan.program.name}_{form}", types.working), tuple(context.specs)
+    name = f"{plan.program.name}_{form}"
+    return graph_module(context.graph, weights, shape, name, types.working), tuple(context.specs)
 
 
 class DecodeContext(GraphContext):

@@ -242,9 +242,8 @@ def _getitem(read: _Reader) -> Fact | None:
     if fact is None or not isinstance(index, tuple):
         return None
     parts = list(index)
-    if fact.level is not None:
-        if not parts or parts.pop(0) != slice(None):
-            return None
+    if fact.level is not None and (not parts or parts.pop(0) != slice(None)):
+        return None
     dims, left = [], list(fact.dims)
     for part in parts:
         if part is None:
@@ -356,6 +355,15 @@ def _attend(read: _Reader) -> Fact | None:
     return None if q is None or v is None else replace(q, dims=(*q.dims[:-1], v.dims[-1]))
 
 
+def _entries(read: _Reader) -> Fact | None:
+    """`entries(x, index, shared)`: the dimension after the shared ones is replaced by the index's own."""
+    x, index, shared = read.fact(0), read.fact(1), read.arg(2)
+    if x is None or index is None or x.level is None or x.level != index.level:
+        return None
+    lead = broadcast([replace(x, dims=x.dims[: shared - 1]), replace(index, dims=index.dims[: shared - 1])])
+    return None if lead is None else replace(x, dims=(*lead.dims, *index.dims[shared - 1 :], *x.dims[shared:]))
+
+
 def _arange(read: _Reader) -> Fact | None:
     count = read.arg(0)
     return Fact(None, (count,), torch.int64) if isinstance(count, int) and len(read.node.args) == 1 else None
@@ -364,7 +372,7 @@ def _arange(read: _Reader) -> Fact | None:
 _FLAGS = _pointwise(torch.bool)
 _SAME = _pointwise()
 
-# By the functions that reference graphs call; a test walks the samples of all operators and compares with what comes out.
+# By the functions that reference graphs call; a test compares with what comes out, for the samples of all operators.
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (
@@ -412,6 +420,7 @@ _RULES: dict[Any, Rule] = {
     functional.embedding: _embedding,
     gathers.rows_of_table: _rows_of_table,
     torch.index_select: _index_select,
+    gathers.entries: _entries,
     attention.attend_packed: _attend,
     torch.arange: _arange,
 }  # fmt: skip

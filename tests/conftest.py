@@ -11,6 +11,8 @@ import pytest
 # Sums in torch depend on how many threads split them. Fixed before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MKL_NUM_THREADS", "2")
+# Kernels run on this machine's CPU, whether it has a GPU or not; read when triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 # No test may reach for a hub or a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -85,6 +85,9 @@ class Fused:
             )
             backward.register_fake(self._fake_gradients)
             forward.register_autograd(self._pass_back(backward), setup_context=_save)
+        else:
+            # Rounding, comparing: the results count as constants.
+            forward.register_autograd(lambda ctx, *grads: (None,) * self.operands)
         return forward
 
     # -- the operators -----------------------------------------------------------------------------

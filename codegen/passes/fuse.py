@@ -13,6 +13,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,26 +27,29 @@ from ..rowwise.axes import CannotFuse
 from ..rowwise.axis_rules import tables
 from ..rowwise.build import Region, build, region_of
 from ..rowwise.fused import FusedOp, fused_op
+from ..rowwise.steps import RESERVED
 from ..rowwise.value_rules import FUSIBLE
 
 # Only names change: a group that ends in one may as well leave it to its readers.
 RESHAPES = (torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, operator.getitem)
 VIEWS = (*RESHAPES, torch.permute, torch.select, packing.expand, torch.Tensor.to, torch.detach)
-# Two steps at least: one alone is a call either way.
+# Steps of a group: one alone is a call either way.
 FEWEST = 2
 # What one kernel may hold before its text and its registers grow beyond reason.
 MOST_VALUES = 400
 
 
-def fuse_rows(module: fx.GraphModule) -> None:
-    groups = _Groups(module)
+def fuse_rows(module: fx.GraphModule, fewest: int = FEWEST) -> None:
+    """Groups of at least `fewest` steps; with 1, every function is a kernel of its own if it joins no other (tests)."""
+    groups = _Groups(module, fewest)
     groups.grow()
     regions = [region for region in map(groups.trimmed, groups.members()) if region is not None]
     _rewrite(module, regions, groups.facts)
 
 
 class _Groups:
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, fewest: int) -> None:
+        self.fewest = fewest
         self.facts = facts(module)
         self.place = {node: number for number, node in enumerate(module.graph.nodes)}
         self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
@@ -61,9 +65,9 @@ class _Groups:
         for node in candidates:
             forced = {node.args[place] for place in tables(node)}
             for operand in node.all_input_nodes:
-                if operand in self.group and operand not in forced:
-                    if (operand in self.plans) == (node in self.plans):
-                        self.merge(operand, node)
+                is_open = operand in self.group and operand not in forced
+                if is_open and (operand in self.plans) == (node in self.plans):
+                    self.merge(operand, node)
         readers: dict[fx.Node, dict[fx.Node, None]] = defaultdict(dict)
         for node in candidates:
             for operand in node.all_input_nodes:
@@ -72,7 +76,7 @@ class _Groups:
                     readers[operand].setdefault(node)
         for shared in readers.values():
             heads = list(shared)
-            for one, two in zip(heads, heads[1:], strict=False):
+            for one, two in pairwise(heads):
                 if self.plans.isdisjoint((one, two)) and self.works(one) and self.works(two):
                     self.merge(one, two)
         for node in candidates:
@@ -91,7 +95,7 @@ class _Groups:
         return {user for node in inside for user in node.users if user not in inside}
 
     def works(self, node: fx.Node) -> bool:
-        return _work(self.nodes[self.group[node]]) >= FEWEST
+        return _work(self.nodes[self.group[node]]) >= self.fewest
 
     def merge(self, one: fx.Node, two: fx.Node) -> bool:
         """Joins the groups of two nodes where that is allowed."""
@@ -114,7 +118,7 @@ class _Groups:
         inside = nodes
         if any(node.args[place] in inside for node in nodes for place in tables(node)):
             return False
-        if _work(nodes) < FEWEST:
+        if _work(nodes) < self.fewest:
             return True
         try:
             program = build(region_of(nodes), self.facts, "candidate")
@@ -157,7 +161,7 @@ class _Groups:
                 if is_first or beside:
                     kept.discard(node)
                     changed = True
-        if _work(kept) < FEWEST:
+        if _work(kept) < self.fewest:
             return None
         region = region_of(kept)
         by_row = any(self.facts[node].level is not None for node in region.inputs)
@@ -201,7 +205,7 @@ def _plans(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> set[fx.Node]:
 
 def _rewrite(module: fx.GraphModule, regions: list[Region], known: dict[fx.Node, Fact]) -> None:
     calls: dict[object, FusedOp] = {}
-    taken: dict[str, int] = {}
+    taken = dict.fromkeys(RESERVED, 1)
     wanted = frozenset(needs_gradient(module, known))
     made: list[tuple[Region, FusedOp]] = []
     for region in sorted(regions, key=lambda region: region.nodes[0]):

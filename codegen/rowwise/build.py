@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from torch import fx
@@ -205,7 +205,7 @@ class Builder:
         layouts += [value.layout for value in program.values if isinstance(value, Load)]
         following: dict[Axis, Axis] = {}
         for layout in layouts:
-            for one, two in zip(layout, layout[1:], strict=False):
+            for one, two in pairwise(layout):
                 if isinstance(one, Axis) and isinstance(two, Axis) and not {one, two} & kept_apart:
                     together = all((one in axes) == (two in axes) for axes in sets)
                     if together and all(_adjacent(one, two, other) for other in layouts):

@@ -5,7 +5,7 @@ than the memory they would take), and gives a gradient for each operand that has
 
     an operand with rows              one row for each row
     an operand without rows           the sum over all rows, added up in a fixed order
-    a table that rows are read from   the gradient of what was read, row by row; it is added into the table by the scatter family
+    a table that rows are read from   the gradient of what was read, row by row, for the scatter family to add up
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -199,7 +200,7 @@ class RowProgram:
         layouts += [tuple(sorted(value.axes, key=lambda axis: axis.name)) for value in self.values if value.axes]
         after: dict[Axis, set[Axis]] = {}
         for layout in layouts[: len(self.layouts)]:
-            for one, two in zip(layout, layout[1:], strict=False):
+            for one, two in pairwise(layout):
                 after.setdefault(two, set()).add(one)
         order: dict[Axis, None] = {}
         left = dict.fromkeys(axis for layout in layouts for axis in layout)

@@ -136,6 +136,8 @@ class Writer:
             f"in_{self.axis_names[axis]}" for axis in self.axes if axis in value.over and self.tiles.is_masked(axis)
         ]
         if masks:
+            # The numbers along an axis are narrow, and the identity is not.
+            text = f"{text}.to(tl.int64)" if value.kind is not Kind.REAL else text
             text = f"tl.where({' & '.join(masks)}, {text}, {_identity(value)})"
         for axis in self.axes:
             if axis in value.over:

@@ -1,0 +1,131 @@
+"""Rows fused into generated kernels: every operator's samples, and formulas made of many, against the unfused graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests import op_samples
+from tests.fused_models import assert_equal, calls, fused, gradients
+from tests.op_samples import LENGTHS, SAMPLES, Sample
+from weft.codegen.facts import EXAMPLES, facts
+from weft.codegen.ops import OPS
+from weft.dsl.check import check
+from weft.dsl.source import Source
+
+EACH = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)
+
+
+class Tensors(torch.fx.Interpreter):
+    """Keeps what every node made."""
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.made = {}
+
+    def run_node(self, n: torch.fx.Node):
+        self.made[n] = super().run_node(n)
+        return self.made[n]
+
+
+@EACH
+def test_facts_agree_with_tensors(sample: Sample) -> None:
+    program = op_samples.elaborate(sample.text)
+    graph = op_samples.module(program)
+    known = facts(graph)
+    seen = Tensors(graph)
+    seen.run(*op_samples.arguments(graph, op_samples.inputs(program)))
+    rows = {axis: sum(lengths) for axis, lengths in LENGTHS.items()} | {EXAMPLES: len(LENGTHS["seq"])}
+    for node, fact in known.items():
+        tensor = seen.made[node]
+        lead = () if fact.level is None else (rows[fact.level],)
+        assert (tuple(tensor.shape), tensor.dtype) == ((*lead, *fact.dims), fact.dtype), node.format_node()
+
+
+@EACH
+def test_sample_fused(sample: Sample) -> None:
+    """Results and every gradient, one function a kernel where it joins no other."""
+    program = op_samples.elaborate(sample.text)
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program))
+    want, want_gradients = gradients(graph, arguments)
+    made, _ = fused(graph)
+    got, got_gradients = gradients(made, arguments)
+    for number, (one, two) in enumerate(zip(got, want, strict=True)):
+        assert_equal(one, two, f"result {number}", 1e-7)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-7)
+
+
+FORMULAS = {
+    "third moment with a gate a head": (
+        "x: real[seq, heads, dim], g: real[heads]; s = mean(abs(x)^3, over=dim) => x * (s + 0.1)^(-1 / 3) * sigmoid(g)"
+    ),
+    "softmax of two axes": "x: real[seq, heads, dim] => softmax(x * 3, over=(heads, dim)) * x",
+    "entropy": "x: real[seq, dim] => logsumexp(x, over=dim) - sum(softmax(x, over=dim) * x, over=dim)",
+    "halves that turn": (
+        "x: real[seq, heads, two, dim], a: real[seq, dim]; p, q = split(x, over=two) "
+        "=> stack((p * cos(a) - q * sin(a), q * cos(a) + p * sin(a)), over=two)"
+    ),
+    "an example's shift": (
+        "x: real[seq, dim], c: real[dim]; m = mean(x, over=dim) => (x - m) * (1 + c) + sum(x * c, over=dim)"
+    ),
+    "norm of flattened axes": (
+        "x: real[seq, heads, head_dim], w: real[width]; y = flatten(x, (heads, head_dim) -> width) "
+        "=> unflatten(y * rsqrt(mean(y^2, over=width) + 0.001) * w, width -> (heads, head_dim))"
+    ),
+    "choice by a comparison": "x: real[seq, dim], y: real[dim] => where(x * 2 > y, x * y, max(x, over=dim) - x)",
+    "largest entries share": "x: real[seq, heads, dim] => max(round(x), over=(heads, dim)) + min(round(x), over=dim)",
+    "whole numbers": "i: int[seq] => (i * 31 - 7) mod 11 + (i - 50) // 3",
+    "argument of the maximum": "x: real[seq, heads, dim] => argmax(x * x, over=heads)",
+    "activations": "x: real[seq, dim] => tanh(x) * softplus(2 * x) + erf(x) - relu(x) * abs(x) + sqrt(x^2 + 1)",
+    "powers": "x: real[seq, dim], y: real[seq] => (x^2 + 0.5)^y + 2.5^x + x^4 - (x^2 + 1)^-2 + (x^2 + 1)^0.5",
+}
+
+
+@pytest.mark.parametrize("text", FORMULAS.values(), ids=FORMULAS.keys())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_formula_is_one_kernel(text: str, dtype: torch.dtype) -> None:
+    program = op_samples.elaborate(text)
+    exact = op_samples.module(program)
+    inputs = op_samples.inputs(program, dtype=dtype)
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    want, want_gradients = gradients(exact, op_samples.arguments(exact, wide))
+    graph, ops = fused(op_samples.module(program, dtype), fewest=2)
+    assert len(ops) == calls(graph) == 1
+    got, got_gradients = gradients(graph, op_samples.arguments(graph, inputs))
+    limit = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 4e-3}[dtype]
+    for one, two in zip(got, want, strict=True):
+        assert_equal(one, two, "result", limit)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
+
+
+LONG = """
+size wide = 20011
+axis seq
+
+model m(x: real[seq, wide], y: real[seq, wide]) -> real[seq, wide]:
+    param gain: real[wide] = ones
+    return {formula}
+"""
+LONG_FORMULAS = {
+    "cut into blocks, each a program's": ("x * sigmoid(y) * gain", False),
+    "gone through in passes": ("x * rsqrt(mean(x^2, over=wide) + 0.001) * gain + y", True),
+    "passes that wait for each other": ("softmax(x * gain, over=wide) * (y - mean(y, over=wide))", True),
+}
+
+
+@pytest.mark.parametrize(("formula", "is_looped"), LONG_FORMULAS.values(), ids=LONG_FORMULAS.keys())
+def test_long_rows(formula: str, is_looped: bool) -> None:
+    program = check(Source("long.weft", LONG.format(formula=formula)), OPS).value().models["m"]
+    lengths = {"seq": (0, 2, 1)}
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program, lengths), lengths)
+    want, want_gradients = gradients(graph, arguments)
+    made, ops = fused(graph)
+    assert [any(part.loop for part in op.forward.passes) for op in ops] == [is_looped]
+    got, got_gradients = gradients(made, arguments)
+    assert_equal(got[0], want[0], "result", 1e-9)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-9)
