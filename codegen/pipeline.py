@@ -17,10 +17,12 @@ from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.bands import recognise_bands
+from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
+from .passes.fuse import fuse_rows
 from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
@@ -43,6 +45,14 @@ REFERENCE_PASSES: tuple[Pass, ...] = ()
 BASIC_PASSES: tuple[Pass, ...] = (
     Pass("dead-code", drop_dead_code, "nodes nobody reads; first, so that later passes see only what counts"),
     Pass("common-subexpressions", join_common_subexpressions, "equal calls once, such as the angles of all layers"),
+)
+
+# On a GPU every function that is left is a launch of torch's own.
+GPU_PASSES: tuple[Pass, ...] = (
+    BASIC_PASSES[0],
+    Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
+    *BASIC_PASSES[1:],
+    Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
 )
 
 CPU_PASSES: tuple[Pass, ...] = (
@@ -81,7 +91,7 @@ CPU_STEP_PASSES: tuple[Pass, ...] = (
 
 def passes_for(device: torch.device) -> tuple[Pass, ...]:
     """What a model runs by default on a device."""
-    return CPU_PASSES if device.type == "cpu" else BASIC_PASSES
+    return CPU_PASSES if device.type == "cpu" else GPU_PASSES
 
 
 Watch = Callable[[Pass, fx.GraphModule], None]

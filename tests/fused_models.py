@@ -32,7 +32,7 @@ def calls(graph: fx.GraphModule) -> int:
 def gradients(
     graph: fx.GraphModule, arguments: list[Tensor], seed: int = 0
 ) -> tuple[list[Tensor], dict[str, Tensor | None]]:
-    """The results of a graph, and the gradients of its real arguments and weights for fixed gradients of the results."""
+    """A graph's results, and the gradients of its real arguments and weights for fixed gradients of the results."""
     given = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in arguments]
     for parameter in graph.parameters():
         parameter.grad = None

@@ -189,7 +189,8 @@ class Writer:
             # Rows beyond the last one hold anything.
             text = f"tl.sum(tl.where(is_row, {value}, 0.0), axis=0, keep_dims=True)"
             if self.is_added_in_memory(store):
-                pointer = f"{self.results[store.place]} + tl.program_id(0) * {entries} + {self._address(store.layout, entries)}"
+                own = f"{self.results[store.place]} + tl.program_id(0) * {entries}"
+                pointer = f"{own} + {self._address(store.layout, entries)}"
                 mask = self._mask(False, axes)
                 guard = f", mask={mask}" if mask else ""
                 other = ", other=0" if mask else ""
