@@ -84,10 +84,10 @@ class Fused:
                 schema=f"({names}, {grads}) -> {_results(len(self._owned))}",
             )
             backward.register_fake(self._fake_gradients)
-            forward.register_autograd(self._pass_back(backward), setup_context=_save)
+            forward.register_autograd(self._pass_back(backward), setup_context=self._save)
         else:
             # Rounding, comparing: the results count as constants.
-            forward.register_autograd(lambda ctx, *grads: (None,) * self.operands)
+            forward.register_autograd(lambda ctx, *grads: (None,) * self.operands, setup_context=self._save)
         return forward
 
     # -- the operators -----------------------------------------------------------------------------
@@ -147,6 +147,13 @@ class Fused:
     def _fake_gradients(self, *given: Tensor) -> Any:
         return _alone([torch.empty_like(given[owner], memory_format=torch.contiguous_format) for owner in self._owned])
 
+    def _save(self, ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        wanted = () if self.backward is None else self.backward.wanted
+        ctx.mark_non_differentiable(*(result for place, result in enumerate(results) if place not in wanted))
+        if self.backward is not None:
+            ctx.save_for_backward(*inputs)
+
     def _pass_back(self, backward: Callable[..., Any]) -> Callable[..., Any]:
         assert self.backward is not None
         wanted = self.backward.wanted
@@ -164,10 +171,6 @@ class Fused:
             return tuple(by_owner.get(place) for place in range(self.operands))
 
         return pass_back
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _launches(x: Tensor) -> bool:
