@@ -25,8 +25,8 @@ def attach_kernels(module: fx.GraphModule) -> None:
     ops = {node.target.name: node.target for node in module.graph.nodes if isinstance(node.target, FusedOp)}
     if not ops:
         return
-    home = __package__.rpartition(".")[0]
-    text = kernels_text(ops.values(), Imports(home=f"{home}.codegen."), f"of {module._get_name()}")
+    home = Imports.__module__.rpartition(".")[0]
+    text = kernels_text(ops.values(), Imports(home=f"{home}."), f"of {module._get_name()}")
     kernels = _load(text)
     for node in module.graph.nodes:
         if isinstance(node.target, FusedOp):

@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
 from .rowwise import RowKernel
 from .scatter import add_rows
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+INTERPRETED = bool(knobs.runtime.interpret)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Fused:
         return self.name
 
     @cached_property
-    def operator(self) -> Callable[..., Any]:
+    def operator(self) -> torch.library.CustomOpDef:
         names = ", ".join(f"Tensor x{i}" for i in range(self.operands))
         forward = torch.library.custom_op(
             f"{self.library}::{self.name}",

@@ -63,7 +63,7 @@ class _Groups:
     def grow(self) -> None:
         candidates = list(self.group)
         for node in candidates:
-            forced = {node.args[place] for place in tables(node)}
+            forced = [node.args[place] for place in tables(node)]
             for operand in node.all_input_nodes:
                 is_open = operand in self.group and operand not in forced
                 if is_open and (operand in self.plans) == (node in self.plans):

@@ -169,9 +169,10 @@ def _stores(
 def _gathered(
     source: Source, place: int, index: Val, own: tuple[Axis, ...], results: list[Result], stores: list[Store]
 ) -> Gathered:
-    is_operand = isinstance(index, Load) and index.index is None and index.source is not None and index.source.by_row
-    if is_operand and index.layout == own:
-        return Gathered(source.place, place, index.source.place, None)
+    if isinstance(index, Load) and index.index is None and index.layout == own:
+        operand = index.source
+        if operand is not None and operand.by_row:
+            return Gathered(source.place, place, operand.place, None)
     results.append(Result(f"index_of_{source.name}", tuple(axis.size for axis in own), torch.int64))
     stores.append(Store(len(results) - 1, index, own))
     return Gathered(source.place, place, None, len(results) - 1)

@@ -81,6 +81,6 @@ def _meaning(region: Region) -> fx.GraphModule:
     for node in region.nodes:
         copied[node] = graph.node_copy(node, lambda operand: copied[operand])
         copied[node].meta = dict(node.meta)
-    results = tuple(copied[node] for node in region.outputs)
-    graph.output(results if len(results) > 1 else results[0])
+    results = [copied[node] for node in region.outputs]
+    graph.output(tuple(results) if len(results) > 1 else results[0])
     return fx.GraphModule({}, graph)

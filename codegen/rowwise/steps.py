@@ -23,7 +23,7 @@ _STORED = {
 }  # fmt: skip
 
 # What the text of a kernel calls otherwise: the frame's variables, Triton, and the functions of the prelude.
-RESERVED = (
+RESERVED: tuple[str, ...] = (
     "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "tl", "triton", "range", "float", "bool",
     "INTERPRETED", "to_bfloat16", "tanh", "softplus", "sign", "power",
 )  # fmt: skip
