@@ -66,7 +66,7 @@ class Fused:
         return self.name
 
     @cached_property
-    def operator(self) -> torch.library.CustomOpDef:
+    def operator(self) -> Any:
         names = ", ".join(f"Tensor x{i}" for i in range(self.operands))
         forward = torch.library.custom_op(
             f"{self.library}::{self.name}",

@@ -25,7 +25,7 @@ from ..graph_context import CompilerBug
 from ..origin import inherit, origin
 from ..rowwise.axes import CannotFuse
 from ..rowwise.axis_rules import tables
-from ..rowwise.build import Region, build, region_of
+from ..rowwise.build import Region, build, region_of, spec_name
 from ..rowwise.fused import FusedOp, fused_op
 from ..rowwise.steps import RESERVED
 from ..rowwise.value_rules import FUSIBLE
@@ -263,14 +263,15 @@ def _sort(module: fx.GraphModule) -> None:
 
 def region_name(region: Region) -> str:
     """The blocks a region's nodes stand in, as the spec calls them."""
-    names: dict[str, None] = {}
+    names: dict[str, int] = {}  # with how deep the block is
     for node in region.nodes:
-        frames = [frame.name for frame in origin(node).scope[2:] if frame.index is None]
-        if node.target not in VIEWS and frames:
-            names.setdefault(frames[-1])
-    if not names:
-        names = dict.fromkeys([getattr(region.outputs[-1].target, "__name__", "rows")])
-    return "_".join(list(names)[:4])
+        scope = origin(node).scope
+        deepest = max((depth for depth, frame in enumerate(scope) if depth and frame.index is None), default=0)
+        if node.target not in VIEWS and deepest:
+            names.setdefault(scope[deepest].name, deepest)
+    # What stands in the model itself needs no name beside the blocks.
+    inner = [name for name, depth in names.items() if depth > 1] or list(names)
+    return "_".join(inner[:4]) or spec_name(region.outputs[-1])
 
 
 def needs_gradient(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> set[fx.Node]:

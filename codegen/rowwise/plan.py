@@ -13,7 +13,7 @@ import torch
 
 from .row_program import Reduce, RowProgram, Val
 from .steps import TRITON_TYPES, Step, Writer, grouped, needed
-from .tiles import PER_THREAD, TILE, Tiles, power_of_two
+from .tiles import TILE, Tiles
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
     tiles = Tiles(program)
     write = Writer(tiles)
     rows = block_rows or max(1, min(64, TILE // (2 * tiles.held)))
-    threads = rows * tiles.held // PER_THREAD
     in_memory = [store for store in write.totals if write.is_added_in_memory(store)]
     numbering = _numbering(write)
     passes = _looped(write) if tiles.is_looped else _whole(write)
@@ -91,7 +90,7 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
         real=write.real,
         block_rows=rows,
         columns=tiles.columns,
-        warps=warps or max(1, min(16, power_of_two(threads // 32))),
+        warps=warps or tiles.warps(rows),
         stages=2,
         is_accumulated=bool(in_memory),
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 
-from .row_program import Axis, Reduce, RowProgram
+from .row_program import Axis, Constant, Iota, Reduce, RowProgram
 
 RESIDENT = 16384  # entries of one row that a program may hold of a value
 TILE = 4096  # entries that a tile of several rows is filled up to
 COLUMNS = 2048  # entries of a block of a row that is cut
 PER_THREAD = 16  # entries a thread should hold of a value
+LIVE_PER_THREAD = 80  # entries it should hold of all values that are still to be read
+MOST_WARPS = 16
 
 
 class Tiles:
@@ -59,6 +62,27 @@ class Tiles:
         for axis in axes:
             total *= self.block(axis)
         return total
+
+    @property
+    def live(self) -> int:
+        """Entries of one row that are held at once at most: values that are there and still to be read, and sums."""
+        order = {value: place for place, value in enumerate(self.values)}
+        end = dict(order)
+        for value, place in order.items():
+            for operand in value.operands:
+                end[operand] = max(end[operand], place)
+        kept = sum(self._held(store.value.axes) for store in self.program.stores if store.sum_rows)
+        changes = [0] * (len(order) + 1)
+        for value, place in order.items():
+            if not isinstance(value, Constant | Iota):
+                changes[place] += self._held(value.axes)
+                changes[end[value] + 1] -= self._held(value.axes)
+        return kept + max(accumulate(changes), default=0)
+
+    def warps(self, rows: int) -> int:
+        """Warps of a tile of rows."""
+        threads = max(rows * self.held // PER_THREAD, rows * self.live // LIVE_PER_THREAD)
+        return max(1, min(MOST_WARPS, power_of_two(threads // 32)))
 
     @property
     def columns(self) -> int:
