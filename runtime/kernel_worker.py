@@ -50,7 +50,7 @@ def main() -> None:
             # A full disk or memory says nothing about the kernel.
             lasting = not isinstance(error, (OSError, MemoryError))
             made = {"error": _worded(error), "lasting": lasting, "seconds": time.perf_counter() - start}
-        answer(made)
+        answer({name: _portable(value) if isinstance(value, str) else value for name, value in made.items()})
 
 
 def _compile(kernel: dict[str, Any], target: list[Any]) -> dict[str, Any]:
@@ -163,6 +163,14 @@ def _run(tool: str, *arguments: str) -> str:
     if done.returncode:
         raise ValueError(f"{Path(tool).name} failed ({done.returncode}): {done.stderr.strip()}")
     return done.stdout
+
+
+def _portable(text: str) -> str:
+    """Without the folders of this machine: line information names Triton's own files, errors name temporary ones."""
+    folders = {*sys.path, sys.prefix, tempfile.gettempdir()} - {""}
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(folder.rstrip(os.sep) + os.sep, "")
+    return text
 
 
 def _worded(error: BaseException) -> str:
