@@ -105,3 +105,6 @@ def ptx_inside(x_ptr, BLOCK_N: tl.constexpr):
 
 # Never done compiling: its module does not come to an end.
 ENDLESS = KernelText("endless", "while True:\n    pass\n", (), (), (), 4, 1)
+
+# What compiles for every target without spills.
+EXAMPLES = [NORM, matmul(64, 32, 4, 3), matmul(128, 64, 8, 3)]

@@ -1,0 +1,81 @@
+"""Compile every generated kernel for every target, without a GPU, and fail on spills.
+
+    python bench/aot.py [--targets cuda:90 hip:gfx942] [--device h100] [--workers 2] [--cost] [--json OUT]
+    python bench/aot.py --kernels tests.gpu_kernels:EXAMPLES      a list of KernelText of one's own
+
+Prints what each kernel takes, and ends with 1 when one does not compile, spills, or takes more shared memory than its
+target has. Results are kept in build/kernels, so that a second run compiles what has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from weft.codegen.targets import TARGETS, UnknownTarget, device  # noqa: E402
+from weft.faults import CommandFault  # noqa: E402
+from weft.runtime.ahead_of_time import problems  # noqa: E402
+from weft.views import kernels  # noqa: E402
+from weft.views.kernels import Planned  # noqa: E402
+
+
+def of_all_specs() -> list[Planned]:
+    """Every kernel of every spec in specs/, tiny and at its real size, forward and backward, in default configurations.
+
+    The place where generated kernels come in: until there are some, `--kernels` names others.
+    """
+    return []
+
+
+def of_a_list(name: str) -> list[Planned]:
+    """`module:NAME`, a list of KernelText."""
+    module, _, attribute = name.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    return [Planned(text, name, "forward") for text in found]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), metavar="TARGET")
+    parser.add_argument("--kernels", metavar="MODULE:NAME", help="instead of the kernels of all specs")
+    parser.add_argument("--device", help="for rooflines [default: the usual one of each target]")
+    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one kernel")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "kernels", help="where results are kept")
+    parser.add_argument("--cost", action="store_true", help="also what kernels move and compute")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there")
+    given = parser.parse_args()
+
+    planned = of_a_list(given.kernels) if given.kernels else of_all_specs()
+    if not planned:
+        # Not a success: nothing was shown to be free of spills.
+        print("no kernels to compile", file=sys.stderr)
+        return 2
+    start = time.perf_counter()
+    try:
+        shown_on = device(given.device) if given.device else None
+        rows = kernels.compiled(planned, given.targets, given.cache, given.timeout, given.workers)
+    except (CommandFault, UnknownTarget) as error:
+        print(error, file=sys.stderr)
+        return 2
+    seconds = time.perf_counter() - start
+    print(kernels.text(rows))
+    if given.cost:
+        print("\n" + kernels.cost(rows, shown_on))
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(kernels.data(rows, shown_on), indent=2) + "\n", encoding="utf-8")
+    wrong = [row for row in rows if problems(row.made)]
+    print(f"\n{len(rows)} compilations in {seconds:.1f} s, {len(wrong)} with problems")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
