@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,9 +192,9 @@ class _Worker:
         self.stop = stop
 
     def __enter__(self) -> _Worker:
-        # Removed with everything that a compiler that was ended left behind.
-        self.folder = tempfile.TemporaryDirectory(prefix="weft-kernels-", ignore_cleanup_errors=True)
-        self.log = Path(self.folder.name) / "log"
+        # Whatever a compiler that was ended leaves behind is in there.
+        self.folder = tempfile.mkdtemp(prefix="weft-kernels-")
+        self.log = Path(self.folder) / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.kernel_worker"],
@@ -202,8 +203,8 @@ class _Worker:
                 stderr=log,
                 text=True,
                 encoding="utf-8",
-                env=_environment(self.folder.name),
-                cwd=self.folder.name,
+                env=_environment(self.folder),
+                cwd=self.folder,
                 start_new_session=True,  # so that it can be ended with the tools it has started
             )
         self.lines: queue.Queue[str | None] = queue.Queue()
@@ -218,7 +219,7 @@ class _Worker:
             if pipe is not None:
                 with suppress(OSError):  # a job that it has not read
                     pipe.close()
-        self.folder.cleanup()
+        _remove(self.folder)
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -252,6 +253,15 @@ class _Worker:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return "\n".join([f"the compiler's process ended {how}", *_telling(said)])
+
+
+def _remove(folder: str) -> None:
+    """The folder of a process that was ended; tools it had started may need a moment to end, and write meanwhile."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.02)
 
 
 def _telling(lines: Sequence[str]) -> list[str]:

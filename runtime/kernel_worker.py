@@ -14,9 +14,11 @@ import io
 import json
 import linecache
 import os
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -28,7 +30,8 @@ FILE = "kernels.py"
 
 
 def main() -> None:
-    jobs = sys.stdin
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # Nothing that a compiler prints may come between the answers.
     os.dup2(2, 1)
@@ -41,8 +44,8 @@ def main() -> None:
         answers.flush()
 
     answer({"triton": triton.__version__})
-    for line in jobs:
-        job = json.loads(line)
+    while True:
+        job = json.loads(jobs.get())
         start = time.perf_counter()
         try:
             made = _compile(job["kernel"], job["target"])
@@ -51,6 +54,13 @@ def main() -> None:
             lasting = not isinstance(error, (OSError, MemoryError))
             made = {"error": _worded(error), "lasting": lasting, "seconds": time.perf_counter() - start}
         answer({name: _portable(value) if isinstance(value, str) else value for name, value in made.items()})
+
+
+def _listen(jobs: queue.Queue[str]) -> None:
+    """Ends the process with the one that asked, even while something compiles."""
+    for line in sys.stdin:
+        jobs.put(line)
+    os._exit(0)
 
 
 def _compile(kernel: dict[str, Any], target: list[Any]) -> dict[str, Any]:
