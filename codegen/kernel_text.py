@@ -12,7 +12,8 @@ class KernelText:
     name       the jitted function in `text`
     text       a Python module: imports, what the kernel calls, the kernel
     arguments  (name, type as Triton spells it) of every argument passed at launch, such as ("x_ptr", "*bf16") or
-               ("rows", "i32"), in the order of the signature
+               ("rows", "i32"), in the order of the signature. A launcher makes an integer that is 1 a constant: if
+               that can happen, it is another kernel
     constants  (name, value) of every `tl.constexpr` parameter: numbers, truths, strings, None, tuples of them; a type
                of Triton's is written "tl.float32"
     divisible  the arguments that are multiples of 16, pointers in bytes and integers in value. Without them another,

@@ -70,24 +70,14 @@ def _compile(kernel: dict[str, Any], target: list[Any]) -> dict[str, Any]:
 
     function = _function(kernel["name"], kernel["text"])
     gpu = GPUTarget(*target)
-    names = function.arg_names
-    constants = _constants(kernel, function)
-    types_of = dict(kernel["arguments"])
-    signature = {name: types_of.get(name, "constexpr") for name in names}
-    backend = make_backend(gpu)
-    attrs = {}
-    for name in types_of:
-        # As Triton's launcher describes an argument: D, a multiple of 16; S, a tensor within 2 GiB, which AMD asks for.
-        says = ("D" if name in kernel["divisible"] else "") + ("S" if types_of[name].startswith("*") else "")
-        if parsed := backend.parse_attr(says):
-            attrs[(names.index(name),)] = parsed
-    source = ASTSource(function, signature, {(names.index(name),): value for name, value in constants.items()}, attrs)
+    described = as_launched(kernel, function, make_backend(gpu))
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
+    options = {"num_warps": kernel["warps"], "num_stages": kernel["stages"]}
     log = io.StringIO()
     start = time.perf_counter()
     with contextlib.redirect_stdout(log):
-        made = triton.compile(
-            source, target=gpu, options={"num_warps": kernel["warps"], "num_stages": kernel["stages"]}
-        )
+        made = triton.compile(ASTSource(function, *described), target=gpu, options=options)
     answer: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "metadata": {
@@ -100,6 +90,20 @@ def _compile(kernel: dict[str, Any], target: list[Any]) -> dict[str, Any]:
     if gpu.backend == "hip":
         return answer | {"assembly": made.asm["amdgcn"]}
     return answer | {"assembly": made.asm["ptx"]} | _inspected(made.asm["cubin"])
+
+
+def as_launched(kernel: dict[str, Any], function: Any, backend: Any) -> tuple[dict[str, str], dict, dict]:
+    """Signature, constants and attributes, as Triton's launcher would make them of the arguments."""
+    names = function.arg_names
+    types_of = dict(kernel["arguments"])
+    constants = {(names.index(name),): value for name, value in _constants(kernel, function).items()}
+    attrs = {}
+    for name, type_ in types_of.items():
+        # In the launcher's words: D, a multiple of 16; S, a tensor within 2 GiB, which only AMD asks for.
+        says = ("D" if name in kernel["divisible"] else "") + ("S" if type_.startswith("*") else "")
+        if parsed := backend.parse_attr(says):
+            attrs[(names.index(name),)] = parsed
+    return {name: types_of.get(name, "constexpr") for name in names}, constants, attrs
 
 
 def _function(name: str, text: str) -> Any:

@@ -70,6 +70,26 @@ def matmul(block: int, block_k: int, warps: int, stages: int, divisible: bool = 
     )
 
 
+# The same language one level lower, where layouts are written out.
+GLUON = KernelText(
+    name="copy",
+    text="""from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.jit
+def copy(x_ptr, y_ptr, BLOCK_N: gl.constexpr):
+    layout: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
+    offs_n = gl.program_id(0) * BLOCK_N + gl.arange(0, BLOCK_N, layout=layout)
+    gl.store(y_ptr + offs_n, gl.load(x_ptr + offs_n))
+""",
+    arguments=(("x_ptr", "*fp32"), ("y_ptr", "*fp32")),
+    constants=(("BLOCK_N", 512),),
+    divisible=("x_ptr", "y_ptr"),
+    warps=4,
+    stages=1,
+)
+
 # A kernel that no compiler takes: shapes that cannot be added.
 BROKEN = KernelText(
     name="broken",

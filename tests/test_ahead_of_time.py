@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.gpu_kernels import BROKEN, ENDLESS, NORM, PTX_INSIDE, matmul
+from tests.gpu_kernels import BROKEN, ENDLESS, GLUON, NORM, PTX_INSIDE, matmul
 from weft.codegen.kernel_text import KernelText
 from weft.codegen.targets import UnknownTarget
 from weft.runtime import ahead_of_time, resources
@@ -29,7 +32,7 @@ METADATA = {"shared": 1000, "warps": 4, "stages": 2}
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[KernelText, str], Compiled]:
     """The crash comes first, so that everything behind it needs a second process."""
-    kernels = [PTX_INSIDE, BROKEN, NORM, SMALL]
+    kernels = [PTX_INSIDE, BROKEN, NORM, SMALL, GLUON]
     targets = ["cuda:90", "hip:gfx942"]
     with pytest.MonkeyPatch.context() as patch:
         # What a test process that interprets kernels has set does not reach the compiler.
@@ -83,6 +86,50 @@ def test_a_matrix_product_uses_matrix_units(compiled) -> None:
     # Three stages of two blocks of 64 x 32 in bf16, copied without passing registers.
     assert hopper.shared == 3 * 2 * 64 * 32 * 2
     assert hopper.async_copies > 0
+
+
+@needs_triton
+def test_gluon_kernels_are_compiled(compiled) -> None:
+    made = compiled[GLUON, "cuda:90"]
+    assert problems(made) == []
+    assert "LDG.E.128" in made.sass
+    # Its layout is for 32 threads in a warp; AMD has 64.
+    assert compiled[GLUON, "hip:gfx942"].error is not None
+
+
+# What the launcher makes of real arguments, against what the compiler is told here. In a process of its own, as Triton
+# must not interpret.
+LAUNCH = """
+import torch
+from dataclasses import asdict
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from tests.gpu_kernels import NORM
+from weft.runtime.kernel_worker import _function, as_launched
+
+function = _function(NORM.name, NORM.text)
+for target in (("cuda", 90, 32), ("hip", "gfx942", 64)):
+    backend = make_backend(GPUTarget(*target))
+    values = {"*bf16": torch.zeros(64, dtype=torch.bfloat16), "i32": 4096}
+    values = [values[type] for _, type in NORM.arguments]
+    options = {"num_warps": NORM.warps, "num_stages": NORM.stages}
+    binder = create_function_from_signature(function.signature, function.params, backend)
+    bound, specialization, _ = binder(*values, **dict(NORM.constants), **options, debug=False)
+    _, *launched = function._pack_args(backend, options, bound, specialization, options)
+    launched[2] = {place: attrs for place, attrs in launched[2].items() if attrs}
+    assert launched == list(as_launched(asdict(NORM), function, backend)), (target, launched)
+print("equal")
+"""
+
+
+@needs_triton
+def test_a_kernel_is_described_as_its_launcher_would(root: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH], cwd=root, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "equal\n", done.stderr
 
 
 @needs_triton
