@@ -1,4 +1,4 @@
-"""A kernel as text, with what a launcher would pass: all that is needed to compile it without a GPU or a model."""
+"""A generated kernel as an ahead-of-time compiler needs it: text and how it is called, nothing of how it was made."""
 
 from __future__ import annotations
 
@@ -7,25 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KernelText:
-    """One Triton kernel in one configuration.
+    """`text` is a whole module that holds the jitted function `name`.
 
-    name       the jitted function in `text`
-    text       a Python module: imports, what the kernel calls, the kernel
-    arguments  (name, type as Triton spells it) of every argument passed at launch, such as ("x_ptr", "*bf16") or
-               ("rows", "i32"), in the order of the signature. A launcher makes an integer that is 1 a constant: if
-               that can happen, it is another kernel
-    constants  (name, value) of every `tl.constexpr` parameter: numbers, truths, strings, None, tuples of them; a type
-               of Triton's is written "tl.float32"
-    divisible  the arguments that are multiples of 16, pointers in bytes and integers in value. Without them another,
-               slower kernel would be compiled than the one that a launcher gets
-    warps      warps of a program (wavefronts on AMD)
-    stages     how many loop turns are in flight in a software pipeline
+    arguments: names and Triton types ("*bf16", "i32") of what is passed at run time; constants: values of the
+    constexpr parameters; divisible: arguments that are multiples of 16 (pointers: of 16 bytes). Together they name
+    every parameter of the function. `warps` and `stages` are launch options.
     """
 
     name: str
     text: str
     arguments: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, object], ...]
+    constants: tuple[tuple[str, int | float | bool | str], ...]
     divisible: tuple[str, ...]
     warps: int
     stages: int

@@ -79,7 +79,9 @@ def compile_ahead(
     error, and does not disturb the others. `workers` processes compile at a time. Results are looked up and kept in
     the folder `cache`, where one is given; what ended the compiler or took too long is tried again next time.
 
-    On AMD every tensor is taken to be within 2 GiB, as the launcher finds it for all but the largest.
+    A kernel is compiled as the launcher would: so an integer that is 1 at run time, which the launcher makes a
+    constant, is another kernel; a constant such as "tl.float32" is a type of Triton's; on AMD every tensor is taken to
+    be within 2 GiB. The cache knows a kernel by its text: what the text imports from elsewhere must not change.
     UnknownTarget for a target that is not in the table, AheadFault when Triton is missing.
     """
     wanted = [target_named(name) for name in dict.fromkeys(targets)]
