@@ -26,19 +26,19 @@ from weft.views import kernels  # noqa: E402
 from weft.views.kernels import Planned  # noqa: E402
 
 
-def of_all_specs() -> list[Planned]:
-    """Every kernel of every spec in specs/, tiny and at its real size, forward and backward, in default configurations.
+def of_all_specs(target: str) -> list[Planned]:
+    """Every kernel of every spec in specs/ for a target, tiny and at its real size, forward and backward, in default
+    configurations.
 
     The place where generated kernels come in: until there are some, `--kernels` names others.
     """
     return []
 
 
-def of_a_list(name: str) -> list[Planned]:
+def of_a_list(name: str, target: str) -> list[Planned]:
     """`module:NAME`, a list of KernelText."""
     module, _, attribute = name.partition(":")
-    found = getattr(importlib.import_module(module), attribute)
-    return [Planned(text, name, "forward") for text in found]
+    return [Planned(text, target, name, "forward") for text in getattr(importlib.import_module(module), attribute)]
 
 
 def main() -> int:
@@ -53,7 +53,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there")
     given = parser.parse_args()
 
-    planned = of_a_list(given.kernels) if given.kernels else of_all_specs()
+    planned = [
+        one
+        for name in given.targets
+        for one in (of_a_list(given.kernels, name) if given.kernels else of_all_specs(name))
+    ]
     if not planned:
         # Not a success: nothing was shown to be free of spills.
         print("no kernels to compile", file=sys.stderr)
@@ -61,7 +65,7 @@ def main() -> int:
     start = time.perf_counter()
     try:
         shown_on = device(given.device) if given.device else None
-        rows = kernels.compiled(planned, given.targets, given.cache, given.timeout, given.workers)
+        rows = kernels.compiled(planned, given.cache, given.timeout, given.workers)
     except (CommandFault, UnknownTarget) as error:
         print(error, file=sys.stderr)
         return 2

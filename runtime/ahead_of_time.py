@@ -73,7 +73,17 @@ def compile_ahead(
     timeout: float = TIMEOUT,
     workers: int = 1,
 ) -> list[Compiled]:
-    """Each kernel for each target: the first kernel's targets, then the second's, in the order given.
+    """Each kernel for each target: the first kernel's targets, then the second's. As `compile_each` otherwise."""
+    return compile_each([(kernel, name) for kernel in kernels for name in targets], cache, timeout, workers)
+
+
+def compile_each(
+    pairs: Sequence[tuple[KernelText, str]],
+    cache: Path | None = None,
+    timeout: float = TIMEOUT,
+    workers: int = 1,
+) -> list[Compiled]:
+    """Kernels, each for the target beside it, in the order given; equal pairs are compiled once.
 
     A kernel that does not compile, takes longer than `timeout` seconds or ends the compiler is a Compiled with an
     error, and does not disturb the others. `workers` processes compile at a time. Results are looked up and kept in
@@ -82,24 +92,25 @@ def compile_ahead(
     A kernel is compiled as the launcher would: so an integer that is 1 at run time, which the launcher makes a
     constant, is another kernel; a constant such as "tl.float32" is a type of Triton's; on AMD every tensor is taken to
     be within 2 GiB. The cache knows a kernel by its text: what the text imports from elsewhere must not change.
+
     UnknownTarget for a target that is not in the table, AheadFault when Triton is missing.
     """
-    wanted = [target_named(name) for name in dict.fromkeys(targets)]
+    targets = {name: target_named(name) for _, name in pairs}
     version = triton_version()
+    keys = [key(kernel, name, version) for kernel, name in pairs]
     found: dict[str, Compiled] = {}
+    missing: dict[str, dict[str, KernelText]] = {name: {} for name in targets}
+    for its_key, (kernel, name) in zip(keys, pairs, strict=True):
+        kept = None if cache is None else _read(cache, its_key)
+        if kept is None:
+            missing[name][its_key] = kernel
+        else:
+            found[its_key] = kept
     shares: list[_Share] = []
-    for target in wanted:
-        missing: dict[str, KernelText] = {}
-        for kernel in kernels:
-            its_key = key(kernel, target.name, version)
-            kept = None if cache is None else _read(cache, its_key)
-            if kept is None:
-                missing[its_key] = kernel
-            else:
-                found[its_key] = kept
+    for name, own in missing.items():
         # As many shares of a target as leave no worker idle, each with every n-th kernel: neighbours are alike.
-        parts = min(len(missing), -(-workers // len(wanted)))
-        shares += [_Share(target, dict(list(missing.items())[start::parts])) for start in range(parts)]
+        parts = min(len(own), -(-workers // len(targets)))
+        shares += [_Share(targets[name], dict(list(own.items())[start::parts])) for start in range(parts)]
     stop = threading.Event()
 
     def work(share: _Share) -> dict[str, Compiled]:
@@ -116,7 +127,7 @@ def compile_ahead(
                 found |= made
         finally:
             stop.set()
-    return [found[key(kernel, name, version)] for kernel in kernels for name in targets]
+    return [found[its_key] for its_key in keys]
 
 
 def problems(made: Compiled) -> list[str]:
@@ -282,7 +293,7 @@ def _environment(folder: str) -> dict[str, str]:
         "TRITON_DUMP_PTXAS_LOG": "1",
         "TMPDIR": folder,
         # The modules that this process sees, wherever it was started.
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry),
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path),
     }
 
 

@@ -112,18 +112,17 @@ def test_data_holds_what_the_tables_show() -> None:
 
 
 def test_planned_kernels_become_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    def compile_each(pairs, *_):
+        return [replace(NORM.made, kernel=text.name, target=name) for text, name in pairs]
 
-    def compile_ahead(texts, targets, *_):
-        asked.extend(texts)
-        return [replace(NORM.made, kernel=text.name, target=name) for text in texts for name in targets]
-
-    monkeypatch.setattr(kernels, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(kernels, "compile_each", compile_each)
     texts = [KernelText(name, "", (), (), (), 4, 1) for name in ("a", "b")]
-    planned = [Planned(text, f"tiny.weft:{line}", "forward", NORM.work, line) for line, text in enumerate(texts, 1)]
-    rows = kernels.compiled(planned, ["cuda:90", "cuda:80"])
-    assert asked == texts
-    assert [(row.made.kernel, row.made.target, row.spec, row.count, row.work) for row in rows] == [
+    planned = [
+        Planned(text, name, f"tiny.weft:{line}", "forward", NORM.work, line)
+        for line, text in enumerate(texts, 1)
+        for name in ("cuda:90", "cuda:80")
+    ]
+    assert [(row.made.kernel, row.made.target, row.spec, row.count, row.work) for row in kernels.compiled(planned)] == [
         ("a", "cuda:90", "tiny.weft:1", 1, NORM.work),
         ("a", "cuda:80", "tiny.weft:1", 1, NORM.work),
         ("b", "cuda:90", "tiny.weft:2", 2, NORM.work),
@@ -131,7 +130,7 @@ def test_planned_kernels_become_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.undo()
     with pytest.raises(CommandFault, match="did you mean cuda:90"):
-        kernels.compiled(planned, ["cuda:99"])
+        kernels.compiled([replace(planned[0], target="cuda:99")])
 
 
 def test_code_is_shown_with_what_it_is_for() -> None:

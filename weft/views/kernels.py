@@ -15,7 +15,7 @@ from weft.codegen.kernel_text import KernelText
 from weft.codegen.targets import Device, UnknownTarget, devices_of
 from weft.dsl.suggest import suggest
 from weft.faults import CommandFault
-from weft.runtime.ahead_of_time import TIMEOUT, Compiled, compile_ahead, problems
+from weft.runtime.ahead_of_time import TIMEOUT, Compiled, compile_each, problems
 
 from .table import amount, table
 
@@ -24,7 +24,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Planned:
-    """A generated kernel and what it is for.
+    """A kernel generated for a target, and what it is for.
 
     spec       the line it serves, as `olmo2.weft:14`
     work       what one launch moves and computes; None where it was not planned
@@ -33,6 +33,7 @@ class Planned:
     """
 
     kernel: KernelText
+    target: str
     spec: str
     direction: Literal["forward", "backward"]
     work: Work | None = None
@@ -42,7 +43,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A compiled kernel for one target; the other fields are those of Planned."""
+    """A compiled kernel; the other fields are those of Planned."""
 
     made: Compiled
     spec: str
@@ -53,21 +54,16 @@ class KernelRow:
 
 
 def compiled(
-    planned: Sequence[Planned],
-    targets: Sequence[str],
-    cache: Path | None = None,
-    timeout: float = TIMEOUT,
-    workers: int = 1,
+    planned: Sequence[Planned], cache: Path | None = None, timeout: float = TIMEOUT, workers: int = 1
 ) -> list[KernelRow]:
-    """Each kernel for each target, as `compile_ahead` does it. CommandFault for a target that is not known."""
+    """A row for each kernel, compiled as `compile_each` does it. CommandFault for a target that is not known."""
     try:
-        made = compile_ahead([one.kernel for one in planned], targets, cache, timeout, workers)
+        made = compile_each([(one.kernel, one.target) for one in planned], cache, timeout, workers)
     except UnknownTarget as error:
         raise CommandFault(str(error), 2) from None
-    each = [one for one in planned for _ in targets]
     return [
         KernelRow(result, one.spec, one.direction, one.work, one.count, one.written)
-        for one, result in zip(each, made, strict=True)
+        for one, result in zip(planned, made, strict=True)
     ]
 
 
