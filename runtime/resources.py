@@ -30,7 +30,8 @@ class Resources:
     scalar_registers  registers shared by the threads of a wavefront; 0 on NVIDIA, where they are not limited
     spill_stores      bytes per thread written because registers ran out
     spill_loads       bytes per thread read back
-    scalar_spills     scalar registers put aside (AMD)
+    scalar_spills     scalar registers put aside (AMD): into lanes of vector registers while there are some, which costs
+                      instructions but no memory
     stack             bytes of private memory per thread, spills included
     shared            bytes of shared memory per program, static and dynamic
     warps             after compilation: warp specialization adds some
@@ -57,8 +58,9 @@ class Resources:
 
     @property
     def spills(self) -> int:
-        """Bytes per thread stored and loaded because registers ran out; a scalar register counts 4. 0: no spills."""
-        return self.spill_stores + self.spill_loads + 4 * self.scalar_spills
+        """Bytes per thread that go through memory because registers ran out."""
+        scalar = 4 * self.scalar_spills if self.stack else 0
+        return self.spill_stores + self.spill_loads + scalar
 
     @property
     def matrix_instructions(self) -> int:

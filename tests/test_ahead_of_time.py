@@ -311,6 +311,10 @@ def test_amd_texts_are_read() -> None:
         "spills 4 bytes per thread, reads back 4, 2 scalar registers",
         "takes 70,000 bytes of shared memory of 65,536",
     ]
+    # Scalar registers that found a place in vector registers went through no memory.
+    in_lanes = replace(found, spill_stores=0, spill_loads=0, stack=0)
+    assert problems(replace(made, resources=in_lanes)) == []
+    assert problems(replace(made, resources=replace(in_lanes, stack=8))) != []
 
 
 @pytest.mark.parametrize(

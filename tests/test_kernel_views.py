@@ -61,8 +61,17 @@ tiny.weft:9  y = attend(q, k, v)
 attention for cuda:90 (tiny.weft:9): spills 16 bytes per thread, reads back 24
 gather for cuda:90 (tiny.weft:9): does not compile: ValueError: no"""
     )
+    lanes = replace(NORM, made=replace(NORM.made, resources=replace(TAKEN, scalar_spills=4)))
+    assert "  0 (4 scalar)  16 bytes " in kernels.text([lanes])
     assert kernels.text([NORM]).endswith("\n\nno spills, and all within the limits of their targets")
     assert kernels.text([]) == kernels.cost([]) == kernels.sass([]) == "no kernels"
+
+
+def test_targets_of_a_kernel_stand_together() -> None:
+    rows = [replace(row, made=replace(row.made, target=name)) for name in ("cuda:90", "cuda:80") for row in ROWS]
+    found = [(one["kernel"], one["target"]) for one in kernels.data(rows)["kernels"]]
+    names = ["norm", "norm_backward", "attention", "gather"]
+    assert found == [(name, target) for name in names for target in ("cuda:90", "cuda:80")]
 
 
 def test_cost_is_bytes_operations_and_the_least_time() -> None:

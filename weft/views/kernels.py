@@ -132,6 +132,8 @@ def _taken(row: KernelRow) -> tuple[str, ...]:
     if found is None:
         return (*start, *("-" * 7))
     spills = f"{found.spill_stores}+{found.spill_loads}" if found.spills else "0"
+    if found.scalar_spills:
+        spills += f" ({found.scalar_spills} scalar)"
     matrix = ", ".join(f"{count} {name}" for name, count in found.matrix) or "-"
     return (
         *start, str(found.registers), spills, amount(found.shared), str(found.warps), str(found.stages), matrix,
@@ -194,10 +196,11 @@ def _rates(one: Device) -> str:
 
 
 def _ordered(rows: Iterable[KernelRow]) -> list[KernelRow]:
-    """By spec line in the order in which they first occur, forward before backward; else as given."""
+    """By spec line, forward before backward, by kernel; lines, kernels and targets in the order in which they occur."""
     rows = list(rows)
-    first = {spec: place for place, spec in reversed(list(enumerate(row.spec for row in rows)))}
-    return sorted(rows, key=lambda row: (first[row.spec], DIRECTIONS.index(row.direction)))
+    specs = {spec: place for place, spec in enumerate(dict.fromkeys(row.spec for row in rows))}
+    names = {name: place for place, name in enumerate(dict.fromkeys(row.made.kernel for row in rows))}
+    return sorted(rows, key=lambda row: (specs[row.spec], DIRECTIONS.index(row.direction), names[row.made.kernel]))
 
 
 def _grouped(head: Sequence[str], rows: Sequence[tuple[KernelRow, tuple[str, ...]]], right: Sequence[int]) -> list[str]:
