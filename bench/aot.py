@@ -1,6 +1,6 @@
 """Compile every generated kernel for every target, without a GPU, and fail on spills.
 
-    python bench/aot.py [--targets cuda:90 hip:gfx942] [--device h100] [--workers 2] [--cost] [--json OUT]
+    python bench/aot.py [--targets cuda:90 hip:gfx942] [--size 7b] [--device h100] [--workers 2] [--cost] [--json OUT]
     python bench/aot.py --kernels tests.gpu_kernels:EXAMPLES      a list of KernelText of one's own
 
 Prints what each kernel takes, and ends with 1 when one does not compile, spills, or takes more shared memory than its
@@ -12,39 +12,51 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from weft import spec_files  # noqa: E402
 from weft.codegen.targets import TARGETS, UnknownTarget, device  # noqa: E402
+from weft.dsl.check import presets_of  # noqa: E402
 from weft.faults import CommandFault  # noqa: E402
 from weft.runtime.ahead_of_time import problems  # noqa: E402
-from weft.views import kernels  # noqa: E402
+from weft.views import kernels, planned_kernels  # noqa: E402
 from weft.views.kernels import Planned  # noqa: E402
 
 
-def of_all_specs(target: str) -> list[Planned]:
-    """Every kernel of every spec in specs/ for a target, tiny and at its real size, forward and backward, in default
-    configurations.
+def of_all_specs(targets: list[str], only: str | None, rows: int) -> list[Planned]:
+    """Every kernel of every spec in specs/ for each target, at each of its sizes or at one, in default
+    configurations."""
+    found = []
+    for path in sorted((ROOT / "specs").glob("*.weft")):
+        source = spec_files.read(os.path.relpath(path))
+        for size in presets_of(source):
+            if only in (None, size):
+                own = planned_kernels.of_spec(spec_files.checked_source(source, size, {}), targets, rows)
+                found += [replace(one, spec=f"{path.stem} {size}: {one.spec}") for one in own]
+                print(f"{path.stem} {size}: {len(own) // len(targets)} kernels", file=sys.stderr)
+    return found
 
-    The place where generated kernels come in: until there are some, `--kernels` names others.
-    """
-    return []
 
-
-def of_a_list(name: str, target: str) -> list[Planned]:
+def of_a_list(name: str, targets: list[str]) -> list[Planned]:
     """`module:NAME`, a list of KernelText."""
     module, _, attribute = name.partition(":")
-    return [Planned(text, target, name, "forward") for text in getattr(importlib.import_module(module), attribute)]
+    texts = getattr(importlib.import_module(module), attribute)
+    return [Planned(text, target, name, "forward") for text in texts for target in targets]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), metavar="TARGET")
     parser.add_argument("--kernels", metavar="MODULE:NAME", help="instead of the kernels of all specs")
+    parser.add_argument("--size", help="one preset [default: all of them]")
+    parser.add_argument("--rows", type=int, default=16384, help="rows of a step, for bytes and operations")
     parser.add_argument("--device", help="for rooflines [default: the usual one of each target]")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one kernel")
@@ -53,11 +65,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there")
     given = parser.parse_args()
 
-    planned = [
-        one
-        for name in given.targets
-        for one in (of_a_list(given.kernels, name) if given.kernels else of_all_specs(name))
-    ]
+    if given.kernels:
+        planned = of_a_list(given.kernels, given.targets)
+    else:
+        planned = of_all_specs(given.targets, given.size, given.rows)
     if not planned:
         # Not a success: nothing was shown to be free of spills.
         print("no kernels to compile", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""The kernels that a graph launches on a GPU, with the spec lines they serve, ready to be compiled and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from .kernels import Planned
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from weft.codegen.kernel_text import KernelText
+    from weft.codegen.rowwise.plan import RowPlan
+    from weft.dsl.check import Checked
+    from weft.dsl.program import Program
+
+
+def of_spec(checked: Checked, targets: Sequence[str], rows: int) -> list[Planned]:
+    """Of the objectives of a spec, or of its model where it has none, for each target; kernels that objectives share
+    are there once. `rows`: of one step, for bytes and operations."""
+    found: dict[tuple[KernelText, str, str], Planned] = {}
+    for program in checked.objectives.values() or [checked.model]:
+        graph = fused(program)
+        for target in targets:
+            for one in of_graph(graph, target, rows):
+                found.setdefault((one.kernel, one.target, one.spec), one)
+    return list(found.values())
+
+
+def fused(program: Program) -> fx.GraphModule:
+    """The graph of a program after the passes for a GPU, in bfloat16. Weights are shapes only."""
+    import torch
+
+    from weft.codegen.lower import empty_weights, lower
+    from weft.codegen.pipeline import GPU_PASSES, optimise
+
+    weights = empty_weights(program.weights, torch.bfloat16, "meta")
+    return optimise(lower(program, weights, torch.bfloat16), GPU_PASSES)
+
+
+def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
+    """Rowwise kernels, forward and backward, in the order of the graph; calls that share a kernel are counted."""
+    from weft.codegen.origin import origin
+    from weft.codegen.rowwise.fused import FusedOp
+    from weft.codegen.rowwise.kernel_texts import row_kernel_text, row_work
+
+    found: dict[tuple[object, str], Planned] = {}
+    for node in module.graph.nodes:
+        op = node.target
+        if not isinstance(op, FusedOp):
+            continue
+        span = origin(node).span
+        spec = "" if span is None else f"{span.source.name}:{span.line}"
+        written = "" if span is None else span.source.text.splitlines()[span.line - 1].strip()
+        sides: list[tuple[Literal["forward", "backward"], RowPlan | None]] = [
+            ("forward", op.forward),
+            ("backward", op.backward),
+        ]
+        for direction, plan in sides:
+            if plan is None:
+                continue
+            key = (op.key, direction)
+            if key in found:
+                found[key] = replace(found[key], count=found[key].count + 1)
+            else:
+                text, work = row_kernel_text(plan), row_work(plan, rows)
+                found[key] = Planned(text, target, spec, direction, work, 1, written)
+    return list(found.values())
