@@ -156,6 +156,9 @@ class Elaboration(SharedCalls, MaskCalls):
             self.scope.bind(name, UNKNOWN)
         if isinstance(statement, syntax.Return) and not self.loops:
             self.result = (UNKNOWN, statement.span)
+        if isinstance(statement, syntax.For | syntax.If):
+            # The head is wrong, so the body was not run; its names are a mistake of their own.
+            self.check_names((statement,))
 
     def _run(self, statement: syntax.Statement) -> None:
         match statement:
