@@ -24,7 +24,7 @@ STATIC_KINDS = {
 }  # fmt: skip
 PLAIN_KINDS: dict[str, Kind] = {"real": Real(), "int": Int(), "flag": Flag()}
 # What the kinds are called elsewhere.
-OTHER_LANGUAGES = (
+OTHER_LANGUAGES: dict[str, str] = (
     dict.fromkeys(
         ("float", "float16", "float32", "float64", "bfloat16", "half", "double", "tensor", "f32", "bf16"), "real"
     )

@@ -15,6 +15,7 @@ import pytest
 
 from weft.codegen.ops import OPS
 from weft.dsl.check import check_all
+from weft.dsl.format import format_text
 from weft.dsl.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,11 @@ def test_examples(example: Example) -> None:
             assert set(codes) == {"E901"}
         case kind:
             pytest.fail(f"no such kind of example: {kind}")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: f"{e.page.name}:{e.line}")
+def test_examples_are_in_the_canonical_form(example: Example) -> None:
+    assert format_text(Source("<example>", example.text)) == example.text
 
 
 def _consoles() -> list[tuple[str, str]]:

@@ -160,6 +160,10 @@ def wants_color(stream) -> bool:
 def write(path: str, text: str) -> None:
     """Replace a file whole: an interrupted write must not leave half a spec."""
     target = Path(path).resolve()
+    if target.is_dir():
+        raise CommandFault(f"{path}: is a folder, not a file", 2)
+    if not target.parent.is_dir():
+        raise CommandFault(f"{path}: there is no folder {target.parent}", 2)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8", newline="\n")
