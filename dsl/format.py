@@ -201,6 +201,8 @@ class _Formatter:
         kinds = self.kinds[line.first : line.last + 1]
         if kinds[0] != "SIZE" or kinds[2:3] != ["COLON"] or kinds[3:4] in ([], ["OPEN_ROUND"]) or self._has_body(line):
             return None
+        if any(element.pipe for element in elements):
+            return None
         first, *others = cells(elements)
         head, _, setting = first.partition(": ")
         settings = (setting, *others)

@@ -166,6 +166,7 @@ size 7b:   layers = 32, dim = 4096,    vocab = 100352
         (TABLE + "size a: layers = 1\n", TABLE + "size a: layers = 1\n"),
         (TABLE + "# more\n" + TABLE, TABLE + "# more\n" + TABLE),
         ("size a: b = 1\n\nsize long: b = 2\n", "size a: b = 1\n\nsize long: b = 2\n"),
+        ("size a: b = c |> d, e = 1\nsize long: b = f, e = 2\n",) * 2,
         ("size a: (b = 1)\nsize long: b = 2\n", "size a: (b = 1)\nsize long: b = 2\n"),
     ],
 )
