@@ -29,6 +29,8 @@ def read(path: str) -> Source:
 
     data = sys.stdin.buffer.read() if path == STDIN else _bytes(path)
     name = "<stdin>" if path == STDIN else path
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CommandFault(f"{name}: is UTF-16 text; save it as UTF-8", 2)
     if b"\0" in data:
         raise CommandFault(f"{name}: is a binary file, not a spec", 2)
     try:
