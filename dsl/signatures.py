@@ -24,13 +24,12 @@ STATIC_KINDS = {
 }  # fmt: skip
 PLAIN_KINDS: dict[str, Kind] = {"real": Real(), "int": Int(), "flag": Flag()}
 # What the kinds are called elsewhere.
-OTHER_LANGUAGES: dict[str, str] = (
-    dict.fromkeys(
-        ("float", "float16", "float32", "float64", "bfloat16", "half", "double", "tensor", "f32", "bf16"), "real"
-    )
-    | dict.fromkeys(("bool", "boolean"), "flag")
-    | dict.fromkeys(("integer", "long", "int32", "int64", "index"), "int")
-)
+_ELSEWHERE = {
+    "real": "float float16 float32 float64 bfloat16 half double tensor f32 bf16",
+    "flag": "bool boolean",
+    "int": "integer long int32 int64",
+}
+OTHER_LANGUAGES = {word: kind for kind, words in _ELSEWHERE.items() for word in words.split()}
 HOST_KINDS = ("example", "text", "folder", "table", "checkpoint")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def run(checked: Checked) -> int:
     return count
 
 
-def inputs(program: Program) -> dict[str, object]:
+def inputs(program: Program) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     lengths: dict[Axis, tuple[int, ...]] = {}
     for value in program.inputs:
