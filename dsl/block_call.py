@@ -117,7 +117,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             if name in arguments:
                 continue
             if written.default is None:
-                raise Mistake(BadArguments(at, declaration.name.text, f"`{name}` is missing"))
+                raise Mistake(BadArguments(at, declaration.name.text, f"needs `{name}`"))
             param = parameter(written)
             default = body.argument(replace(param, default=None), written.default)
             if default is UNKNOWN:
@@ -130,11 +130,9 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             body.scope.bind(name, bound)
         for axis_name, axis in generic.items():
             if axis is None:
-                raise Mistake(
-                    BadArguments(
-                        at, declaration.name.text, f"the axis `{axis_name}` cannot be inferred from the arguments"
-                    )
-                )
+                what = f"cannot tell its axis `{axis_name}` from the arguments"
+                help = f"no argument has it: give a parameter a type with `{axis_name}` in it, or take it as an `axis`"
+                raise Mistake(BadArguments(at, declaration.name.text, what, help))
 
     def bound_argument(
         self, written: syntax.Parameter, param: Param, given: object, generic: dict[str, Axis | None], at: Span
@@ -170,7 +168,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
     def checked_result(self, declaration: syntax.Block) -> object:
         """The body's result, if it fits the signature."""
         if self.result is None:
-            self.note(NoResult(declaration.name.span, declaration.name.text, "does not return a value"))
+            name = declaration.name
+            self.note(NoResult(name.span, name.text, "does not return a value", "end it with `return ..`"))
             return UNKNOWN
         result, at = self.result
         if result is UNKNOWN:
@@ -189,9 +188,11 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             if local is axis and axis.name in self.local_axes:
                 raise Mistake(LocalAxisEscapes(at, axis.name, axis.span))
         written = declaration.result
-        if written is None or count > 1:
+        if written is None:
             return
         name = declaration.name.text
+        if count > 1:
+            raise Mistake(ResultAxes(at, name, f"{count} values", f"one `{written.span.text}`", written.span))
         if not self.kind_fits(written, value):
             raise Mistake(ResultAxes(at, name, f"`{value.type}`", f"`{written.span.text}`", written.span))
         if not written.any_axes and set(self.type_axes(written)) != set(value.type.axes):

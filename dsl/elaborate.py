@@ -125,7 +125,8 @@ def elaborate_objective(spec: Spec, declaration: syntax.Objective) -> Program | 
         body.run(declaration.body)
     except Abandoned:
         return None
-    if not body.losses and not any(isinstance(s, syntax.Loss) for s in declaration.body):
+    # A `return` in its place is a mistake of its own.
+    if not body.losses and not any(isinstance(s, syntax.Loss | syntax.Return) for s in declaration.body):
         spec.library.problems.add(NoLoss(declaration.name.span, f"objective `{name}` has no `loss`"))
     trains = tuple(pattern.text for pattern in declaration.trains)
     return _program(spec, body, declaration, "objective", inputs, (), trains)

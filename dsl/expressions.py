@@ -135,7 +135,9 @@ class Expressions(Body):
 
     def known_names(self, local: Iterable[str] = ()) -> tuple[str, ...]:
         """What may be read here, for suggestions."""
-        standard, ops = self.build.library.prelude_names, self.build.ops.ops
+        standard = self.build.library.prelude_names
+        # Operators with a sign of their own (`==`) have names that nobody writes.
+        ops = (name for name, op in self.build.ops.ops.items() if op.doc.startswith(f"`{name}("))
         return (*local, *self.scope.bound, *self.home.names, *standard, *ops, *BUILTINS, *CONSTANTS)
 
     # ---- operators --------------------------------------------------------------------------------
@@ -203,7 +205,15 @@ class Expressions(Body):
             if e.name.text in base.fields:
                 return base.fields[e.name.text]
             raise Mistake(NoSuchField(e.name.span, e.name.text, base.what, tuple(base.fields)))
-        raise Mistake(NoSuchField(e.name.span, e.name.text, describe(base)))
+        raise Mistake(NoSuchField(e.name.span, e.name.text, describe(base), (), self._no_method(e.name.text)))
+
+    def _no_method(self, name: str) -> str | None:
+        """For habits of array libraries: `x.mean()`, `x.T`."""
+        if name in ("T", "mT", "view", "reshape", "transpose", "permute", "swapaxes", "squeeze", "unsqueeze", "expand"):
+            return "axes have names: nothing is transposed, reshaped or expanded by position"
+        if name in self.build.ops.ops or name in self.build.library.prelude_names:
+            return f"a function stands in front of its operand: `{name}(x)`"
+        return None
 
     def _subscript(self, e: syntax.Subscript) -> object:
         base = self.evaluate(e.base)
@@ -216,7 +226,7 @@ class Expressions(Body):
                 index = self.whole(e.items[0], "an index")
                 if index not in base.members:
                     raise Mistake(
-                        NoSuchMember(e.span, base.name, str(index), tuple(str(i) for i in sorted(base.members)))
+                        NoSuchMember(e.span, f"`{base.name}`", str(index), tuple(str(i) for i in sorted(base.members)))
                     )
                 return base.members[index]
             case AxisFamily():

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .diagnostics import Problems
-from .layout import STEP, Bracket, Element, lay_out
+from .layout import STEP, Bracket, Element, cells, lay_out, table
 from .lexer import DEDENT, INDENT, NEWLINE, Tokens, tokenize
 from .parser import parse_tokens
 from .source import Source
@@ -47,6 +47,16 @@ class _Entry:
     level: int
     blank: bool
     line: _Line | None
+    preset: _Preset | None = None
+
+
+@dataclass(slots=True)
+class _Preset:
+    """A preset that stands on one line: `size tiny:` and its settings, and the comment behind them."""
+
+    cells: tuple[str, ...]
+    names: tuple[str, ...]
+    comment: str
 
 
 # Lines that are a list: too long, they are filled up to the margin and go on below.
@@ -77,15 +87,16 @@ class _Formatter:
             end = self._own_comments(entries, end, self.tokens.starts[line.first], line.level, above, columns)
             del columns[line.level :]
             columns += [line.column] * (line.level + 1 - len(columns))
-            printed, stop, hoisted = self._print(line)
+            printed, stop, hoisted, preset = self._print(line)
             blank = self._blank_between(end, self.tokens.starts[line.first])
             for comment in hoisted:
                 entries.append(_Entry(" " * STEP * line.level + comment, line.level, blank, None))
                 blank = False
-            entries.append(_Entry(printed, line.level, blank, line))
+            entries.append(_Entry(printed, line.level, blank, line, preset))
             end = stop
         last = lines[-1].level if lines else 0
         self._own_comments(entries, end, len(self.source), 0, last, columns)
+        _align_presets(entries)
         return self._join(entries)
 
     def _lines(self) -> list[_Line]:
@@ -165,14 +176,15 @@ class _Formatter:
 
     # ---- one logical line ----------------------------------------------------------------------------
 
-    def _print(self, line: _Line) -> tuple[str, int, list[str]]:
-        """The text of a line, where it ends in the source (with its trailing comment), and comments to put above."""
+    def _print(self, line: _Line) -> tuple[str, int, list[str], _Preset | None]:
+        """The text of a line, where it ends in the source (with its trailing comment), comments to put above, and the
+        cells of a preset on one line."""
         tokens = self.tokens
         if self.kinds[line.first] == "DOCSTRING":
             printed = tokens.text(line.first).replace("\r\n", "\n")
             trailing = self._trailing(tokens.ends[line.last])
             stop = trailing.span.end if trailing else tokens.ends[line.last]
-            return printed + (f"  {trailing.text}" if trailing else ""), stop, []
+            return printed + (f"  {trailing.text}" if trailing else ""), stop, [], None
         reader = _LineReader(self, line)
         elements = reader.top()
         stop = tokens.ends[line.last]
@@ -182,7 +194,21 @@ class _Formatter:
             elements[-1].after = trailing.text
         hoisted, elements[0].before = elements[0].before, []
         is_list = self.kinds[line.first] in _LISTS or self._is_setting_line(line)
-        return lay_out(elements, line.level * STEP, is_list), stop, hoisted
+        text = lay_out(elements, line.level * STEP, is_list)
+        return text, stop, hoisted, None if "\n" in text else self._preset(line, elements)
+
+    def _preset(self, line: _Line, elements: list[Element]) -> _Preset | None:
+        kinds = self.kinds[line.first : line.last + 1]
+        if kinds[0] != "SIZE" or kinds[2:3] != ["COLON"] or kinds[3:4] in ([], ["OPEN_ROUND"]) or self._has_body(line):
+            return None
+        if any(element.pipe for element in elements):
+            return None
+        first, *others = cells(elements)
+        head, _, setting = first.partition(": ")
+        settings = (setting, *others)
+        names = tuple(text.partition(" = ")[0] for text in settings)
+        comment = f"  {elements[-1].after}" if elements[-1].after else ""
+        return _Preset((f"{head}:", *settings), names, comment)
 
     def _is_setting_line(self, line: _Line) -> bool:
         sets = line.level == 1 and self.kinds[line.first + 1] in ("ASSIGN", "COLON", "DOT")
@@ -209,6 +235,22 @@ class _Formatter:
                 self.next_comment += 1
                 return comment
         return None
+
+
+def _align_presets(entries: list[_Entry]) -> None:
+    """Presets of the same settings, below one another, become a table."""
+    start = 0
+    for number in range(1, len(entries) + 1):
+        first = entries[start].preset
+        if number < len(entries) and first is not None:
+            other = entries[number].preset
+            if other is not None and not entries[number].blank and other.names == first.names:
+                continue
+        rows = [(entry, entry.preset) for entry in entries[start:number] if entry.preset is not None]
+        lines = table([preset.cells for _, preset in rows]) if len(rows) > 1 else None
+        for (entry, preset), line in zip(rows, lines or (), strict=lines is not None):
+            entry.text = line + preset.comment
+        start = number
 
 
 class _LineReader:

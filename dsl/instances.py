@@ -106,8 +106,9 @@ class Instances:
         settings: dict[str, Given] = {}
         for argument in use.settings:
             if argument.name is None:
-                what = "sizes and options are set by name: `(dim = 64)`"
-                raise Mistake(BadArguments(argument.span, module.source.name, what))
+                what = "takes its sizes and options by name"
+                name = ".".join(part.text for part in use.module)
+                raise Mistake(BadArguments(argument.span, name, what, "for example `(dim = 64)`"))
             value = body.evaluate(argument.value)
             if argument.name.text not in module.settable:
                 error = UnknownSize(argument.name.span, argument.name.text, module.settable)

@@ -9,6 +9,8 @@
         |> norm
     size 7b: layers = 32, dim = 4096,   lists: filled
         heads = 32
+    size tiny: layers = 4,  dim = 128   presets of the same settings below one another: a table
+    size 7b:   layers = 32, dim = 4096
 """
 
 from __future__ import annotations
@@ -93,6 +95,25 @@ def lay_out(elements: list[Element], indent: int, is_list: bool) -> str:
         lines.append(" " * own + text + _comment(elements[number - 1]))
         start = number
     return "\n".join(lines)
+
+
+def cells(elements: list[Element]) -> tuple[str, ...]:
+    """The elements of a logical line, each on one line."""
+    return tuple("".join(_flat(part) for part in element.parts) for element in elements)
+
+
+def table(rows: list[tuple[str, ...]]) -> list[str] | None:
+    """Rows of equally many cells as lines with their cells below one another; None where that is too wide."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for head, *settings in rows:
+        last = len(settings) - 1
+        padded = (
+            setting if number == last else f"{setting},".ljust(width + 1)
+            for number, (setting, width) in enumerate(zip(settings, widths[1:], strict=True))
+        )
+        lines.append(" ".join((head.ljust(widths[0]), *padded)))
+    return lines if max(map(len, lines)) <= WIDTH else None
 
 
 def _comment(element: Element) -> str:

@@ -228,8 +228,12 @@ class _Lexer:
             self._unclosed(position)
         else:
             following = _NEXT_LINE.match(text, after)
-            deeper = following and following[2] and len(following[1]) > self.line_indent
-            if deeper and (self.tokens.kinds[-1] == "COMMA" or following[2] == "|>"):
+            if (
+                following
+                and following[2]
+                and len(following[1]) > self.line_indent
+                and (self.tokens.kinds[-1] == "COMMA" or following[2] == "|>")
+            ):
                 return False
         self._add(NEWLINE, self.tokens.ends[-1], self.tokens.ends[-1])
         return True

@@ -100,7 +100,7 @@ class _Writer:
         given: dict[str, object] = {}
         for param in params:
             if param.name not in bound:
-                raise Mistake(BadArguments(e.span, declaration.name.text, f"`{param.name}` is missing"))
+                raise Mistake(BadArguments(e.span, declaration.name.text, f"needs `{param.name}`"))
             given[param.name] = body.evaluate(bound[param.name])
             if given[param.name] is UNKNOWN:
                 raise Noted

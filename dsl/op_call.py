@@ -100,7 +100,7 @@ class OpCalls(Body):
             if param.name in arguments:
                 accepted[param.name] = self._accept(param, arguments[param.name], spans.get(param.name, at))
             elif param.default is REQUIRED:
-                raise Mistake(BadArguments(at, op.name, f"`{param.name}` is missing, {param.accepts.value}", usage(op)))
+                raise Mistake(BadArguments(at, op.name, _missing(param), usage(op)))
             else:
                 accepted[param.name] = param.default
         return self.infer(op, accepted, at, spans, label)
@@ -150,7 +150,7 @@ class OpCalls(Body):
                 return tuple(number_of(item) for item in given)
             case accepts if isinstance(given, _SORTS.get(accepts, ())):
                 return given
-        raise Mistake(WrongArgument(at, param.name, describe(given), param.accepts.value))
+        raise Mistake(WrongArgument(at, param.name, describe(given), param.accepts.value, _written(param, given)))
 
     def call_op(self, op: OpDef, call: syntax.Call, piped: syntax.Expression | None) -> object:
         """A primitive called in the text: arguments bound to parameters, each evaluated as its parameter wants."""
@@ -226,6 +226,25 @@ _SORTS: dict[Accepts, tuple[type, ...]] = {
 }
 
 
+def _missing(param: Param) -> str:
+    if param.accepts is Accepts.MAPPING:
+        return "needs a mapping of axes, `A -> B`"
+    sort = "" if param.accepts is Accepts.VALUE else f", {param.accepts.value}"
+    return f"needs `{param.name}`{sort}"
+
+
+def _written(param: Param, given: object) -> str | None:
+    """How an argument of another sort is written, where that is what was probably meant."""
+    match param.accepts, given:
+        case Accepts.MAPPING, _:
+            return "a mapping is written `A -> B`, or `A -> (B, C)`"
+        case Accepts.FLAG, Axis():
+            return "several axes on one side of a mapping stand in brackets: `A -> (B, C)`"
+        case Accepts.VALUES, _:
+            return "a list is written `(a, b)`"
+    return None
+
+
 def usage(op: OpDef) -> str:
     """How an operator is called: the first thing its documentation shows."""
     return "it is written " + "`" + op.doc.split("`")[1] + "`"
@@ -263,5 +282,5 @@ def _bind_named(callee: str, argument: syntax.Argument, names: list[str], bound:
         help = did_you_mean(name, tuple(names)) or f"its parameters are {', '.join(names)}"
         raise Mistake(BadArguments(at, callee, f"has no parameter `{name}`", help))
     if name in bound:
-        raise Mistake(BadArguments(at, callee, f"`{name}` is given twice"))
+        raise Mistake(BadArguments(at, callee, f"is given `{name}` twice"))
     bound[name] = argument.value

@@ -24,7 +24,8 @@ def optimiser(spec: Spec, programs: tuple[Program, ...]) -> Optimiser | None:
     declarations = spec.root.module.of(syntax.Optimise)
     problems = spec.library.problems
     for extra in declarations[1:]:
-        problems.add(BadSetting(extra.call.span, "a second `optimise`", "one spec has one optimiser"))
+        first = declarations[0].call.span
+        problems.add(BadSetting(extra.call.span, "a second `optimise`", "one spec has one optimiser", first))
     if not declarations:
         return None
     declaration: syntax.Optimise = declarations[0]

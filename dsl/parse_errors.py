@@ -67,9 +67,8 @@ def explain(tokens: Tokens, start: int, end: int, index: int, accepted: frozense
     if kind == "PRESET_NAME":
         return MalformedNumber(at, text, "neither a number nor a name: names start with a letter")
     after = _after(tokens, index, start)
-    return UnexpectedText(
-        at, found, _wanted(accepted), after, _within(tokens, start, index), _help(tokens, index, kind, accepted)
-    )
+    help = _help(tokens, index, kind, accepted) or _habit(tokens, start, index, kind, accepted)
+    return UnexpectedText(at, found, _wanted(accepted), after, _within(tokens, start, index), help)
 
 
 def _wants_name(tokens: Tokens, index: int, accepted: frozenset[str]) -> bool:
@@ -126,7 +125,7 @@ def _indentation(tokens: Tokens, index: int, kind: str, accepted: frozenset[str]
             return tokens.mistakes[index + 1]
         what = "this line is indented more than the line above it, which does not end in `:`"
         return BadIndentation(at, what, "indent the lines of one body alike")
-    if INDENT in accepted and next(iter(accepted - {END, NEWLINE}), None) == INDENT:
+    if accepted - {END, NEWLINE} == {INDENT}:
         last = index - 2
         return BadIndentation(
             tokens.span(max(last, 0)), "after this `:` the body is missing", "write it on the next lines, indented"
@@ -174,7 +173,7 @@ def _wanted(accepted: frozenset[str]) -> str:
     if END in kinds:
         kinds.discard(END)
         words.append("the end of the declaration")
-    marks = sorted(kinds & texts.keys(), key=lambda kind: _ORDER.get(kind, 9))
+    marks = sorted(kinds & texts.keys(), key=lambda kind: (_ORDER.get(kind, 9), texts[kind]))
     words += sorted({_KINDS[kind] for kind in kinds if kind in _KINDS})
     words += [f"`{texts[kind]}`" for kind in marks]
     if len(words) > 5:
@@ -211,9 +210,64 @@ def _help(tokens: Tokens, index: int, kind: str, accepted: frozenset[str]) -> st
         return "the body stands on the next lines, indented"
     if text in ("if", "else") and ("CARET" in accepted or accepted >= _EXPRESSION):
         return "choose between values with `where(condition, a, b)`"
-    if kind == "COMMA" and NEWLINE in accepted:
+    if kind == "COMMA" and NEWLINE in accepted and "ASSIGN" not in accepted and previous != "COMMA":
         return "put several values in round brackets"
+    if kind == "COLON" and "ASSIGN" in accepted:
+        return "a value is given by `=`"
+    if kind == "COLON" and (previous == "OPEN_SQUARE" or {"COMMA", "CLOSE_SQUARE"} <= accepted):
+        return "there are no slices: rows are chosen by `take`, entries by `x[index]` or `split`"
+    if kind == "ASSIGN" and "COLON" in accepted and previous == "NAME" and tokens.kinds[index - 2] == "OPTION":
+        return "an option says what it is: `option name: real = 0.1`"
     return None
+
+
+def _habit(tokens: Tokens, start: int, index: int, kind: str, accepted: frozenset[str]) -> str | None:
+    """What is written so in another language, or in another place."""
+    previous = tokens.kinds[index - 1]
+    word = tokens.text(index - 1) if previous == "NAME" else ""
+    starts_line = index - 2 < start or tokens.kinds[index - 2] in (NEWLINE, INDENT, DEDENT)
+    if word and starts_line and kind in ("NAME", "PRESET_NAME", "STRING", "OPEN_ROUND"):
+        if word in DECLARATIONS:
+            return f"`{word}` starts a declaration, which stands at the left edge"
+        if word == "while":
+            return "loops run over static ranges: `for i in 0 .. n:`"
+    if kind == "DOCSTRING":
+        return "a docstring stands once, at the head of the file; a comment starts with `#`"
+    if kind == "PIPE" and _starts_line(tokens, index):
+        return "a pipe goes on in a line that is indented more"
+    if kind == NEWLINE and previous in _OPERATORS:
+        return "an expression goes on in the next line inside brackets"
+    if (kind == "DOT" or previous == "DOT") and tokens.kinds[index + (kind == "DOT")] in ("NUMBER", NEWLINE):
+        return "digits stand on both sides of a point: `0.5`" if _is_number(tokens, index, kind) else None
+    if kind == "NAME" and NEWLINE in accepted and "TWO_SLASHES" in _line_before(tokens, index):
+        return "a comment starts with `#`; `//` divides and rounds down"
+    if kind == "STRING" and tokens.kinds[start] == "USE" and index == start + 1:
+        return f"without quotes and ending: `use {tokens.text(index)[1:-1].removesuffix('.weft')}`"
+    return None
+
+
+_OPERATORS = frozenset({
+    "OR", "AND", "NOT", "MOD", "EQUAL", "NOT_EQUAL", "LESS", "AT_MOST", "GREATER", "AT_LEAST", "PLUS", "MINUS", "STAR",
+    "SLASH", "TWO_SLASHES", "CARET", "ASSIGN",
+})  # fmt: skip
+
+
+def _starts_line(tokens: Tokens, index: int) -> bool:
+    return tokens.kinds[index - 1] in (NEWLINE, INDENT, DEDENT)
+
+
+def _is_number(tokens: Tokens, index: int, kind: str) -> bool:
+    """Whether a point that stands alone belongs to a number: `.5` or `5.`."""
+    point = index if kind == "DOT" else index - 1
+    return "NUMBER" in (tokens.kinds[point + 1], tokens.kinds[point - 1])
+
+
+def _line_before(tokens: Tokens, index: int) -> list[str]:
+    """The kinds of the tokens before one on its line."""
+    first = index
+    while first > 0 and tokens.kinds[first - 1] not in (NEWLINE, INDENT, DEDENT):
+        first -= 1
+    return tokens.kinds[first:index]
 
 
 def _clip(text: str) -> str:

@@ -27,8 +27,8 @@ _NAMED = frozenset({"NAME", "NUMBER", "PRESET_NAME", "STRING"})
 _STARTERS = dict.fromkeys(("AXIS", "INPUT", "PARAM", "SEGMENT", "ON", "ROUTED"), _NAMED) | {
     "COPY": frozenset({"OPEN_ROUND"}),
     "LOSS": _NAMED | {"ASSIGN"},
-    "MATCH": _NAMED | {"NOT"},
 }  # fmt: skip
+_SOFTEST = frozenset(_STARTERS) | {"MATCH", "WHERE"}
 
 
 def parse(source: Source, problems: Problems) -> syntax.File:
@@ -112,7 +112,7 @@ class _Run:
         while True:
             kind = kinds[index] if index < self.end else END
             self.settled = states[:]
-            if kind in _STARTERS and "NAME" in table[states[-1]] and not self._starts(kind, index):
+            if kind in _SOFTEST and "NAME" in table[states[-1]] and not self._starts(kind, index):
                 kind = "NAME"
             while True:
                 action = table[states[-1]].get(kind)
@@ -140,13 +140,25 @@ class _Run:
 
     def _starts(self, kind: str, index: int) -> bool:
         """Whether a word that may start a statement does, rather than being a name."""
-        following = self.tokens.kinds[index + 1]
+        kinds = self.tokens.kinds
+        if kind == "MATCH":
+            return self._has_colon(index + 1)
+        if kind == "WHERE":
+            return kinds[index - 1] != "COMMA"  # behind a comma stands one more pattern, whatever it is called
+        following = kinds[index + 1]
         if following not in load_tables().words.values():
             return following in _STARTERS[kind]
         word = self.tokens.text(index + 1)
-        if word in RESERVED:
-            return word == "not" and kind == "MATCH"
-        return not (kind == "ROUTED" and word != "by")
+        return word not in RESERVED and not (kind == "ROUTED" and word != "by")
+
+    def _has_colon(self, index: int) -> bool:
+        """Whether a colon that no bracket encloses follows on the line: `match x:` has one, `match = x` has none."""
+        depth = 0
+        for kind in self.tokens.kinds[index : self.end]:
+            if kind == NEWLINE or (kind == "COLON" and depth == 0):
+                return kind == "COLON"
+            depth += (kind in ("OPEN_ROUND", "OPEN_SQUARE")) - (kind in ("CLOSE_ROUND", "CLOSE_SQUARE"))
+        return False
 
     def _reduce(self, action: _Action, table: tuple[dict[str, int], ...], index: int) -> None:
         states, values, spans, depths = self.states, self.values, self.spans, self.depths

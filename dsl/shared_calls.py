@@ -28,7 +28,7 @@ class SharedCalls(BlockCalls):
         home.used.add(name)
         if declaration.index is not None and (index is None or index < 0):
             found = "without an index" if index is None else str(index)
-            raise Mistake(NoSuchMember(at, name, found, ("0, 1, 2, ...",)))
+            raise Mistake(NoSuchMember(at, f"`{name}`", found, ("0, 1, 2, ...",)))
         path = (*home.path, name) if index is None else (*home.path, name, str(index))
         if name in home.making:
             raise Mistake(CircularUse(at, (*home.making[home.making.index(name) :], name)))
@@ -94,7 +94,7 @@ class SharedCalls(BlockCalls):
         for argument in shared.settings:
             name = argument.name.text if argument.name else ""
             if not name:
-                what = "the settings of a shared block are given by name"
+                what = "is shared: its settings are given by name"
                 help = f"for example `{params[0].name}=..`" if params else None
                 raise Mistake(BadArguments(argument.span, shared.block.name, what, help))
             if name not in known:

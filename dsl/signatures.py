@@ -23,6 +23,13 @@ STATIC_KINDS = {
     "mask": Accepts.MASK, "block": Accepts.BLOCK, "list": Accepts.INDEX,
 }  # fmt: skip
 PLAIN_KINDS: dict[str, Kind] = {"real": Real(), "int": Int(), "flag": Flag()}
+# What the kinds are called elsewhere.
+_ELSEWHERE = {
+    "real": "float float16 float32 float64 bfloat16 half double tensor f32 bf16",
+    "flag": "bool boolean",
+    "int": "integer long int32 int64",
+}
+OTHER_LANGUAGES = {word: kind for kind, words in _ELSEWHERE.items() for word in words.split()}
 HOST_KINDS = ("example", "text", "folder", "table", "checkpoint")
 
 
@@ -69,7 +76,7 @@ class Signatures(Body):
         if name in HOST_KINDS:
             raise Mistake(NotBuiltYet(type.span, f"a parameter of type `{name}`"))
         known = (*PLAIN_KINDS, "id", *STATIC_KINDS)
-        near = suggest(name, known)
+        near = OTHER_LANGUAGES.get(name.lower()) or suggest(name, known)
         raise Mistake(BadType(type.kind.span, f"`{name}` is not a type", f"did you mean `{near}`?" if near else None))
 
     def type_axes(self, type: syntax.TypeExpression) -> tuple[Axis, ...]:

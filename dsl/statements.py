@@ -42,7 +42,7 @@ class Elaboration(SharedCalls, MaskCalls):
         super().__init__(build, home, kind, path, frames, scope)
         self.local_axes: set[str] = set()
         self.loops = 0
-        self.loss_names: set[str] = set()
+        self.loss_names: dict[str, Span] = {}
         self.choices = 0
         self.returned_early = False
 
@@ -115,7 +115,7 @@ class Elaboration(SharedCalls, MaskCalls):
             return static
         if name == "row_axis":
             if value.type.rows is None:
-                raise Mistake(BadArguments(at, name, f"{value.type} has no ordered axis"))
+                raise Mistake(BadArguments(at, name, f"needs an ordered axis; this is {value.type}"))
             return value.type.rows
         if len(static) == 1 or (static and name == "last_axis"):
             return static[-1]
@@ -156,6 +156,9 @@ class Elaboration(SharedCalls, MaskCalls):
             self.scope.bind(name, UNKNOWN)
         if isinstance(statement, syntax.Return) and not self.loops:
             self.result = (UNKNOWN, statement.span)
+        if isinstance(statement, syntax.For | syntax.If):
+            # The head is wrong, so the body was not run; its names are a mistake of their own.
+            self.check_names((statement,))
 
     def _run(self, statement: syntax.Statement) -> None:
         match statement:
@@ -195,13 +198,13 @@ class Elaboration(SharedCalls, MaskCalls):
         finally:
             self.binding, self.naming = before
         if isinstance(value, Builtin | OpDef) or value is None:
-            raise Mistake(MisplacedStatement(statement.value.span, f"{describe(value)} is no value"))
+            raise Mistake(MisplacedStatement(statement.value.span, f"{describe(value)} is not a value", _called(value)))
         if len(targets) == 1:
             self._bind_target(targets[0], value)
             return
         if value is not UNKNOWN and (not isinstance(value, tuple) or len(value) != len(targets)):
             found = f"{len(value)} values" if isinstance(value, tuple) else describe(value)
-            raise Mistake(BadArguments(statement.value.span, "=", f"{len(targets)} names are bound to {found}"))
+            raise Mistake(BadArguments(statement.value.span, "=", f"binds {len(targets)} names to {found}"))
         values = value if isinstance(value, tuple) else (UNKNOWN,) * len(targets)
         for target, item in zip(targets, values, strict=True):
             self._bind_target(target, item)
@@ -310,8 +313,8 @@ class Elaboration(SharedCalls, MaskCalls):
             raise Mistake(MisplacedStatement(statement.span, "`loss` outside an objective"))
         name = statement.name.text if statement.name else "loss"
         if name in self.loss_names:
-            raise Mistake(NoLoss(statement.span, f"the loss `{name}` is given twice"))
-        self.loss_names.add(name)
+            raise Mistake(NoLoss(statement.span, f"the loss `{name}` is given twice", self.loss_names[name]))
+        self.loss_names[name] = statement.span
         value = as_value(self, self.evaluate(statement.value), statement.value.span, "the loss")
         if value.type.static_axes:
             axes = ", ".join(axis.name for axis in value.type.static_axes)
@@ -341,6 +344,10 @@ def not_built(statement: syntax.Statement) -> NotBuiltYet:
         syntax.OptionalInput: "an optional `input`",
     }[type(statement)]  # fmt: skip
     return NotBuiltYet(first_line(statement.span), what)
+
+
+def _called(value: object) -> str | None:
+    return f"call it: `{value.name}(..)`" if isinstance(value, Builtin | OpDef) else None
 
 
 def _outermost(e: syntax.Expression) -> Span:

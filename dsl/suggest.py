@@ -10,14 +10,15 @@ LONGEST = 64
 def suggest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate a person most likely meant, or None when none is near.
 
-    Near is at most one edit per three characters: further than that a suggestion misleads more often than it helps.
+    Near is at most one edit per three characters of the shorter: further than that a suggestion misleads more often
+    than it helps.
     Ties go to the name that starts alike, then to the alphabet, so that a message never depends on the order of a set.
     """
     if not name or len(name) > LONGEST:
         return None
-    limit = max(1, (len(name) + 1) // 3)
     best: tuple[int, bool, str] | None = None
     for candidate in sorted(set(candidates)):
+        limit = max(1, (min(len(name), len(candidate)) + 1) // 3)
         if candidate == name or abs(len(candidate) - len(name)) > limit or len(candidate) > LONGEST:
             continue
         edits = _edits(name.lower(), candidate.lower(), limit)

@@ -46,7 +46,7 @@ class Tables:
 
 @cache
 def load_tables() -> Tables:
-    data = json.loads((files(__package__) / "grammar.json").read_text("utf-8"))
+    data = json.loads((files("weft.dsl") / "grammar.json").read_text("utf-8"))
     rules = tuple(
         Rule(origin, length, build, tuple(tuple(k) if isinstance(k, list) else k for k in keep), splice)
         for origin, length, build, keep, splice in data["rules"]
@@ -60,7 +60,7 @@ def build_tables() -> dict[str, Any]:
     from lark.lexer import PatternStr
     from lark.parsers.lalr_analysis import Shift
 
-    grammar = (files(__package__) / "grammar.lark").read_text("utf-8")
+    grammar = (files("weft.dsl") / "grammar.lark").read_text("utf-8")
     lark = Lark(grammar, parser="lalr", lexer="contextual", strict=True)
     table: Any = lark.parser.parser._parse_table  # pyright: ignore[reportAttributeAccessIssue]
     rules = sorted(lark.rules, key=lambda rule: (rule.origin.name, rule.order, [s.name for s in rule.expansion]))

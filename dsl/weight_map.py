@@ -177,13 +177,14 @@ def _check_coverage(
 ) -> None:
     """Every weight stands in exactly one line."""
     problems = spec.library.problems
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, Span]] = {}
     for entry, line in entries:
         for path in line.paths:
             if path in seen:
-                what = f"`{path}` is mapped twice, to `{seen[path]}` and `{line.foreign}`"
-                problems.add(BadWeightMap(entry.patterns[0].span, what))
-            seen[path] = line.foreign
+                foreign, first = seen[path]
+                what = f"`{path}` is mapped twice, to `{foreign}` and `{line.foreign}`"
+                problems.add(BadWeightMap(entry.patterns[0].span, what, None, first))
+            seen[path] = line.foreign, entry.patterns[0].span
     missing = [path for path in weights if path not in seen]
     # A line that was refused would have covered some of them.
     if missing and not any(isinstance(error, BadWeightMap) for error in problems.errors):

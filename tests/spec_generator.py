@@ -232,9 +232,13 @@ class _Writer:
             axes = self.pick(("", " [dim, (heads, head_dim)]"))
             return self.pick((config, f'tensor "a.*" = {self.several(self.pattern, 1)}{axes}'))
 
-        match self.chance.randrange(3):
+        match self.chance.randrange(4):
             case 0:
                 return ["weights hf:", *(f"    {weight_line()}" for _ in count)]
+            case 3:
+                names = [self.name() for _ in range(self.chance.randint(1, 4))]
+                settings = (", ".join(f"{name} = {self.expression(1)}" for name in names) for _ in count)
+                return [f"size {self.pick(('7b', 'tiny', '1b'))}: {text}" for text in settings]
             case 1:
                 lines = (f"    {self.pattern()}: decay=0, lr={self.pick(NUMBERS)}" for _ in count)
                 return ["optimise by adamw(lr=3e-4):", *lines]

@@ -9,12 +9,15 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import pytest
 
+from tests.run_examples import run
 from weft.codegen.ops import OPS
-from weft.dsl.check import check_all
+from weft.dsl.check import check, check_all, presets_of
+from weft.dsl.format import format_text
 from weft.dsl.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @dataclass(frozen=True)
 class Example:
-    """A fenced block. `kind` is what follows ```: `weft`, `weft wrong` or `weft later`."""
+    """A fenced block. `kind` is what follows ```: `weft`, `weft checked`, `weft wrong` or `weft later`."""
 
     page: Path
     line: int
@@ -54,7 +57,7 @@ def _codes(example: Example) -> list[str]:
 def test_examples(example: Example) -> None:
     codes = _codes(example)
     match example.kind:
-        case "weft":
+        case "weft" | "weft checked":
             assert codes == []
         case "weft wrong":
             wanted = re.findall(r"^# (E\d+)$", example.text, re.MULTILINE)
@@ -65,6 +68,21 @@ def test_examples(example: Example) -> None:
             assert set(codes) == {"E901"}
         case kind:
             pytest.fail(f"no such kind of example: {kind}")
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.kind == "weft"], ids=lambda e: f"{e.page.name}:{e.line}")
+def test_examples_run(example: Example) -> None:
+    """Every model and objective, on random examples of unequal lengths; at every size that is small."""
+    source = Source(str(ROOT / "docs" / "example.weft"), example.text)
+    for size in presets_of(source) or (None,):
+        checked = check(source, OPS, size).value()
+        if sum(prod(weight.shape) for weight in checked.weights.values()) < 10_000_000:
+            assert run(checked) > 0
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: f"{e.page.name}:{e.line}")
+def test_examples_are_in_the_canonical_form(example: Example) -> None:
+    assert format_text(Source("<example>", example.text)) == example.text
 
 
 def _consoles() -> list[tuple[str, str]]:
@@ -101,7 +119,8 @@ def test_the_manual_shows_every_declaration_and_statement() -> None:
     shown = "\n".join(example.text for example in EXAMPLES)
     words = (
         "size", "option", "axis", "enum", "shared", "mask", "block", "model", "objective", "init", "freeze", "optimise",
-        "weights", "hook", "memory", "extern", "for", "if", "return", "param", "loss", "routed", "segment",
+        "weights", "hook", "memory", "extern", "generate", "recipe", "use", "for", "if", "elif", "else", "return",
+        "param", "loss", "routed", "match", "segment", "input", "on",
     )  # fmt: skip
     missing = [word for word in words if not re.search(rf"^ *{word}\b", shown, re.MULTILINE)]
     assert not missing
@@ -128,7 +147,7 @@ def test_every_training_setting_is_in_the_manual() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
             continue

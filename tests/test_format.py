@@ -152,6 +152,42 @@ def test_long_presets_are_filled() -> None:
     assert lines[1].startswith("    setting_")
 
 
+TABLE = """\
+size tiny: layers = 4,  dim = f(1, 2), vocab = 260  # small
+size 7b:   layers = 32, dim = 4096,    vocab = 100352
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("size tiny: layers=4, dim=f( 1,2 ), vocab=260 # small\nsize 7b: layers=32,dim=4096,vocab=100352,\n", TABLE),
+        # Another setting, a comment and a blank line begin a new table.
+        (TABLE + "size a: layers = 1\n", TABLE + "size a: layers = 1\n"),
+        (TABLE + "# more\n" + TABLE, TABLE + "# more\n" + TABLE),
+        ("size a: b = 1\n\nsize long: b = 2\n", "size a: b = 1\n\nsize long: b = 2\n"),
+        ("size a: b = c |> d, e = 1\nsize long: b = f, e = 2\n",) * 2,
+        ("size a: (b = 1)\nsize long: b = 2\n", "size a: (b = 1)\nsize long: b = 2\n"),
+    ],
+)
+def test_presets_of_the_same_settings_become_a_table(text: str, wanted: str) -> None:
+    assert formatted(text) == wanted
+    check(text)
+
+
+def test_a_table_that_would_be_too_wide_is_none() -> None:
+    wide = " + ".join(["dim"] * 14)
+    text = f"size a: b = {wide}, c = 1\nsize long: b = 2, c = {wide}\n"
+    assert max(map(len, text.splitlines())) < 110
+    assert formatted(text) == text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "specs").rglob("*.weft")), ids=lambda path: path.stem)
+def test_shipped_specs_are_canonical(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert formatted(text) == text
+
+
 @pytest.mark.parametrize("text", ["size = \n", "axis a\n\taxis b", "size a = (1,  2\n", "# \u202e\naxis  b"])
 def test_a_spec_with_mistakes_is_not_touched(text: str) -> None:
     assert formatted(text) == text

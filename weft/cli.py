@@ -81,6 +81,16 @@ class _Command(TyperCommand):
             gc.enable()
         return super().invoke(ctx)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`FILE...` where several are taken, and no braces around what is always given."""
+        pieces = []
+        for piece, param in zip(super().collect_usage_pieces(ctx)[1:], self._arguments(), strict=True):
+            pieces.append(piece.strip("{}") + ("..." if param.nargs == -1 else ""))
+        return ["[OPTIONS]", *pieces]
+
+    def _arguments(self) -> list[Any]:
+        return [param for param in self.params if param.param_type_name == "argument"]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _spread(args, self.greedy))
 

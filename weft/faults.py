@@ -120,7 +120,7 @@ def _usage(error: UsageFault) -> int:
         return 0
     context = getattr(error, "ctx", None)
     hint = f" (try `{context.command_path} --help`)" if context is not None else ""
-    _line(error.format_message().replace("\n", " ") + hint)
+    _line(" ".join(error.format_message().split()) + hint)
     return 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,12 @@ if TYPE_CHECKING:
 
 _HEAD = """# Operators
 
-The primitives of the language, grouped by file. What is built on them (`rms_norm`, `rope`, `swiglu`, `cross_entropy`,
-masks) is written in Weft under `specs/std`. This page is generated from the op table by `python -m weft.op_index`.
+The primitives of the language, grouped by file, and then the [standard library](#standard-library), which is built on
+them. This page is generated from the op table and from `specs/std` by `python -m weft.op_index`.
+"""
+_STANDARD = """## Standard library
+
+Written in Weft under `specs/std`, and known in every spec without a `use`. What has a default may be left out.
 """
 
 
@@ -28,7 +34,31 @@ def index() -> str:
     for group, ops in groups.items():
         parts.append(f"## {group.replace('_', ' ').capitalize()}\n")
         parts += [_entry(op) for op in ops]
-    return "\n".join(parts)
+    return "\n".join((*parts, _STANDARD, *_standard_library()))
+
+
+def _standard_library() -> Iterator[str]:
+    """For each file its docstring, and the signatures of what it declares."""
+    from weft.dsl import syntax
+    from weft.dsl.diagnostics import Problems
+    from weft.dsl.parser import parse
+    from weft.dsl.source import Source
+
+    for path in sorted((files("weft.specs") / "std").iterdir(), key=lambda path: path.name):
+        if not path.name.endswith(".weft"):
+            continue
+        source = Source(path.name, path.read_text("utf-8"))
+        file = parse(source, Problems())
+        heads = []
+        for declaration in file.declarations:
+            if isinstance(declaration, syntax.Block):
+                end = declaration.body[0].span.start
+                heads.append(" ".join(source.text[declaration.span.start : end].split()).removesuffix(":"))
+            else:
+                heads.append(declaration.span.text)
+        heads = [head.replace("( ", "(").replace(", )", ")") for head in heads]
+        said = file.docstring.text.strip() if file.docstring else ""
+        yield f"### {path.name.removesuffix('.weft')}\n\n{said}\n\n```\n" + "\n".join(heads) + "\n```\n"
 
 
 def _entry(op: OpDef) -> str:

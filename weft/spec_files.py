@@ -29,6 +29,8 @@ def read(path: str) -> Source:
 
     data = sys.stdin.buffer.read() if path == STDIN else _bytes(path)
     name = "<stdin>" if path == STDIN else path
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CommandFault(f"{name}: is UTF-16 text; save it as UTF-8", 2)
     if b"\0" in data:
         raise CommandFault(f"{name}: is a binary file, not a spec", 2)
     try:
@@ -160,6 +162,10 @@ def wants_color(stream) -> bool:
 def write(path: str, text: str) -> None:
     """Replace a file whole: an interrupted write must not leave half a spec."""
     target = Path(path).resolve()
+    if target.is_dir():
+        raise CommandFault(f"{path}: is a folder, not a file", 2)
+    if not target.parent.is_dir():
+        raise CommandFault(f"{path}: there is no folder {target.parent}", 2)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8", newline="\n")

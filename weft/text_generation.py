@@ -137,4 +137,8 @@ def _vocab(model: Model) -> int:
 def _device(name: str | None) -> str:
     if name in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise CommandFault(f"the device {name} cannot be used: {str(error).splitlines()[0]}", 2) from None
     return name or "cpu"

@@ -151,6 +151,15 @@ def kind_words(value: Value) -> str:
             return f"an {kind}"
 
 
+def _converted(call: OpCall, name: str, kind: str) -> str:
+    """`real(x > 0)`: an operand as it is written, brought to another kind. Long ones are left out."""
+    text = call.at(name).text
+    if text.startswith("(") and text.endswith(")") and text.count("(") == 1:
+        text = text[1:-1]
+    shown = text if len(text) <= 30 and "\n" not in text and call.at(name) != call.span else ".."
+    return f"`{kind}({shown})`"
+
+
 def want_real(call: OpCall, operator: str, **values: Value | None) -> None:
     """Every operand is a real, or a written number."""
     for name, value in values.items():
@@ -158,7 +167,7 @@ def want_real(call: OpCall, operator: str, **values: Value | None) -> None:
             continue
         if isinstance(value, Constant) and not isinstance(value.number, bool):
             continue
-        repair = None if isinstance(value.type.kind, Tag) else f"`real({value.name})` makes it one"
+        repair = None if isinstance(value.type.kind, Tag) else f"{_converted(call, name, 'real')} makes it one"
         raise call.fail(KindMismatch(call.at(name), operator, kind_words(value), "a real", repair=repair))
 
 
@@ -166,7 +175,7 @@ def want_flag(call: OpCall, operator: str, **values: Value) -> None:
     for name, value in values.items():
         if not isinstance(value.type.kind, Flag):
             raise call.fail(
-                KindMismatch(call.at(name), operator, kind_words(value), "a flag", repair="compare it: `x > 0`")
+                KindMismatch(call.at(name), operator, kind_words(value), "a flag", repair="compare it: `.. > 0`")
             )
 
 
@@ -175,7 +184,11 @@ def want_int(call: OpCall, operator: str, **values: Value) -> None:
         if not has_ints(value):
             raise call.fail(
                 KindMismatch(
-                    call.at(name), operator, kind_words(value), "an int", repair=f"`int({value.name})` makes it one"
+                    call.at(name),
+                    operator,
+                    kind_words(value),
+                    "an int",
+                    repair=f"{_converted(call, name, 'int')} makes it one",
                 )
             )
 
@@ -185,7 +198,7 @@ def number_kind(call: OpCall, operator: str, **values: Value | None) -> Kind:
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
         if not isinstance(value.type.kind, Real | Int | Id):
-            repair = f"`real({value.name})` makes it one" if isinstance(value.type.kind, Flag) else None
+            repair = f"{_converted(call, name, 'real')} makes it one" if isinstance(value.type.kind, Flag) else None
             raise call.fail(KindMismatch(call.at(name), operator, kind_words(value), "a number", repair=repair))
     reals = [name for name, value in given.items() if isinstance(value.type.kind, Real)]
     if not reals:
@@ -201,7 +214,7 @@ def number_kind(call: OpCall, operator: str, **values: Value | None) -> Kind:
                     "operands of one kind",
                     call.at(first),
                     kind_words(given[first]),
-                    f"`real({value.name})` makes it a real",
+                    f"{_converted(call, name, 'real')} makes it a real",
                 )
             )
     return Real()

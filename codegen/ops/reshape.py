@@ -30,6 +30,15 @@ def _length(axes: tuple[Axis, ...]) -> Length:
     return math.prod((axis.length for axis in axes), start=Length.number(1))
 
 
+def _said(length: Length, axes: tuple[Axis, ...]) -> str:
+    """`dim / 2 = 4`: a length as a formula, and the number it is at these sizes."""
+    formula = str(length)
+    if not all(axis.is_static for axis in axes):
+        return formula
+    number = str(math.prod(sizes(axes)))
+    return number if formula in (number, *axis_names(axes)) else f"{formula} = {number}"
+
+
 def _check_lengths(call: OpCall, operator: str, axes: AxisMapping, checked: bool) -> None:
     """Both sides have one length: as formulas, or with `checked` for the sizes in use."""
     left, right = _length(axes.left), _length(axes.right)
@@ -43,7 +52,13 @@ def _check_lengths(call: OpCall, operator: str, axes: AxisMapping, checked: bool
         raise call.fail(NotBuiltYet(call.at("axes"), f"`{operator}` of ordered axes with `checked`"))
     raise call.fail(
         LengthMismatch(
-            call.at("axes"), operator, axis_names(axes.left), str(left), axis_names(axes.right), str(right), repair
+            call.at("axes"),
+            operator,
+            axis_names(axes.left),
+            _said(left, axes.left),
+            axis_names(axes.right),
+            _said(right, axes.right),
+            repair,
         )
     )
 

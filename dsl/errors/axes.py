@@ -287,12 +287,11 @@ class LengthMismatch(SpecError, code="E208"):
     repair: str | None = None
 
     def describe(self) -> Diagnostic:
-        return self.say(
-            f"`{self.operator}`: {listed(self.left)} has length {self.left_length}, {listed(self.right)} has length "
-            f"{self.right_length}",
-            "",
-            help=self.repair,
+        left, right = (
+            f"{listed(names)} {'have together' if len(names) > 1 else 'has'} length {length}"
+            for names, length in ((self.left, self.left_length), (self.right, self.right_length))
         )
+        return self.say(f"`{self.operator}`: {left}, {right}", "", help=self.repair)
 
 
 @record

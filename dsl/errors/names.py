@@ -7,6 +7,24 @@ from ..record import record
 from ..source import Span
 from ..suggest import suggest
 
+# What a reader of other code would write, and what it is here.
+ELSEWHERE = {
+    "batch": "there is no batch axis: a spec says what happens to one example",
+    "batch_size": "there is no batch axis: a spec says what happens to one example",
+    "range": "a range is written `0 .. n`, without its end",
+    "cat": "`concat` joins values along an axis",
+    "matmul": "`dot(a, b, over=A)` contracts two values, `linear(x, A -> B)` makes a weight of its own",
+    "einsum": "`dot(a, b, over=A)` contracts two values by name",
+    "attention": "`attend(q, k, v, over=D, along=A)` is attention; the projections around it are calls of `linear`",
+    "self": "weights are made where they are used: `linear(x, A -> B)`, or `param w: real[A, B]`",
+    "torch": "a spec runs no code of the host; operators are called by name: `softmax(x)`",
+    "ragged": "an axis with a length for each example has no `=`: `axis seq`",
+    "loss": "a loss is stated: `loss name = value`",
+    "len": "`length(axis)` is the length in each example, `size(axis)` that of a static axis",
+    "shape": "`size(axis)` is the length of a static axis",
+    "arange": "`position(seq)` is the number of each row, `index(A)` of each entry of a static axis",
+}
+
 
 def did_you_mean(name: str, candidates: tuple[str, ...]) -> str | None:
     near = suggest(name, candidates)
@@ -38,9 +56,9 @@ class UnknownName(SpecError, code="E301"):
 
     def describe(self) -> Diagnostic:
         notes = (self.reason,) if self.reason else ()
-        return self.say(
-            f"unknown name `{self.name}`", "not declared", notes=notes, help=did_you_mean(self.name, self.candidates)
-        )
+        habit = None if self.reason else ELSEWHERE.get(self.name)
+        help = did_you_mean(self.name, self.candidates) or habit
+        return self.say(f"unknown name `{self.name}`", "not declared", notes=notes, help=help)
 
 
 @record
@@ -160,11 +178,11 @@ class BadArguments(SpecError, code="E311"):
     """
 
     callee: str
-    what: str
+    what: str  # goes on from the callee: `has no parameter ...`
     help: str | None = None
 
     def describe(self) -> Diagnostic:
-        return self.say(f"`{self.callee}`: {self.what}", "", help=self.help)
+        return self.say(f"`{self.callee}` {self.what}", "", help=self.help)
 
 
 @record
@@ -217,12 +235,12 @@ class NoSuchField(SpecError, code="E313"):
     field: str
     found: str
     candidates: tuple[str, ...] = ()
+    help: str | None = None
 
     def describe(self) -> Diagnostic:
         notes = (f"fields: {', '.join(self.candidates)}",) if self.candidates else ()
-        return self.say(
-            f"{self.found} has no field `{self.field}`", "", notes=notes, help=did_you_mean(self.field, self.candidates)
-        )
+        help = self.help or did_you_mean(self.field, self.candidates)
+        return self.say(f"{self.found} has no field `{self.field}`", "", notes=notes, help=help)
 
 
 @record
@@ -301,13 +319,13 @@ class NoSuchMember(SpecError, code="E316"):
             return skip[1]
     """
 
-    family: str
+    family: str  # in words, such as `the list`
     index: str
     members: tuple[str, ...]
 
     def describe(self) -> Diagnostic:
         known = ", ".join(self.members) or "none yet"
-        return self.say(f"`{self.family}` has no member {self.index}", "", notes=(f"members: {known}",))
+        return self.say(f"{self.family} has no member {self.index}", "", notes=(f"members: {known}",))
 
 
 @record
@@ -365,9 +383,10 @@ class NoResult(SpecError, code="E318"):
 
     name: str
     what: str
+    help: str | None = None
 
     def describe(self) -> Diagnostic:
-        return self.say(f"`{self.name}` {self.what}")
+        return self.say(f"`{self.name}` {self.what}", "", help=self.help)
 
 
 @record

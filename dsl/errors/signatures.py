@@ -114,10 +114,19 @@ class ArgumentAxes(SpecError, code="E254"):
     declared: Span
 
     def describe(self) -> Diagnostic:
+        found = f"`{self.found}`"
+        if found != self.wanted:
+            title = f"`{self.parameter}` is {found}, not {self.wanted}"
+            return self.say(title, found, Label(self.declared, f"wanted {self.wanted}"))
+        # The same words and other axes: names are told apart by where they are declared.
+        help = None
+        if self.declared.source is not self.at.source:
+            help = "a block for other files takes its axes in brackets: `block f[row, width](x: real[row, width])`"
         return self.say(
-            f"`{self.parameter}` is {self.found}, not {self.wanted}",
-            f"{self.found}",
-            Label(self.declared, f"wanted {self.wanted}"),
+            f"`{self.parameter}` is {found}, but along other axes than the ones declared there",
+            "along axes of this name declared here",
+            Label(self.declared, "along axes of its own file or block"),
+            help=help,
         )
 
 

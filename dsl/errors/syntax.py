@@ -238,7 +238,8 @@ class HiddenCharacter(SpecError, code="E111"):
     code_point: int
 
     def describe(self) -> Diagnostic:
-        return self.say(f"hidden character U+{self.code_point:04X}", "here", help="delete it")
+        help = "a line ends with a line feed, with or without this before it" if self.code_point == 13 else "delete it"
+        return self.say(f"hidden character U+{self.code_point:04X}", "here", help=help)
 
 
 @record

@@ -74,8 +74,9 @@ class SharedShape(SpecError, code="E502"):
     def describe(self) -> Diagnostic:
         return self.say(
             f"the shared weight `{self.path}` has shape {self.found} here, not {self.had}",
-            f"shape {self.found}",
-            Label(self.first, f"shape {self.had}"),
+            f"shape {self.found} in this call",
+            Label(self.first, f"shape {self.had} in the call before"),
+            help="one shared instance has one set of weights: call it along axes of one length",
         )
 
 
@@ -215,9 +216,11 @@ class BadSetting(SpecError, code="E507"):
 
     what: str
     help: str | None = None
+    first: Span | None = None  # the `optimise` before this one
 
     def describe(self) -> Diagnostic:
-        return self.say(self.what, "", help=self.help)
+        labels = () if self.first is None else (Label(self.first, "the first is here"),)
+        return self.say(self.what, "", *labels, help=self.help)
 
 
 @record
@@ -243,9 +246,12 @@ class NoLoss(SpecError, code="E508"):
     """
 
     what: str
+    first: Span | None = None  # the loss of the same name
 
     def describe(self) -> Diagnostic:
-        return self.say(self.what)
+        if self.first is None:
+            return self.say(self.what)
+        return self.say(self.what, "again here", Label(self.first, "first here"), help="name it: `loss other = ..`")
 
 
 @record
@@ -272,6 +278,8 @@ class BadWeightMap(SpecError, code="E509"):
 
     what: str
     help: str | None = None
+    first: Span | None = None  # the line that says something else
 
     def describe(self) -> Diagnostic:
-        return self.say(self.what, "", help=self.help)
+        labels = () if self.first is None else (Label(self.first, "first here"),)
+        return self.say(self.what, "", *labels, help=self.help)

@@ -27,14 +27,21 @@ def run(
 ) -> None:
     """Names, axes, shapes, weight paths and causality are checked; nothing is run and torch is not needed.
 
-    Exits with 1 when there are mistakes.
+    Exits with 1 when there are mistakes, with 2 when a file cannot be read.
     """
     from weft import spec_files
+    from weft.faults import CommandFault, report
 
     settings = spec_files.overrides(set_ or [])
     found = []
+    unread = 0
     for path in files:
-        source = spec_files.read(path)
+        try:
+            source = spec_files.read(path)
+        except CommandFault as fault:
+            # One file that is not there does not keep the others from being checked.
+            unread = report(fault)
+            continue
         found.append((source, spec_files.check(source, size, settings).problems.errors))
     if as_json:
         _print_json(found)
@@ -42,8 +49,8 @@ def run(
         for _, errors in found:
             spec_files.print_errors(errors)
         _print_summary(found)
-    if any(errors for _, errors in found):
-        raise typer.Exit(1)
+    if unread or any(errors for _, errors in found):
+        raise typer.Exit(unread or 1)
 
 
 def _print_summary(found: list) -> None:

@@ -33,6 +33,7 @@ def run(
     settings = spec_files.overrides(set_ or [])
     source = spec_files.read(file)
     checked = spec_files.checked_source(source, size, settings)
+    spec_files.program(checked, None)  # says so when there is no model
 
     import torch
 

@@ -35,9 +35,7 @@ def run(
     if wanted.isdigit():
         wanted = "E" + wanted
     if wanted not in pages:
-        from difflib import get_close_matches
-
-        near = get_close_matches(wanted, pages, 3, 0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        near = [known for known in pages if known[:-1] == wanted[:-1]]
+        hint = f"; there are {', '.join(near)}" if near else ""
         raise CommandFault(f"no error has the code {code}{hint} (--list shows all)", 2)
     sys.stdout.write(f"{wanted}: {pages[wanted].page()}\n")

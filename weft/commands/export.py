@@ -20,7 +20,8 @@ def run(
     """The spec's `weights huggingface:` block read backwards: config.json and safetensors that transformers loads."""
     from pathlib import Path
 
+    from weft.runtime.run_folder import latest_checkpoint
     from weft.runtime.transfer import export_checkpoint
     from weft.views.coverage import show
 
-    show(export_checkpoint(Path(checkpoint), Path(to)), as_json, f"wrote {to}")
+    show(export_checkpoint(latest_checkpoint(Path(checkpoint)), Path(to)), as_json, f"wrote {to}")

@@ -29,10 +29,16 @@ def run(
     from weft.dsl.diagnostics import Problems
     from weft.dsl.format import format_text
     from weft.dsl.parser import parse
+    from weft.faults import CommandFault, report
 
     failed = False
+    unread = 0
     for path in files:
-        source = spec_files.read(path)
+        try:
+            source = spec_files.read(path)
+        except CommandFault as fault:
+            unread = report(fault)
+            continue
         problems = Problems()
         parse(source, problems)
         if problems:
@@ -49,5 +55,5 @@ def run(
             else:
                 spec_files.write(path, text)
                 print(f"reformatted {source.name}")
-    if failed:
-        raise typer.Exit(1)
+    if failed or unread:
+        raise typer.Exit(unread or 1)

@@ -21,10 +21,12 @@ def run(
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What to continue; - is standard input. Repeatable.")
     ] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", help="At most this many new tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Choose among the fewest that hold this probability.")] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", min=0, help="At most this many new tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the K likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Choose among the fewest that hold this probability.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text; prompt i uses seed + i.")] = 0,
     tokenizer: Annotated[
         str | None,
