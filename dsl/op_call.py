@@ -9,11 +9,12 @@ from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted, SpecError
 from .errors.names import BadArguments, StaticArithmetic, WrongArgument, did_you_mean
+from .length import Length
 from .masks import Mask
 from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
 from .program import Constant, Distribution, Value, Weight
 from .source import Span
-from .static_math import number_of
+from .static_math import equal, number_of
 from .statics import NONE, UNKNOWN, BlockRef, Member, Record, describe
 from .value_type import EnumType, Flag, Id, Int, Real, Tag, ValueType
 
@@ -50,6 +51,9 @@ class Call:
 
     def emit(self, op: str, **arguments: Any) -> Any:
         return self._body.apply(self._body.build.ops[op], arguments, self.span, self._spans)
+
+    def equal(self, left: Length, right: Length) -> bool:
+        return equal(left, right, self._body.build.facts)
 
     def trace(self, block: BlockRef, arguments: tuple[Value, ...]) -> Value:
         """The result of a block given as an argument, on values of this call."""

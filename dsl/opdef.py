@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .axes import Axis
 from .diagnostics import SpecError
+from .length import Length
 from .program import Distribution, Node, Value, Weight
 from .record import record
 from .source import Span
@@ -95,6 +96,10 @@ class OpCall(Protocol):
     ) -> Weight:
         """A new weight of this call (path: the call's path, then `name`). `init` may be overridden by
         the spec."""
+        ...
+
+    def equal(self, left: Length, right: Length) -> bool:
+        """Whether two lengths are equal, as formulas or by the conditions around the call."""
         ...
 
     def emit(self, op: str, **arguments: Any) -> Value:

@@ -121,7 +121,7 @@ def _infer(
     per_example = not ordered and any(value.type.per_example or value.type.rows is not None for value in (q, k, v))
     type = ValueType(Real(), (*ordered, *stay, *value_axes), per_example)
     mask = mask or Mask(None)
-    _check_mask(call, mask, along)
+    _check_mask(call, mask, along, query_rows)
     if bias is not None:
         _check_bias(call, bias, heads, along)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
@@ -185,7 +185,14 @@ def _heads(
     return Heads(tuple(order), query_heads, key_heads, own)
 
 
-def _check_mask(call: OpCall, mask: Mask, along: Axis) -> None:
+def _check_mask(call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None) -> None:
+    want_whole(call, "attend", **{f"mask.{number}": value for number, value in enumerate(mask.captures)})
+    for side, index in masks.captured_sides(mask.formula):
+        rows, own = mask.captures[index].type.rows, along if side == "key" else query_rows
+        if along.is_ordered and rows is not None and rows is not own and (own is None or rows not in own.ancestors):
+            at = mask.span or call.at("mask")
+            place = "per example" if own is None else own.name
+            raise call.fail(SidewaysLevels(at, f"{side}({mask.captures[index].name})", place, rows.name, at, at))
     for value in mask.captures:
         if value.type.static_axes:
             raise call.fail(

@@ -217,12 +217,12 @@ class NoSuchField(SpecError, code="E313"):
     field: str
     found: str
     candidates: tuple[str, ...] = ()
+    why: str | None = None
 
     def describe(self) -> Diagnostic:
         notes = (f"fields: {', '.join(self.candidates)}",) if self.candidates else ()
-        return self.say(
-            f"{self.found} has no field `{self.field}`", "", notes=notes, help=did_you_mean(self.field, self.candidates)
-        )
+        help = self.why or did_you_mean(self.field, self.candidates)
+        return self.say(f"{self.found} has no field `{self.field}`", "", notes=notes, help=help)
 
 
 @record
@@ -312,9 +312,9 @@ class NoSuchMember(SpecError, code="E316"):
 
 @record
 class BoundInOneBranch(SpecError, code="E317"):
-    """A name is read after an `if` that binds it in one branch only.
+    """A name is read after an `if` that binds it in one branch only, or to values of two types.
 
-    Bind it in both branches, or before the `if`.
+    Bind it in both branches to values of one type, or before the `if`.
 
     Wrong:
         size dim = 8
@@ -337,8 +337,17 @@ class BoundInOneBranch(SpecError, code="E317"):
 
     name: str
     branch: Span
+    types: tuple[str, str] | None = None
 
     def describe(self) -> Diagnostic:
+        if self.types is not None:
+            one, other = self.types
+            return self.say(
+                f"`{self.name}` has two types in the two branches of an `if`: `{one}` and `{other}`",
+                "read here",
+                Label(self.branch, "bound here"),
+                help="a name is visible after an `if` when both branches give it one type",
+            )
         return self.say(
             f"`{self.name}` is bound in one branch of an `if` only",
             "read here",
