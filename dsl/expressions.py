@@ -142,7 +142,8 @@ class Expressions(Body):
 
     def known_names(self, local: Iterable[str] = ()) -> tuple[str, ...]:
         """What may be read here, for suggestions."""
-        standard, ops = self.build.library.prelude_names, self.build.ops.ops
+        standard = self.build.library.prelude_names
+        ops = (op.name for op in self.build.ops.ops.values() if op.is_called)
         return (*local, *self.scope.bound, *self.home.names, *standard, *ops, *BUILTINS, *CONSTANTS)
 
     def _step(self, op: OpDef, at: Span) -> object:
@@ -302,7 +303,12 @@ class Expressions(Body):
             return tuple(axis for item in expression.items for axis in self.axes(item))
         if isinstance(expression, syntax.Number):
             raise Mistake(LiteralAxis(expression.span, expression.span.text))
-        return self.as_axes(self._evaluate(expression), expression.span)
+        try:
+            return self.as_axes(self._evaluate(expression), expression.span)
+        except Mistake as mistake:
+            if isinstance(mistake.error, UnknownName) and isinstance(expression, syntax.Name):
+                raise Mistake(replace(mistake.error, is_axis=True)) from None
+            raise
 
     def as_axes(self, value: object, at: Span) -> tuple[Axis, ...]:
         match value:

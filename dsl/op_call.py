@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from . import syntax
@@ -9,6 +10,7 @@ from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted, SpecError
 from .errors.names import BadArguments, StaticArithmetic, WrongArgument, did_you_mean
+from .errors.syntax import BadMapping
 from .length import Length
 from .masks import Mask
 from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
@@ -158,7 +160,12 @@ class OpCalls(Body):
 
     def call_op(self, op: OpDef, call: syntax.Call, piped: syntax.Expression | None) -> object:
         """A primitive called in the text: arguments bound to parameters, each evaluated as its parameter wants."""
-        bound = bind_arguments(op.name, call, piped, op.params)
+        try:
+            bound = bind_arguments(op.name, call, piped, op.params)
+        except Mistake:
+            self._want_whole_mappings(op, call, {})
+            raise
+        self._want_whole_mappings(op, call, bound)
         arguments: dict[str, object] = {}
         known = True
         for param in op.params:
@@ -172,6 +179,25 @@ class OpCalls(Body):
             return UNKNOWN
         spans = {name: expression.span for name, expression in bound.items()}
         return self.apply(op, arguments, call.span, spans, call.label.text if call.label else None)
+
+    def _want_whole_mappings(self, op: OpDef, call: syntax.Call, bound: dict[str, syntax.Expression]) -> None:
+        """`linear(x, dim -> heads, head_dim)` lacks the brackets that make one list of the last two."""
+        accepts = {id(bound[param.name]): param.accepts for param in op.params if param.name in bound}
+        written = [argument.value for argument in call.arguments if argument.name is None]
+        for first, second in pairwise(written):
+            name, mapping = (second, first) if isinstance(first, syntax.Mapping) else (first, second)
+            if not isinstance(mapping, syntax.Mapping) or not isinstance(name, syntax.Name):
+                continue
+            side = mapping.right if mapping is first else mapping.left
+            takes_no_axis = accepts.get(id(name), Accepts.FLAG) in (Accepts.FLAG, Accepts.CHOICE)
+            if isinstance(side, syntax.Tuple) or not takes_no_axis:
+                continue
+            if isinstance(self.find(name.text, name.span), Axis):
+                parts = (side, name) if mapping is first else (name, side)
+                both = "(" + ", ".join(part.span.text for part in parts) + ")"
+                one = mapping.left.span.text if mapping is first else mapping.right.span.text
+                right = f"{one} -> {both}" if mapping is first else f"{both} -> {one}"
+                raise Mistake(BadMapping(first.span.to(second.span), f"write `{right}`"))
 
     def argument(self, param: Param, expression: syntax.Expression) -> object:
         """Masks, distributions and choices are read by their own rules, everything else is an expression."""

@@ -139,6 +139,11 @@ class OpDef:
     row_wise_when: Callable[[Node], bool] | None = None  # for an op that does so only with some arguments
     target_shift: Callable[[Node], int] | None = None  # `next`: by how many rows, which marks a target (SEMANTICS 6)
 
+    @property
+    def is_called(self) -> bool:
+        """Whether specs write its name: `+` and `x[index]` are written otherwise."""
+        return f"{self.name}(" in self.doc or not self.params
+
     def is_row_wise(self, node: Node) -> bool:
         return self.row_wise if self.row_wise_when is None else self.row_wise_when(node)
 

@@ -28,6 +28,7 @@ class Scope:
     uncertain: set[str] = field(default_factory=set)  # names whose type another choice of options may change
     ended: dict[str, Span] = field(default_factory=dict)  # names that ended with the loop that bound them
 
+    lost: set[str] = field(default_factory=set)  # families whose members could not be made
     rebound: set[str] = field(default_factory=set)  # names that more than one statement bound
 
     def read(self, name: str, at: Span) -> object | None:
@@ -55,8 +56,8 @@ class Scope:
         return dict(self.bound)
 
     def leave_loop(self, before: dict[str, object], loop: Span) -> None:
-        """Names first bound in a loop body or an arm end with it; families stay."""
+        """Names first bound in a loop body or an arm end with it; families stay, also those that could not be made."""
         for name in list(self.bound):
-            if name not in before and not isinstance(self.bound[name], Family):
+            if name not in before and not isinstance(self.bound[name], Family) and name not in self.lost:
                 del self.bound[name]
                 self.ended[name] = loop

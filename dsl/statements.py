@@ -158,6 +158,7 @@ class Elaboration(SharedCalls, MaskCalls):
 
     def _forget(self, statement: syntax.Statement) -> None:
         """What a failed statement would have bound is unknown, so that its readers stay silent."""
+        self.scope.lost |= family_names((statement,))
         for name in bound_names((statement,)):
             self.scope.bind(name, UNKNOWN)
         if isinstance(statement, syntax.Return) and not self.loops:
@@ -311,7 +312,7 @@ class Elaboration(SharedCalls, MaskCalls):
         here, there = set(bound_names(statement.body)), set(bound_names(statement.orelse))
         for name in here | there:
             live = scope.bound.get(name)
-            if isinstance(live, Family):
+            if isinstance(live, Family) or live is UNKNOWN:
                 continue
             # Where the branch not taken leaves it: bound there, or as it was.
             other = dead.get(name, before.get(name))

@@ -39,7 +39,9 @@ def _check_lengths(call: OpCall, operator: str, axes: AxisMapping, checked: bool
         return
     repair = None
     if same_number:
-        repair = "they are equal at these sizes only; to rely on that, write `checked`"
+        repair = "they are equal at these sizes only; " + (
+            "to rely on that, write `checked`" if operator == "rename" else "declare one as the product of the others"
+        )
     elif checked and not is_static:
         raise call.fail(NotBuiltYet(call.at("axes"), f"`{operator}` of ordered axes with `checked`"))
     raise call.fail(

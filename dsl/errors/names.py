@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from ..diagnostics import Diagnostic, Label, SpecError
 from ..record import record
-from ..source import Span
+from ..source import Span, declaration_start
 from ..suggest import suggest
 
 
@@ -35,6 +37,12 @@ class UnknownName(SpecError, code="E301"):
     name: str
     candidates: tuple[str, ...] = ()
     reason: str | None = None
+    is_axis: bool = False  # read where an axis is wanted, which only the file declares
+
+    @property
+    def cause(self) -> tuple[Hashable, ...]:
+        place = () if self.is_axis else (declaration_start(self.at),)
+        return ("unknown name", self.at.source.name, self.name, *place)
 
     def describe(self) -> Diagnostic:
         notes = (self.reason,) if self.reason else ()
@@ -338,6 +346,10 @@ class BoundInOneBranch(SpecError, code="E317"):
     name: str
     branch: Span
     types: tuple[str, str] | None = None
+
+    @property
+    def cause(self) -> tuple[Hashable, ...]:
+        return ("branches", self.at.source.name, self.name, self.branch.start)
 
     def describe(self) -> Diagnostic:
         if self.types is not None:
