@@ -63,7 +63,9 @@ class Signatures(Body):
                     )
                 )
             return Id(axis, type.or_none)
-        found = self.find(name, type.kind.span)
+        # An enum's name may also be that of a parameter: `kind: kind[seq]`.
+        declared = self.home.lookup(name)
+        found = declared if isinstance(declared, EnumType) else self.find(name, type.kind.span)
         if isinstance(found, EnumType):
             return Tag(found)
         if name in HOST_KINDS:
