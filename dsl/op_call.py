@@ -14,7 +14,7 @@ from .errors.syntax import BadMapping
 from .length import Length
 from .masks import Mask
 from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
-from .program import Constant, Distribution, Value, Weight
+from .program import Constant, Distribution, Node, Value, Weight
 from .source import Span
 from .static_math import equal, number_of
 from .statics import NONE, UNKNOWN, BlockRef, Member, Record, describe
@@ -57,12 +57,19 @@ class Call:
     def equal(self, left: Length, right: Length) -> bool:
         return equal(left, right, self._body.build.facts)
 
-    def trace(self, block: BlockRef, arguments: tuple[Value, ...]) -> Value:
-        """The result of a block given as an argument, on values of this call."""
-        result = self._body.call_block(block, list(arguments), self.span)
-        if isinstance(result, Value):
-            return result
-        raise Noted
+    def traced(self, block: BlockRef, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:
+        build = self._body.build
+        given = Value("score", type, self.span)
+        before = build.nodes, build.make_nodes
+        build.nodes, build.make_nodes = [], True
+        try:
+            result = self._body.call_block(block, [given], self.span)
+            nodes = tuple(build.nodes)
+        finally:
+            build.nodes, build.make_nodes = before
+        if result is UNKNOWN:
+            raise Noted
+        return given, as_value(self._body, result, self.span, "the result"), nodes
 
 
 def as_value(body: Body, given: object, at: Span, parameter: str) -> Value:

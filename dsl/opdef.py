@@ -35,7 +35,7 @@ class Accepts(Enum):
     INTEGER = "an integer"  # int
     FLAG = "true or false"  # bool
     MASK = "a mask"  # masks.Mask
-    BLOCK = "a block"  # callable by OpCall.apply
+    BLOCK = "a block"  # statics.BlockRef, for OpCall.traced
     INIT = "a distribution"  # Distribution
     CHOICE = "one of its choices"  # str
     ENUM = "an enum"  # value_type.EnumType
@@ -100,6 +100,11 @@ class OpCall(Protocol):
 
     def equal(self, left: Length, right: Length) -> bool:
         """Whether two lengths are equal, as formulas or by the conditions around the call."""
+        ...
+
+    def traced(self, block: Any, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:
+        """A block given as an argument, on a value of this type that no operator makes: that value, the result, and
+        the nodes between, which are in no program."""
         ...
 
     def emit(self, op: str, **arguments: Any) -> Value:
