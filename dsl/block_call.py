@@ -110,7 +110,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
                 param = parameter(written)
                 value = body.bound_argument(written, param, arguments[name], generic, spans.get(name, at))
                 body.scope.bind(name, value)
-                if written.type is not None and (written.type.any_axes or generic):
+                if generic or written.type is None or written.type.any_axes or written.type.kind.text in STATIC_KINDS:
                     body.scope.uncertain.add(name)
                 for axis_name, axis in generic.items():
                     if axis is not None:

@@ -54,7 +54,7 @@ class Build:
     failed: set[int] = field(default_factory=set)  # declarations of blocks with a mistake in them, by id
     expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
     steps: int = 0
-    tried: dict[int, dict[str, object]] = field(default_factory=dict)  # branches not taken, by id: their names
+    tried: set[int] = field(default_factory=set)  # branches not taken that were checked, by id
     is_dead: bool = False  # runs a branch that is not taken, for its mistakes
     facts: tuple[Fact, ...] = ()  # lengths that are equal where the elaboration is now
 

@@ -57,20 +57,21 @@ STEPS = 20_000  # that one branch may take
 
 def names_of_branch(
     body: Elaboration, statement: syntax.If, branch: tuple[syntax.Statement, ...], scope: dict[str, object]
-) -> dict[str, object]:
-    """What the branch would bind, as far as known. Its mistakes are noted. `scope`: the names before the `if`."""
+) -> dict[str, object] | None:
+    """The names after the branch; None where they are not known. Its mistakes are noted, the first time that it is
+    met: other turns of a loop and other calls of a block have other types. `scope`: the names before the `if`."""
     build = body.build
-    if not branch or build.library.is_standard(statement.span.source):
-        return {}
-    known = build.tried.get(id(branch))
-    if known is None:
-        known = build.tried[id(branch)] = _run(body, statement, branch, scope)
-    return known
+    if not branch:
+        return scope
+    if id(branch) in build.tried or build.library.is_standard(statement.span.source):
+        return None
+    build.tried.add(id(branch))
+    return _run(body, statement, branch, scope)
 
 
 def _run(
     body: Elaboration, statement: syntax.If, branch: tuple[syntax.Statement, ...], before: dict[str, object]
-) -> dict[str, object]:
+) -> dict[str, object] | None:
     build = body.build
     problems = Problems()
     scratch = replace_build(build, problems)
@@ -83,7 +84,7 @@ def _run(
     try:
         inner.run(branch)
     except Abandoned:
-        return {}
+        return None
     for error in problems.errors:
         where = error.at
         inside = where.source == statement.span.source and _holds(branch, where.start)

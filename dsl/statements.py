@@ -306,7 +306,7 @@ class Elaboration(SharedCalls, MaskCalls):
         self.check_names(other)
         self._meet(statement, before, names_of_branch(self, statement, other, before))
 
-    def _meet(self, statement: syntax.If, before: dict[str, object], dead: dict[str, object]) -> None:
+    def _meet(self, statement: syntax.If, before: dict[str, object], dead: dict[str, object] | None) -> None:
         """What the names of an `if` are after it: those of both branches, if of one type, and those from before."""
         scope, place = self.scope, first_line(statement.span)
         here, there = set(bound_names(statement.body)), set(bound_names(statement.orelse))
@@ -315,7 +315,7 @@ class Elaboration(SharedCalls, MaskCalls):
             if isinstance(live, Family) or live is UNKNOWN:
                 continue
             # Where the branch not taken leaves it: bound there, or as it was.
-            other = dead.get(name, before.get(name))
+            other = UNKNOWN if dead is None else dead.get(name)
             if name in here & there and differ(live, other):
                 scope.bound.pop(name, None)
                 scope.branches[name] = Branched(place, (describe(live), describe(other)))

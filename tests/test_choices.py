@@ -123,6 +123,48 @@ axis seq
 model g(t: kind2[seq], x: real[seq]) -> real[seq]:
     return where(t == kind2.text, x, 0)
 """,
+    "types of turns": """\
+option fancy: flag = false
+option mult: list = (1, 2, 4)
+size s: d = 4
+axis wide[i] = d * mult[i]
+axis seq
+model m(x: real[seq, wide[0]]) -> real[seq, wide[2]]:
+    h = x
+    for i in 0 .. 2:
+        if fancy:
+            y = tanh(linear(h, wide[i] -> wide[i + 1]) as a)
+        else:
+            y = linear(h, wide[i] -> wide[i + 1]) as b
+        h = y
+    return h
+""",
+    "types of calls": """\
+size s: d = 4, e = 8
+axis seq
+block f(x: real[seq, d], to: axis, fancy: flag = false) -> real[..]:
+    if fancy:
+        y = tanh(linear(x, d -> to) as a)
+    else:
+        y = linear(x, d -> to) as b
+    return y
+model m(x: real[seq, d]) -> real[seq, e]:
+    return f(x, e) + sum(f(x, d) as other, over=d)
+""",
+    "chosen axis": """\
+option big: flag = false
+size s: d = 4, e = 8
+axis seq
+model m(x: real[seq, d]) -> real[seq, d]:
+    if big:
+        to = e
+    else:
+        to = d
+    h = linear(x, d -> to) as up
+    if big:
+        h = linear(h, e -> d) as down
+    return h
+""",
 }
 
 REFUSED = {

@@ -52,7 +52,7 @@ def test_scores_are_what_the_block_makes_of_them() -> None:
             torch.einsum("hqk,khd->qhd", torch.softmax(s.masked_fill(~mask, -torch.inf), -1), q)
             for s, mask in ((capped, near), (bent, causal))
         ]
-        torch.testing.assert_close(found, sum(parts).reshape(-1, 8) @ weights["head.weight"].T)
+        torch.testing.assert_close(found, torch.stack(parts).sum(0).reshape(-1, 8) @ weights["head.weight"].T)
 
 
 def test_decoding_applies_them_too() -> None:
