@@ -364,18 +364,19 @@ def _attend(
     high: int | None = None,
     predicate: tuple[Any, ...] | None = None,
     bias: Any = None,
+    score: tuple[Any, ...] | None = None,
 ) -> fx.Node | None:
     """Keys along the decoded axis: cached. Keys made once are read as they are, by new rows only."""
     axis, attrs = ctx.plan.axis, ctx.node.attrs
     assert isinstance(attrs, AttendAttrs)
     offsets = ctx.offsets(axis)
     if k_offsets is not offsets:
-        return _attend_once(ctx, q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias)
+        return _attend_once(ctx, q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, score)
     if attrs.query_rows is not axis:
         raise NotLowered("decoding through an `attend` whose queries are not the new rows", ctx.node)
     groups, width = math.prod(sizes(attrs.heads.of_keys)), math.prod(sizes(attrs.over))
     value_width, dtype = math.prod(sizes(attrs.value_axes)), ctx.types.attended
-    if predicate is None and bias is None and high is not None and high <= 0:
+    if predicate is None and bias is None and score is None and high is not None and high <= 0:
         # A query reads back to position + low, so older rows are never read again.
         slots = None if low is None else max(1 - low, 1)
         keys = ctx.cache("keys", (groups,), slots, (width,), dtype)
@@ -411,6 +412,7 @@ def _attend(
         predicate,
         bias,
         tuple(captured),
+        score,
     )
 
 

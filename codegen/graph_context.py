@@ -208,6 +208,9 @@ class GraphContext:
         seed, step = self._draws["draw_seed"], self._draws["draw_step"]
         return self.call(packing.draw_key, seed, step, site, examples, row_example, position)
 
+    def step(self) -> fx.Node:
+        return self._draws["draw_step"]
+
     def working_type(self) -> torch.dtype:
         return self.working
 

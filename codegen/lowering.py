@@ -67,6 +67,10 @@ class LowerContext(Protocol):
         mixed from run seed, step, example id, site path and row, so that packing changes nothing."""
         ...
 
+    def step(self) -> fx.Node:
+        """int64 scalar: the number of the optimiser step."""
+        ...
+
     def working_type(self) -> Any:
         """The fx node or torch dtype in which reals are computed where nothing else says so."""
         ...

@@ -13,6 +13,7 @@ from .length import Length
 from .source import Span
 from .static_math import LARGEST, Measure, measure, number_of
 from .statics import UNKNOWN, Member, describe
+from .value_type import EnumType
 
 
 def declared_axis(body: Expressions, declaration: syntax.Axis, index: int | None) -> Axis:
@@ -70,7 +71,31 @@ def _by_case(body: Expressions, declaration: syntax.Axis, name: str) -> Axis:
     cases = tuple(
         (member.text, _valued(body, value, f"{name}.{member.text}", value.span)) for member, value in declaration.cases
     )
+    _check_cases(body, declaration)
     return _ordered(name, ByCase(declaration.value.text, cases), declaration.span)
+
+
+def _check_cases(body: Expressions, declaration: syntax.Axis) -> None:
+    """One case for each member of one enum; there is no default."""
+    seen: set[str] = set()
+    enum = None
+    for member, _ in declaration.cases:
+        found = body.read(member.text, member.span)
+        if found is UNKNOWN:
+            raise Noted
+        if not isinstance(found, Member) or (enum is not None and member.text not in enum.members):
+            raise Mistake(BadType(member.span, f"`{member.text}` is no member of " + _enum_words(enum)))
+        if member.text in seen:
+            raise Mistake(BadType(member.span, f"`{member.text}` has two cases"))
+        seen.add(member.text)
+        enum = enum or found.enum
+    lacking = [f"`{name}`" for name in (enum.members if enum else ()) if name not in seen]
+    if lacking:
+        raise Mistake(BadType(declaration.span, f"no case for {', '.join(lacking)} of " + _enum_words(enum)))
+
+
+def _enum_words(enum: EnumType | None) -> str:
+    return "an enum" if enum is None else f"the enum `{enum.name}`"
 
 
 def _valued(body: Expressions, value: syntax.Expression, name: str, span: Span) -> Axis:

@@ -22,6 +22,7 @@ from .signatures import STATIC_KINDS, Signatures, parameter
 from .source import Span
 from .static_math import is_static, number_of
 from .statics import NONE, UNKNOWN, BlockRef, Record, describe
+from .value_type import ordered_first
 
 
 class BlockCalls(Signatures, Expressions, OpCalls):
@@ -109,6 +110,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
                 param = parameter(written)
                 value = body.bound_argument(written, param, arguments[name], generic, spans.get(name, at))
                 body.scope.bind(name, value)
+                if generic or written.type is None or written.type.any_axes or written.type.kind.text in STATIC_KINDS:
+                    body.scope.uncertain.add(name)
                 for axis_name, axis in generic.items():
                     if axis is not None:
                         body.scope.bind(axis_name, axis)
@@ -195,7 +198,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             raise Mistake(ResultAxes(at, name, f"{count} values", f"one `{written.span.text}`", written.span))
         if not self.kind_fits(written, value):
             raise Mistake(ResultAxes(at, name, f"`{value.type}`", f"`{written.span.text}`", written.span))
-        if not written.any_axes and set(self.type_axes(written)) != set(value.type.axes):
+        if not written.any_axes and set(ordered_first(self.type_axes(written))) != set(value.type.axes):
             raise Mistake(ResultAxes(at, name, f"`{value.type}`", f"`{written.span.text}`", written.span))
 
     # ---- models -----------------------------------------------------------------------------------
@@ -225,11 +228,13 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         return replace(home, axes={**kept, **view})
 
     def _model_run(self, block: BlockRef, body: Body, result: object, at: Span) -> object:
-        fields = {name: value for name, value in body.scope.bound.items() if isinstance(value, Value | Record)}
+        once = {name: value for name, value in body.scope.bound.items() if name not in body.scope.rebound}
+        fields = {name: value for name, value in once.items() if isinstance(value, Value | Record)}
         main = self._in_axes_of(self.home, result, at) if isinstance(result, Value) else None
         if main is None:
             return result
-        return Record(f"a run of `{block.name}`", {"output": main, **fields}, main)
+        rebound = frozenset(body.scope.rebound)
+        return Record(f"a run of `{block.name}`", {"output": main, **fields}, main, rebound)
 
     def _handed_over(self, argument: object, home: Instance, at: Span) -> object:
         value = argument.main if isinstance(argument, Record) else argument

@@ -22,6 +22,7 @@ from .program import LossTerm, Node, Value
 from .repeats import Turns
 from .scope import Scope
 from .source import Span
+from .static_math import Fact
 from .statics import BlockRef
 from .value_type import EnumType, ValueType
 from .weight_book import WeightBook
@@ -53,6 +54,9 @@ class Build:
     failed: set[int] = field(default_factory=set)  # declarations of blocks with a mistake in them, by id
     expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
     steps: int = 0
+    tried: set[int] = field(default_factory=set)  # branches not taken that were checked, by id
+    is_dead: bool = False  # runs a branch that is not taken, for its mistakes
+    facts: tuple[Fact, ...] = ()  # lengths that are equal where the elaboration is now
 
     def step(self, at: Span) -> None:
         """Counts one statement or operation."""

@@ -7,6 +7,7 @@ text, the JSON form and an editor's form all come from one `Diagnostic`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from typing import ClassVar
 
 from .record import record
@@ -58,6 +59,12 @@ class SpecError:
             assert known is None or known.__name__ == cls.__name__, f"{code} is used twice"
             cls.code = code
             SpecError.by_code[code] = cls
+
+    @property
+    def cause(self) -> tuple[Hashable, ...] | None:
+        """What is wrong, for mistakes that show wherever one thing is read: of those with one cause, or with one that
+        starts with it, the first is told."""
+        return None
 
     def describe(self) -> Diagnostic:
         raise NotImplementedError(type(self).__name__)
@@ -120,5 +127,17 @@ class Problems:
 
     @property
     def errors(self) -> tuple[SpecError, ...]:
-        """By file, then by position."""
-        return tuple(self._errors[key] for key in sorted(self._errors))
+        """By file, then by position; one for each cause."""
+        ordered = [self._errors[key] for key in sorted(self._errors)]
+        causes = {error.cause for error in ordered}
+        told: set[tuple[Hashable, ...]] = set()
+        result: list[SpecError] = []
+        for error in ordered:
+            cause = error.cause
+            if cause is not None:
+                cause = next((cause[:n] for n in range(1, len(cause)) if cause[:n] in causes), cause)
+                if cause in told:
+                    continue
+                told.add(cause)
+            result.append(error)
+        return tuple(result)

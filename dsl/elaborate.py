@@ -11,6 +11,7 @@ from .body import Abandoned, Build
 from .count import check_size
 from .diagnostics import Mistake
 from .distributions import distribution
+from .errors.axes import MissingRows
 from .errors.later import NotBuiltYet
 from .errors.names import BadArguments, did_you_mean
 from .errors.signatures import BadType
@@ -109,6 +110,11 @@ def elaborate_model(spec: Spec, declaration: syntax.Block) -> Program | None:
     if result is UNKNOWN:
         return None
     outputs = result if isinstance(result, tuple) else (result,)
+    at = body.result[1] if body.result else declaration.span
+    for output in outputs:
+        if isinstance(output, Value) and output.type.missing:
+            spec.library.problems.add(MissingRows(at, declaration.name.text, "a model gives every row"))
+            return None
     names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
     return _program(spec, body, declaration, "model", inputs, tuple(zip(names, outputs, strict=True)), ())
 
@@ -145,7 +151,7 @@ def _begin(spec: Spec, declaration: syntax.Block | syntax.Objective, body: Elabo
         name = parameter.name
         with body.noted():
             body.scope.bind(name.text, UNKNOWN)
-            body.scope.bind(name.text, _input(body, parameter, inputs))
+            body.scope.bound[name.text] = _input(body, parameter, inputs)
     return tuple(inputs)
 
 
@@ -177,8 +183,9 @@ def _program(
     outputs: tuple,
     trains: tuple[str, ...],
 ) -> Program:
-    bindings = {name: value for name, value in body.scope.bound.items() if isinstance(value, Value)}
-    for name, value in body.scope.bound.items():
+    once = {name: value for name, value in body.scope.bound.items() if name not in body.scope.rebound}
+    bindings = {name: value for name, value in once.items() if isinstance(value, Value)}
+    for name, value in once.items():
         if isinstance(value, Record) and value.main is not None:
             bindings[name] = value.main
     program = Program(

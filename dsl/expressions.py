@@ -9,6 +9,7 @@ from . import syntax
 from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted
+from .errors.later import NotBuiltYet
 from .errors.names import (
     CircularUse,
     MisplacedStatement,
@@ -21,12 +22,12 @@ from .errors.names import (
 from .errors.signatures import LiteralAxis, NotAnAxis
 from .errors.sizes import SizeNotSet
 from .op_call import none_of
-from .opdef import AxisMapping
+from .opdef import AxisMapping, OpDef
 from .program import Value
 from .source import Span
 from .static_math import arithmetic, compare, is_static, number_of
 from .statics import NONE, UNKNOWN, AxisFamily, Builtin, Family, Member, Record, SharedFamily, describe
-from .value_type import EnumType, Id
+from .value_type import EnumType, Id, Tag
 
 OPERATORS = {
     "+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "mod": "mod", "^": "pow", "and": "and_",
@@ -36,6 +37,8 @@ OPERATORS = {
 CONSTANTS = {"true": True, "false": False, "none": NONE}
 # Members of axis families made from other members: `axis a[i] = a[i - 1] / 2`.
 AXES_DEEP = 64
+# Functions of the language that this version lacks.
+LATER_FUNCTIONS = ("gradient", "peer", "again", "extend", "rewind", "append", "batch_norm")
 BUILTINS = ("size", "static_axis", "static_axes", "last_axis", "row_axis", "precise")
 
 
@@ -55,6 +58,8 @@ class Expressions(Body):
                 return e.value
             case syntax.Name():
                 found = self.read(e.text, e.span)
+                if isinstance(found, OpDef) and not found.params:
+                    return self._step(found, e.span)
                 if isinstance(found, SharedFamily) and found.declaration.index is None:
                     return self.shared(found, None, e.span)
                 return found
@@ -127,6 +132,8 @@ class Expressions(Body):
 
     def read(self, name: str, at: Span) -> object:
         found = self.find(name, at)
+        if found is None and name in LATER_FUNCTIONS:
+            raise Mistake(NotBuiltYet(at, f"`{name}`"))
         if found is None:
             loop = self.scope.ended.get(name)
             reason = f"`{name}` is bound in the loop at line {loop.line} and ends with each turn" if loop else None
@@ -136,9 +143,15 @@ class Expressions(Body):
     def known_names(self, local: Iterable[str] = ()) -> tuple[str, ...]:
         """What may be read here, for suggestions."""
         standard = self.build.library.prelude_names
-        # Operators with a sign of their own (`==`) have names that nobody writes.
-        ops = (name for name, op in self.build.ops.ops.items() if op.doc.startswith(f"`{name}("))
+        ops = (op.name for op in self.build.ops.ops.values() if op.is_called)
         return (*local, *self.scope.bound, *self.home.names, *standard, *ops, *BUILTINS, *CONSTANTS)
+
+    def _step(self, op: OpDef, at: Span) -> object:
+        """The number of the optimiser step, which objectives may read."""
+        if self.form != "objective":
+            what = f"`{op.name}` is read in objectives"
+            raise Mistake(MisplacedStatement(at, what, "pass it to the model as an input"))
+        return self.apply(op, {}, at)
 
     # ---- operators --------------------------------------------------------------------------------
 
@@ -175,6 +188,8 @@ class Expressions(Body):
             left, right = values[number], values[number + 1]
             spans = {"a": e.operands[number].span, "b": e.operands[number + 1].span}
             left, right = self._as_none(left, right, e.span), self._as_none(right, left, e.span)
+            left = _member_meant(e.operands[number], left, right)
+            right = _member_meant(e.operands[number + 1], right, left)
             if (left is NONE or right is NONE) and symbol in ("==", "!="):
                 results.append((left is right) == (symbol == "=="))  # a parameter that was left out, or was not
             elif is_static(left) and is_static(right):
@@ -204,7 +219,10 @@ class Expressions(Body):
         if isinstance(base, Record):
             if e.name.text in base.fields:
                 return base.fields[e.name.text]
-            raise Mistake(NoSuchField(e.name.span, e.name.text, base.what, tuple(base.fields)))
+            name = e.name.text
+            why = f"`{name}` is bound more than once in there; give the one you mean a name of its own"
+            why = why if name in base.rebound else None
+            raise Mistake(NoSuchField(e.name.span, name, base.what, tuple(base.fields), why))
         raise Mistake(NoSuchField(e.name.span, e.name.text, describe(base), (), self._no_method(e.name.text)))
 
     def _no_method(self, name: str) -> str | None:
@@ -293,7 +311,12 @@ class Expressions(Body):
             return tuple(axis for item in expression.items for axis in self.axes(item))
         if isinstance(expression, syntax.Number):
             raise Mistake(LiteralAxis(expression.span, expression.span.text))
-        return self.as_axes(self._evaluate(expression), expression.span)
+        try:
+            return self.as_axes(self._evaluate(expression), expression.span)
+        except Mistake as mistake:
+            if isinstance(mistake.error, UnknownName) and isinstance(expression, syntax.Name):
+                raise Mistake(replace(mistake.error, is_axis=True)) from None
+            raise
 
     def as_axes(self, value: object, at: Span) -> tuple[Axis, ...]:
         match value:
@@ -309,3 +332,14 @@ class Expressions(Body):
                 raise Noted
             case _:
                 raise Mistake(NotAnAxis(at, describe(value)))
+
+
+def _member_meant(written: syntax.Expression, side: object, other: object) -> object:
+    """A bare member's name beside a tag is a member of that tag's enum, whatever else has the name."""
+    enum = other.enum if isinstance(other, Member) else None
+    if isinstance(other, Value) and isinstance(other.type.kind, Tag):
+        enum = other.type.kind.enum
+    if enum is None or not isinstance(side, Member) or side.enum is enum:
+        return side
+    is_bare = isinstance(written, syntax.Name) and written.text == side.name and side.name in enum.members
+    return Member(enum, side.name) if is_bare else side

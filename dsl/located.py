@@ -8,7 +8,7 @@ A mistake in a block of the standard library is the caller's as a rule, so it is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 from .diagnostics import Diagnostic, Label, SpecError
@@ -39,6 +39,10 @@ class Located(SpecError):
     @property
     def code(self) -> str:  # type: ignore[override]
         return self.mistake.code
+
+    @property
+    def cause(self) -> tuple[Hashable, ...] | None:
+        return self.mistake.cause
 
     def describe(self) -> Diagnostic:
         plain = self.mistake.describe()

@@ -29,6 +29,7 @@ from .program import Value
 from .scope import Scope
 from .static_math import number_of
 from .statics import NONE, UNKNOWN, MaskRef, Member, Record, describe
+from .value_type import Flag, Id
 
 COMPARE = "compare `query(..)` with `key(..)`, or use a named mask such as `causal`"
 
@@ -56,18 +57,42 @@ class _Writer:
                 return Not(inner)
             case syntax.Comparison():
                 terms = [self.term(operand, body) for operand in e.operands]
-                parts = [Compare(op, a, b) for op, a, b in zip(e.operators, terms, terms[1:], strict=False)]
+                parts = [self._compared(op, a, b) for op, a, b in zip(e.operators, terms, terms[1:], strict=False)]
                 result: Formula = parts[0]
                 for part in parts[1:]:
                     result = Both(result, part)
                 return result
             case syntax.Name():
                 return self._named(body.read(e.text, e.span), None, e, body)
+            case syntax.Call(syntax.Name("query" | "key" as side)):
+                return self._flag(side, e, body)
             case syntax.Call():
                 return self._named(body.evaluate(e.callee), e, e, body)
             case syntax.Field():
                 return self._named(body.evaluate(e), None, e, body)
         raise Mistake(BadMask(e.span, "this is not a mask", COMPARE))
+
+    def _compared(self, operator: str, left: Term, right: Term) -> Formula:
+        """A comparison. Rows whose id is `none` are equal to no row."""
+        compared = Compare(operator, left, right)
+        if operator != "==" or not isinstance(left, Side) or not isinstance(right, Side):
+            return compared
+        formula: Formula = compared
+        for side in (left, right):
+            kind = self.captures[side.read.index].type.kind if isinstance(side.read, Captured) else None
+            if isinstance(kind, Id) and kind.or_none:
+                assert kind.axis.size is not None
+                formula = Both(formula, Compare("!=", side, Literal(kind.axis.size)))
+        return formula
+
+    def _flag(self, side: str, e: syntax.Call, body: MaskCalls) -> Formula:
+        """`key(f)` of a flag, which needs no comparison."""
+        term = self.term(e, body)
+        assert isinstance(term, Side)
+        read = term.read
+        if isinstance(read, Captured) and isinstance(self.captures[read.index].type.kind, Flag):
+            return Compare("==", term, Literal(True))
+        raise Mistake(BadMask(e.span, f"`{side}({e.arguments[0].span.text})` is no flag", "compare it with something"))
 
     def _named(self, found: object, call: syntax.Call | None, e: syntax.Expression, body: MaskCalls) -> Formula | None:
         if found is UNKNOWN:

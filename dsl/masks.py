@@ -205,3 +205,18 @@ def _linear(term: Term) -> tuple[float, float, float] | None:
             return None if a is None else (-a[0], -a[1], -a[2])
         case _:
             return None
+
+
+def captured_sides(formula: Formula | Term | None) -> frozenset[tuple[str, int]]:
+    """Which captured value is read on which side: pairs of `query` or `key`, and the number in `Mask.captures`."""
+    match formula:
+        case Both(left, right) | Either(left, right) | Compare(_, left, right):
+            return captured_sides(left) | captured_sides(right)
+        case Not(inner):
+            return captured_sides(inner)
+        case Arithmetic(_, left, right):
+            return captured_sides(left) | captured_sides(right)
+        case Side(side, Captured(index)):
+            return frozenset({(side, index)})
+        case _:
+            return frozenset()

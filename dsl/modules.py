@@ -74,8 +74,9 @@ class Module:
         """Every size that a preset or a default gives a number, in order."""
         names = [setting.name.text for preset in self.of(syntax.Preset) for setting in preset.settings]
         names += [default.name.text for default in self.of(syntax.SizeDefault)]
-        options = {option.name.text for option in self.of(syntax.OptionDeclaration)}
-        return tuple(dict.fromkeys(name for name in names if name not in options))
+        # What is declared as something else stays that; `check_names` tells of the second meaning.
+        others = {name for name, declared in self.named.items() if not isinstance(declared, syntax.SizeDefault)}
+        return tuple(dict.fromkeys(name for name in names if name not in others))
 
     @cached_property
     def settable(self) -> tuple[str, ...]:

@@ -34,6 +34,20 @@ def bound_names(statements: tuple[syntax.Statement, ...]) -> list[str]:
     return names
 
 
+def family_names(statements: tuple[syntax.Statement, ...]) -> set[str]:
+    """Names that statements bind by index."""
+    names: set[str] = set()
+    for statement in statements:
+        match statement:
+            case syntax.Bind():
+                names |= {target.name.text for target in statement.targets if target.index is not None}
+            case syntax.For() | syntax.Routed():
+                names |= family_names(statement.body)
+            case syntax.If():
+                names |= family_names((*statement.body, *statement.orelse))
+    return names
+
+
 # Words of masks and inits that are no names.
 MASK_WORDS = ("query", "key", "copy", "fan_in", "fan_out")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from . import syntax
@@ -9,11 +10,13 @@ from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted, SpecError
 from .errors.names import BadArguments, StaticArithmetic, WrongArgument, did_you_mean
+from .errors.syntax import BadMapping
+from .length import Length
 from .masks import Mask
 from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
-from .program import Constant, Distribution, Value, Weight
+from .program import Constant, Distribution, Node, Value, Weight
 from .source import Span
-from .static_math import number_of
+from .static_math import equal, number_of
 from .statics import NONE, UNKNOWN, BlockRef, Member, Record, describe
 from .value_type import EnumType, Flag, Id, Int, Real, Tag, ValueType
 
@@ -51,12 +54,22 @@ class Call:
     def emit(self, op: str, **arguments: Any) -> Any:
         return self._body.apply(self._body.build.ops[op], arguments, self.span, self._spans)
 
-    def trace(self, block: BlockRef, arguments: tuple[Value, ...]) -> Value:
-        """The result of a block given as an argument, on values of this call."""
-        result = self._body.call_block(block, list(arguments), self.span)
-        if isinstance(result, Value):
-            return result
-        raise Noted
+    def equal(self, left: Length, right: Length) -> bool:
+        return equal(left, right, self._body.build.facts)
+
+    def traced(self, block: BlockRef, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:
+        build = self._body.build
+        given = Value("score", type, self.span)
+        before = build.nodes, build.make_nodes
+        build.nodes, build.make_nodes = [], True
+        try:
+            result = self._body.call_block(block, [given], self.span)
+            nodes = tuple(build.nodes)
+        finally:
+            build.nodes, build.make_nodes = before
+        if result is UNKNOWN:
+            raise Noted
+        return given, as_value(self._body, result, self.span, "the result"), nodes
 
 
 def as_value(body: Body, given: object, at: Span, parameter: str) -> Value:
@@ -154,7 +167,12 @@ class OpCalls(Body):
 
     def call_op(self, op: OpDef, call: syntax.Call, piped: syntax.Expression | None) -> object:
         """A primitive called in the text: arguments bound to parameters, each evaluated as its parameter wants."""
-        bound = bind_arguments(op.name, call, piped, op.params)
+        try:
+            bound = bind_arguments(op.name, call, piped, op.params)
+        except Mistake:
+            self._want_whole_mappings(op, call, {})
+            raise
+        self._want_whole_mappings(op, call, bound)
         arguments: dict[str, object] = {}
         known = True
         for param in op.params:
@@ -168,6 +186,25 @@ class OpCalls(Body):
             return UNKNOWN
         spans = {name: expression.span for name, expression in bound.items()}
         return self.apply(op, arguments, call.span, spans, call.label.text if call.label else None)
+
+    def _want_whole_mappings(self, op: OpDef, call: syntax.Call, bound: dict[str, syntax.Expression]) -> None:
+        """`linear(x, dim -> heads, head_dim)` lacks the brackets that make one list of the last two."""
+        accepts = {id(bound[param.name]): param.accepts for param in op.params if param.name in bound}
+        written = [argument.value for argument in call.arguments if argument.name is None]
+        for first, second in pairwise(written):
+            name, mapping = (second, first) if isinstance(first, syntax.Mapping) else (first, second)
+            if not isinstance(mapping, syntax.Mapping) or not isinstance(name, syntax.Name):
+                continue
+            side = mapping.right if mapping is first else mapping.left
+            takes_no_axis = accepts.get(id(name), Accepts.FLAG) in (Accepts.FLAG, Accepts.CHOICE)
+            if isinstance(side, syntax.Tuple) or not takes_no_axis:
+                continue
+            if isinstance(self.find(name.text, name.span), Axis):
+                parts = (side, name) if mapping is first else (name, side)
+                both = "(" + ", ".join(part.span.text for part in parts) + ")"
+                one = mapping.left.span.text if mapping is first else mapping.right.span.text
+                right = f"{one} -> {both}" if mapping is first else f"{both} -> {one}"
+                raise Mistake(BadMapping(first.span.to(second.span), f"write `{right}`"))
 
     def argument(self, param: Param, expression: syntax.Expression) -> object:
         """Masks, distributions and choices are read by their own rules, everything else is an expression."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .axes import Axis
 from .diagnostics import SpecError
+from .length import Length
 from .program import Distribution, Node, Value, Weight
 from .record import record
 from .source import Span
@@ -34,7 +35,7 @@ class Accepts(Enum):
     INTEGER = "an integer"  # int
     FLAG = "true or false"  # bool
     MASK = "a mask"  # masks.Mask
-    BLOCK = "a block"  # callable by OpCall.apply
+    BLOCK = "a block"  # statics.BlockRef, for OpCall.traced
     INIT = "a distribution"  # Distribution
     CHOICE = "one of its choices"  # str
     ENUM = "an enum"  # value_type.EnumType
@@ -97,6 +98,15 @@ class OpCall(Protocol):
         the spec."""
         ...
 
+    def equal(self, left: Length, right: Length) -> bool:
+        """Whether two lengths are equal, as formulas or by the conditions around the call."""
+        ...
+
+    def traced(self, block: Any, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:
+        """A block given as an argument, on a value of this type that no operator makes: that value, the result, and
+        the nodes between, which are in no program."""
+        ...
+
     def emit(self, op: str, **arguments: Any) -> Value:
         """Another primitive's result, for rules that are made of others (`silu`, `mean` over a missing value)."""
         ...
@@ -133,6 +143,11 @@ class OpDef:
     row_wise: bool = True  # False: a row of the result may read other rows; ask `is_row_wise`
     row_wise_when: Callable[[Node], bool] | None = None  # for an op that does so only with some arguments
     target_shift: Callable[[Node], int] | None = None  # `next`: by how many rows, which marks a target (SEMANTICS 6)
+
+    @property
+    def is_called(self) -> bool:
+        """Whether specs write its name: `+` and `x[index]` are written otherwise."""
+        return f"{self.name}(" in self.doc or not self.params
 
     def is_row_wise(self, node: Node) -> bool:
         return self.row_wise if self.row_wise_when is None else self.row_wise_when(node)

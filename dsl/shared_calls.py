@@ -34,11 +34,20 @@ class SharedCalls(BlockCalls):
             raise Mistake(CircularUse(at, (*home.making[home.making.index(name) :], name)))
         home.making.append(name)
         try:
-            if declaration.call is not None:
+            if declaration.call is not None or self._block_named(family) is not None:
                 return self._shared_block(family, path, index)
             return self._shared_weight(declaration, home, path, index)
         finally:
             home.making.pop()
+
+    @staticmethod
+    def _block_named(family: SharedFamily) -> syntax.Name | None:
+        """`shared middle: layer` without settings reads as a type; a block is no type."""
+        type = family.declaration.type
+        if type is None or type.axes is not None or type.element is not None:
+            return None
+        is_block = isinstance(family.home.lookup(type.kind.text), BlockRef)
+        return syntax.Name(type.kind.text, type.kind.span) if is_block else None
 
     def _shared_weight(
         self, declaration: syntax.Shared, home: Instance, path: tuple[str, ...], index: int | None
@@ -57,7 +66,7 @@ class SharedCalls(BlockCalls):
 
     def _shared_block(self, family: SharedFamily, path: tuple[str, ...], index: int | None) -> SharedBlock:
         declaration, home = family.declaration, family.home
-        call = declaration.call
+        call = declaration.call or self._block_named(family)
         callee, settings = (call.callee, call.arguments) if isinstance(call, syntax.Call) else (call, ())
         assert callee is not None
         block = self.beside(home, ()).evaluate(callee)

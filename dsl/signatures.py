@@ -70,7 +70,9 @@ class Signatures(Body):
                     )
                 )
             return Id(axis, type.or_none)
-        found = self.find(name, type.kind.span)
+        # An enum's name may also be that of a parameter: `kind: kind[seq]`.
+        declared = self.home.lookup(name)
+        found = declared if isinstance(declared, EnumType) else self.find(name, type.kind.span)
         if isinstance(found, EnumType):
             return Tag(found)
         if name in HOST_KINDS:
@@ -93,9 +95,13 @@ class Signatures(Body):
             raise Mistake(BadType(type.span, f"`{type.kind.text}` is not the type of a tensor"))
         if type.any_axes:
             raise Mistake(BadType(type.span, "`[..]` stands for the axes of an argument; here the axes must be named"))
-        axes = self.type_axes(type)
-        ordered = any(axis.is_ordered for axis in axes)
-        return ValueType(self.kind(type), ordered_first(axes), per_example and not ordered)
+        axes = ordered_first(self.type_axes(type))
+        ordered = [axis for axis in axes if axis.is_ordered]
+        if len(ordered) > 1:
+            names = " nor ".join(f"`{axis.name}`" for axis in ordered[:2])
+            what = f"a value lies along one ordered axis; neither {names} owns the other"
+            raise Mistake(BadType(type.span, what, "pairs of their rows meet inside `attend` only"))
+        return ValueType(self.kind(type), axes, per_example and not ordered)
 
     def fits(
         self, written: syntax.TypeExpression, value: Value, name: str, generic: dict[str, Axis | None], at: Span
@@ -106,6 +112,7 @@ class Signatures(Body):
         if written.any_axes:
             return
         left = list(value.type.axes)
+        owners = () if value.type.rows is None else value.type.rows.ancestors
         open_names: list[str] = []
         for item in written.axes or ():
             text = item.text if isinstance(item, syntax.Name) else ""
@@ -114,6 +121,8 @@ class Signatures(Body):
                 continue
             wanted = generic.get(text)
             for axis in (wanted,) if wanted is not None else self.axes(item):
+                if axis in owners:
+                    continue  # `real[picture, pixel]` is `real[pixel]`
                 if axis not in left:
                     raise Mistake(ArgumentAxes(at, name, describe(value), f"`{written.span.text}`", written.span))
                 left.remove(axis)

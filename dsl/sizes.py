@@ -20,7 +20,7 @@ from .signatures import check_option
 from .source import Source, Span
 from .static_math import Measure, number_of
 from .statics import UNKNOWN, Member, describe
-from .suggest import suggest
+from .suggest import is_slip, suggest
 from .value_type import EnumType
 
 Override = int | float | bool | str
@@ -212,11 +212,15 @@ def check_choice(module: Module, size: str | None, overrides: Mapping[str, Given
 
 
 def check_settings(module: Module, problems: Problems) -> None:
-    """Every line of a preset sets something that the file reads."""
+    """A preset's line that nothing reads is a slip where its name is nearly one that is read: it would be dropped in
+    silence. Otherwise it is a size that this file happens not to need."""
     for preset in module.of(syntax.Preset):
+        given = {setting.name.text for setting in preset.settings}
         for setting in preset.settings:
-            if setting.name.text not in module.settable:
-                problems.add(UnknownSize(setting.name.span, setting.name.text, module.settable))
+            name = setting.name.text
+            near = suggest(name, module.settable) if name not in module.settable else None
+            if near is not None and (near not in given or is_slip(name, near)):
+                problems.add(UnknownSize(setting.name.span, name, module.settable))
 
 
 __all__ = ["ChosenValues", "Given", "Instance", "Override", "asked_for", "check_choice", "check_settings", "describe"]

@@ -5,9 +5,12 @@ Positions are character offsets; lines and columns (1-based) are computed when a
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
+
+_UNINDENTED = re.compile(r"^\S", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +66,11 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.source.name}:{self.line}:{self.column}"
+
+
+def declaration_start(at: Span) -> int:
+    """Where the top-level declaration around a place begins: the last line before it that is not indented."""
+    found = 0
+    for match in _UNINDENTED.finditer(at.source.text, 0, at.start + 1):
+        found = match.start()
+    return found

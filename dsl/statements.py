@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import syntax
 from .axis_declarations import declared_axis
 from .body import OPERATION_LIMIT, Build
+from .dead_branch import alike_types, differ, names_of_branch
 from .diagnostics import Mistake, Noted
 from .distributions import distribution
 from .errors.axes import OverNeeded
@@ -18,19 +19,20 @@ from .errors.names import (
     UnknownName,
 )
 from .errors.weights import NoLoss, TooLarge
+from .facts import facts
 from .mask_calls import MaskCalls
 from .modules import Instance
-from .names_read import MASK_WORDS, bound_names, first_line, later_statements, names_read
+from .names_read import MASK_WORDS, bound_names, family_names, first_line, later_statements, names_read
 from .op_call import as_value
 from .opdef import OpDef
-from .program import Distribution, Frame, LossTerm, Value
+from .program import Constant, Distribution, Frame, LossTerm, Value
 from .repeats import alike
-from .scope import Scope
+from .scope import Branched, Scope
 from .shared_calls import DEFAULT_INIT, SharedCalls
 from .source import Span
 from .static_math import number_of
 from .statics import UNKNOWN, BlockRef, Builtin, Family, Record, SharedBlock, SharedFamily, describe
-from .value_type import Flag
+from .value_type import Flag, Real, level_words
 
 
 class Elaboration(SharedCalls, MaskCalls):
@@ -45,6 +47,7 @@ class Elaboration(SharedCalls, MaskCalls):
         self.loss_names: dict[str, Span] = {}
         self.choices = 0
         self.returned_early = False
+        self.text: tuple[syntax.Statement, ...] = ()  # the whole body's
 
     # ---- calls ------------------------------------------------------------------------------------
 
@@ -53,6 +56,8 @@ class Elaboration(SharedCalls, MaskCalls):
         match callee:
             case _ if callee is UNKNOWN:
                 return UNKNOWN
+            case OpDef() if not callee.params:
+                raise Mistake(NotCallable(call.callee.span, f"`{callee.name}`", "it is written without brackets"))
             case OpDef():
                 return self.call_op(callee, call, piped)
             case BlockRef():
@@ -134,6 +139,7 @@ class Elaboration(SharedCalls, MaskCalls):
     # ---- statements -------------------------------------------------------------------------------
 
     def run(self, statements: tuple[syntax.Statement, ...]) -> None:
+        self.text = self.text or statements
         for number, statement in enumerate(statements):
             if self.result is not None:
                 if not self.returned_early:
@@ -152,6 +158,7 @@ class Elaboration(SharedCalls, MaskCalls):
 
     def _forget(self, statement: syntax.Statement) -> None:
         """What a failed statement would have bound is unknown, so that its readers stay silent."""
+        self.scope.lost |= family_names((statement,))
         for name in bound_names((statement,)):
             self.scope.bind(name, UNKNOWN)
         if isinstance(statement, syntax.Return) and not self.loops:
@@ -189,6 +196,8 @@ class Elaboration(SharedCalls, MaskCalls):
     def _bind(self, statement: syntax.Bind) -> None:
         targets = statement.targets
         single = targets[0].name.text if len(targets) == 1 else None
+        if self.scope.uncertain:
+            self._pass_on_doubt(statement)
         fresh = single is not None and targets[0].index is None and single not in self.scope.bound
         before = self.binding, self.naming
         self.binding = single if fresh else None
@@ -208,6 +217,11 @@ class Elaboration(SharedCalls, MaskCalls):
         values = value if isinstance(value, tuple) else (UNKNOWN,) * len(targets)
         for target, item in zip(targets, values, strict=True):
             self._bind_target(target, item)
+
+    def _pass_on_doubt(self, statement: syntax.Bind) -> None:
+        names = {target.name.text for target in statement.targets}
+        doubted = any(name.text in self.scope.uncertain for name in names_read(statement.value))
+        self.scope.uncertain = self.scope.uncertain | names if doubted else self.scope.uncertain - names
 
     def _bind_target(self, target: syntax.Target, value: object) -> None:
         if target.index is None:
@@ -229,6 +243,8 @@ class Elaboration(SharedCalls, MaskCalls):
 
     def _for(self, statement: syntax.For) -> None:
         turns = self.evaluate(statement.over)
+        if self.build.is_dead and (turns is UNKNOWN or isinstance(turns, range | tuple)):
+            turns = (UNKNOWN,)  # one turn shows the mistakes of all
         if turns is UNKNOWN:
             raise Noted
         if not isinstance(turns, range | tuple):
@@ -245,7 +261,7 @@ class Elaboration(SharedCalls, MaskCalls):
         may_skip = skips is not None and skips.enter((*path, name), statement)
         try:
             for turn in turns:
-                number = number_of(turn)
+                number = number_of(turn) if turn is not UNKNOWN else 0
                 self.path = (*path, name, f"{turn if number is None else number}".replace(".", "_"))
                 self.frames = (*frames, Frame(name, int(number or 0), statement.span))
                 self.scope.bind(name, turn)
@@ -265,6 +281,10 @@ class Elaboration(SharedCalls, MaskCalls):
 
     def _if(self, statement: syntax.If) -> None:
         condition = self.evaluate(statement.condition)
+        if condition is UNKNOWN and self.build.is_dead:
+            before = self.scope.snapshot()
+            for branch in (statement.body, statement.orelse):
+                names_of_branch(self, statement, branch, before)
         if condition is UNKNOWN:
             raise Noted
         if not isinstance(condition, bool):
@@ -277,18 +297,36 @@ class Elaboration(SharedCalls, MaskCalls):
                 )
             )
         taken, other = (statement.body, statement.orelse) if condition else (statement.orelse, statement.body)
-        before = set(self.scope.bound)
+        before = self.scope.snapshot()
+        known = self.build.facts
+        self.build.facts = (*known, *facts(self, statement.condition, condition))
         self.choices += 1
         try:
             self.run(taken)
         finally:
             self.choices -= 1
+            self.build.facts = known
         self.check_names(other)
-        both = set(bound_names(statement.body)) & set(bound_names(statement.orelse))
-        for name in (set(bound_names(taken)) | set(bound_names(other))) - before - both:
-            if not isinstance(self.scope.bound.get(name), Family):
-                self.scope.bound.pop(name, None)
-                self.scope.branches[name] = first_line(statement.span)
+        self._meet(statement, before, names_of_branch(self, statement, other, before))
+
+    def _meet(self, statement: syntax.If, before: dict[str, object], dead: dict[str, object] | None) -> None:
+        """What the names of an `if` are after it: those of both branches, if of one type, and those from before."""
+        scope, place = self.scope, first_line(statement.span)
+        here, there = set(bound_names(statement.body)), set(bound_names(statement.orelse))
+        for name in here | there:
+            live = scope.bound.get(name)
+            if isinstance(live, Family) or live is UNKNOWN:
+                continue
+            # Where the branch not taken leaves it: bound there, or as it was.
+            other = UNKNOWN if dead is None else dead.get(name)
+            if name in here & there and differ(live, other):
+                scope.bound.pop(name, None)
+                scope.branches[name] = Branched(place, (describe(live), describe(other)))
+            elif name not in here & there and name not in before:
+                scope.bound.pop(name, None)
+                scope.branches[name] = Branched(place)
+            elif not alike_types(live, other):
+                scope.uncertain.add(name)
 
     def check_names(self, statements: tuple[syntax.Statement, ...]) -> None:
         """Text that is not run, such as the branch not taken: every name in it exists, and it is built at all. Its
@@ -303,7 +341,8 @@ class Elaboration(SharedCalls, MaskCalls):
                 continue
             if isinstance(found, SharedFamily):
                 found.home.used.add(name.text)
-            if found is None:
+            # A family may get its first member later in the turn that comes before the one that reads it.
+            if found is None and name.text not in family_names(self.text):
                 self.note(UnknownName(name.span, name.text, self.known_names(local)))
         for statement in later_statements(statements):
             self.note(not_built(statement))
@@ -319,12 +358,28 @@ class Elaboration(SharedCalls, MaskCalls):
         if value.type.static_axes:
             axes = ", ".join(axis.name for axis in value.type.static_axes)
             raise Mistake(NoLoss(statement.value.span, f"a loss is one number a row; this still has the axes {axes}"))
+        is_number = isinstance(value, Constant) and not isinstance(value.number, bool)
+        if not isinstance(value.type.kind, Real) and not is_number:
+            raise Mistake(NoLoss(statement.value.span, f"a loss is a real; this is {describe(value)}"))
         only = None
         if statement.only is not None:
             only = as_value(self, self.evaluate(statement.only), statement.only.span, "only")
             if not isinstance(only.type.kind, Flag):
                 raise Mistake(NoLoss(statement.only.span, f"`only` takes a flag for each row; this is {only.type}"))
+            self._check_only(value, only, statement)
         self.losses.append(LossTerm(name, value, only, statement.span))
+
+    def _check_only(self, value: Value, only: Value, statement: syntax.Loss) -> None:
+        """`only` says of each row of the loss whether it counts: it lives at the rows of the loss, or above them."""
+        assert statement.only is not None
+        rows, own = only.type.rows, value.type.rows
+        if only.type.static_axes:
+            raise Mistake(NoLoss(statement.only.span, f"`only` takes one flag for each row; this is {only.type}"))
+        if rows is not None and rows is not own and (own is None or rows not in own.ancestors):
+            what = f"`only` has a flag per row of {rows.name}, the loss one number {level_words(value.type)}"
+            raise Mistake(NoLoss(statement.only.span, what))
+        if only.type.per_example and value.type.is_weight_level and not value.type.per_example:
+            raise Mistake(NoLoss(statement.only.span, "`only` has a flag per example, the loss one number in all"))
 
     def _param(self, statement: syntax.Param) -> None:
         type = self.value_type(statement.type)

@@ -20,6 +20,7 @@ from .source import Span
 from .statics import Member
 
 LARGEST = 1 << 48
+Fact = tuple[Length, Length]  # two lengths that are equal where a condition holds
 
 
 @record
@@ -52,6 +53,9 @@ def compare(symbol: str, left: object, right: object, at: Span) -> bool:
     a, b = number_of(left), number_of(right)
     if a is not None and b is not None:
         return bool(_COMPARISONS[symbol](a, b))
+    if isinstance(left, Member) and isinstance(right, Member) and left.enum is not right.enum:
+        what = f"`{left.name}` is of enum `{left.enum.name}`, `{right.name}` of enum `{right.enum.name}`"
+        raise Mistake(StaticArithmetic(at, f"members of two enums are never equal: {what}"))
     if symbol in ("==", "!="):
         return bool(_COMPARISONS[symbol](left, right))
     raise Mistake(StaticArithmetic(at, f"`{symbol}` compares numbers only"))
@@ -133,3 +137,10 @@ def _form(symbol: str, left: Length, right: Measure, at: Span) -> Length:
             return left % right.form
         case _:
             raise Mistake(StaticArithmetic(at, f"`{symbol}` makes no length"))
+
+
+def equal(left: Length, right: Length, known: tuple[Fact, ...]) -> bool:
+    """Whether two lengths are equal as formulas, or because one fact makes them so."""
+    return left == right or any(
+        left * b == right * a or left * a == right * b or left - right in (a - b, b - a) for a, b in known
+    )

@@ -74,6 +74,7 @@ class Record:
     what: str
     fields: Mapping[str, object]
     main: Value | None = None  # what the record is when used as a value: a model's result
+    rebound: frozenset[str] = frozenset()  # names that the model's body binds more than once
 
 
 @record(eq=False)

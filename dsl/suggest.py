@@ -30,6 +30,11 @@ def suggest(name: str, candidates: Iterable[str]) -> str | None:
     return best[2] if best else None
 
 
+def is_slip(name: str, known: str) -> bool:
+    """Whether the two differ by one slip of the fingers."""
+    return _edits(name.lower(), known.lower(), 1) <= 1
+
+
 def _edits(a: str, b: str, limit: int) -> int:
     """Insertions, deletions, replacements, swaps of neighbours that turn `a` into `b`; inexact above `limit`."""
     before: list[int] = []

@@ -106,6 +106,19 @@ class ValueType:
 
 
 def ordered_first(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The order in which a result stores its axes: ordered, then static, each as first met; repeats dropped."""
+    """The order in which a result stores its axes: ordered, then static, each as first met; repeats dropped.
+
+    A value lives at its lowest node, so `real[picture, pixel]` is `real[pixel]`: owners of an axis that is met are
+    dropped.
+    """
     unique = tuple(dict.fromkeys(axes))
-    return tuple(a for a in unique if a.is_ordered) + tuple(a for a in unique if a.is_static)
+    owners = {owner for axis in unique for owner in axis.ancestors}
+    ordered = tuple(axis for axis in unique if axis.is_ordered and axis not in owners)
+    return ordered + tuple(axis for axis in unique if axis.is_static)
+
+
+def level_words(value: ValueType) -> str:
+    """`per row of seq`, `per example`, `for all examples`."""
+    if value.rows is not None:
+        return f"per row of {value.rows.name}"
+    return "per example" if value.per_example else "for all examples"

@@ -60,6 +60,7 @@ class Model(WeightTree):
         self.program: Program = checked.model
         self.weights: dict[str, Weight] = checked.weights
         self._passes = passes
+        self._asked_dtype = dtype
         self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
         self.decoders: dict[torch.dtype, Any] = {}  # filled by decoder.decoder_of
         tree = empty_weights(self.weights.values(), dtype, device)
@@ -75,8 +76,8 @@ class Model(WeightTree):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return next((parameter.dtype for _, parameter in self.by_path()), torch.float32)
+        """The type of the weights; of a model without any, the one asked for."""
+        return next((parameter.dtype for _, parameter in self.by_path()), self._asked_dtype)
 
     @property
     def passes(self) -> tuple[Pass, ...]:

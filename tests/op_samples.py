@@ -38,6 +38,8 @@ axis dim_pair = dim * dim
 axis width = heads * head_dim
 axis dim_and_heads = dim + heads
 enum modality: text, image
+block tanh_of(x: real) -> real:
+    return 3 * tanh(x / 3)
 axis seq
 axis other
 """

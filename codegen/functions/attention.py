@@ -1,7 +1,7 @@
 """Attention as the language defines it, in plain torch: exact, any float type, any mask. The reference for every
 faster form.
 
-    y[query, head] = sum over keys r allowed by the mask of softmax_r(scale * q . k[r] + bias[r]) * v[r]
+    y[query, head] = sum over keys r allowed by the mask of softmax_r(score(scale * q . k[r]) + bias[r]) * v[r]
 
 A row without an allowed key gives 0, with zero gradient. Query head h reads key head h // (heads / key heads).
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .masks import Predicate, Rows, allowed
 from .precision import narrow, widen
+from .scores import Formula, scored
 
 # Scores held at once; more queries than fit are taken in turns.
 _SCORES = 1 << 24
@@ -29,6 +30,7 @@ def attend_packed(
     high: int | None = None,
     predicate: Predicate | None = None,
     bias: Tensor | None = None,
+    score: Formula | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
@@ -36,8 +38,8 @@ def attend_packed(
     key heads, Dv]` to `[query rows, heads, Dv]`.
 
     `low <= key position - query position <= high` bounds what a query sees (None: unbounded); `predicate` (see
-    masks.py) says what the band does not. `bias [key rows, heads or 1]` is added to the scores. Positions are row
-    numbers in the example unless given.
+    masks.py) says what the band does not. `score` (see scores.py) is applied to the scores, then `bias [key rows,
+    heads or 1]` is added. Positions are row numbers in the example unless given.
     """
     q_bounds, k_bounds = q_offsets.tolist(), k_offsets.tolist()
     pieces = []
@@ -55,7 +57,9 @@ def attend_packed(
             flags = _flags(rows, seen, low, high, predicate)
             local = None if bias is None else bias[keys[0] : keys[1]].T[:, None]
             pieces.append(
-                _attend(q[rows.start : rows.stop], k[keys[0] : keys[1]], v[keys[0] : keys[1]], scale, flags, local)
+                _attend(
+                    q[rows.start : rows.stop], k[keys[0] : keys[1]], v[keys[0] : keys[1]], scale, flags, local, score
+                )
             )
     if not pieces:
         return q.new_zeros(0, q.shape[1], v.shape[-1]) + 0 * (q.sum() + k.sum() + v.sum())
@@ -76,6 +80,7 @@ def attend_static(
     high: int | None = None,
     predicate: Predicate | None = None,
     bias: Tensor | None = None,
+    score: Formula | None = None,
 ) -> Tensor:
     """Attention along a static axis, row by row: `q [rows, queries, heads, D]`, `k [rows, keys, key heads, D]`,
     `v [rows, keys, key heads, Dv]` to `[rows, queries, heads, Dv]`.
@@ -86,7 +91,7 @@ def attend_static(
     keys = Rows(torch.arange(k.shape[1], device=k.device), 0, k.shape[1])
     flags = _flags(rows, keys, low, high, predicate)
     local = None if bias is None else bias.movedim(-1, 1)[:, :, None]
-    return _attend(q, k, v, scale, flags, local)
+    return _attend(q, k, v, scale, flags, local, score)
 
 
 def _positions(given: Tensor | None, start: int, stop: int, first: int, like: Tensor) -> Tensor:
@@ -107,7 +112,9 @@ def _flags(query: Rows, key: Rows, low: int | None, high: int | None, predicate:
     return flags
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, flags: Tensor | None, bias: Tensor | None) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, flags: Tensor | None, bias: Tensor | None, score: Formula | None
+) -> Tensor:
     """`q [..., Q, H, D]`, `k [..., K, G, D]`, `v [..., K, G, Dv]`, `flags [Q, K]`, `bias [..., H or 1, 1, K]`: `[...,
     Q, H, Dv]`."""
     group = q.shape[-2] // k.shape[-2]
@@ -116,6 +123,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, flags: Tensor | None,
     if group > 1:
         k_HKD, v_HKD = k_HKD.repeat_interleave(group, -3), v_HKD.repeat_interleave(group, -3)
     scores = scale * (q_HQD @ k_HKD.transpose(-2, -1))
+    if score is not None:
+        scores = scored(score, scores)
     if bias is not None:
         scores = scores + bias
     if scores.shape[-1] == 0:

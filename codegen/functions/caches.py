@@ -173,9 +173,10 @@ def attend_general(
     predicate: tuple[Any, ...] | None,
     bias: Tensor | None,
     captured: tuple[Tensor, ...],
+    score: tuple[Any, ...] | None = None,
 ) -> Tensor:
-    """Any mask and bias, through the reference: caches `[B, S, G, K]` of keys and values and `captured`, a cache for
-    every tensor that the keys' side of the mask or the bias reads, in the order met."""
+    """Any mask, score and bias, through the reference: caches `[B, S, G, K]` of keys and values and `captured`, a cache
+    for every tensor that the keys' side of the mask or the bias reads, in the order met."""
     left = list(captured)
     all_offsets = history_offsets(offsets, lengths)
     bias_cache = left.pop(0) if bias is not None else None
@@ -191,6 +192,7 @@ def attend_general(
         high,
         predicate,
         None if bias is None or bias_cache is None else history(bias, bias_cache, offsets, lengths),
+        score,
         q_position=position,
     )
 

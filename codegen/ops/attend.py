@@ -38,12 +38,14 @@ from ...dsl.masks import (
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.record import record
+from ...dsl.statics import BlockRef
 from ...dsl.value_type import Real, ValueType
 from ..functions_lazy import attention
 from ..lazy import torch
 from ..lowering import LowerContext
 from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
 from .operands import entries, result_type, sizes, traffic
+from .score import score_formula
 
 
 @record
@@ -81,6 +83,7 @@ class AttendAttrs:
     has_bias: bool
     query_rows: Axis | None
     query_side: bool
+    score: tuple[Any, ...] | None = None  # see functions/scores.py
 
 
 def _infer(
@@ -93,11 +96,9 @@ def _infer(
     group: AxisMapping | None,
     mask: Mask | None,
     bias: Value | None,
-    score: object | None,
+    score: BlockRef | None,
     scale: float | None,
 ) -> Inferred:
-    if score is not None:
-        raise call.fail(NotBuiltYet(call.at("score"), "`score=` of attend"))
     want_real(call, "attend", q=q, k=k, v=v, bias=bias)
     want_whole(call, "attend", q=q, k=k, v=v, bias=bias)
     want_static(call, "attend", call.at("over"), over)
@@ -121,12 +122,13 @@ def _infer(
     per_example = not ordered and any(value.type.per_example or value.type.rows is not None for value in (q, k, v))
     type = ValueType(Real(), (*ordered, *stay, *value_axes), per_example)
     mask = mask or Mask(None)
-    _check_mask(call, mask, along)
+    _check_mask(call, mask, along, query_rows)
     if bias is not None:
         _check_bias(call, bias, heads, along)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
     factor: float = math.prod(sizes(over)) ** -0.5 if scale is None else float(scale)
-    attrs = AttendAttrs(over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side)
+    formula = None if score is None else score_formula(call, score)
+    attrs = AttendAttrs(over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side, formula)
     return Inferred(attrs, (*inputs, *mask.captures), (type,))
 
 
@@ -185,7 +187,14 @@ def _heads(
     return Heads(tuple(order), query_heads, key_heads, own)
 
 
-def _check_mask(call: OpCall, mask: Mask, along: Axis) -> None:
+def _check_mask(call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None) -> None:
+    want_whole(call, "attend", **{f"mask.{number}": value for number, value in enumerate(mask.captures)})
+    for side, index in masks.captured_sides(mask.formula):
+        rows, own = mask.captures[index].type.rows, along if side == "key" else query_rows
+        if along.is_ordered and rows is not None and rows is not own and (own is None or rows not in own.ancestors):
+            at = mask.span or call.at("mask")
+            place = "per example" if own is None else own.name
+            raise call.fail(SidewaysLevels(at, f"{side}({mask.captures[index].name})", place, rows.name, at, at))
     for value in mask.captures:
         if value.type.static_axes:
             raise call.fail(
@@ -282,10 +291,10 @@ class _Predicates:
 
 
 def _mask_arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> dict[str, Any]:
-    """`low`, `high` and `predicate`, as far as they say something."""
+    """`low`, `high`, `score` and `predicate`, as far as they say something."""
     formula = attrs.mask.formula
     band = masks.distance(formula)
-    arguments: dict[str, Any] = {"low": band.low, "high": band.high}
+    arguments: dict[str, Any] = {"low": band.low, "high": band.high, "score": attrs.score}
     if not masks.is_exactly_distance(formula):
         assert formula is not None
         captures = node.inputs[len(node.inputs) - len(attrs.mask.captures) :]
@@ -427,9 +436,10 @@ ATTEND = OpDef(
     frontier=_frontier,
     lower=_lower,
     doc=(
-        "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, scale=)`: each query's average of "
-        "v over the rows of K that the mask allows, weighed by the softmax of scale * q . k + bias. D is contracted, "
-        "`scale` is size(D)^-0.5 unless given. Other axes of q and k are shared by name or q's own; with `group` "
+        "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, score=, scale=)`: each query's "
+        "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + bias, "
+        "where `score` is a block of one real. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
+        "and k are shared by name or q's own; with `group` "
         "query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row without an allowed "
         "key gives 0. The result has the axes of q without D, and v's own."
     ),
@@ -464,6 +474,8 @@ ATTEND = OpDef(
             "q: real[seq, three, heads, dim], k: real[seq, three, kv_heads, dim] => "
             "attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads, mask=key(position) < query(position))"
         ),
+        "q: real[seq, heads, dim] => attend(q, q, q, over=dim, along=seq, mask=causal and window(3), score=tanh_of)",
+        "q: real[seq, three, dim] => attend(q, q, q, over=dim, along=three, score=silu)",
         "q: real[seq, heads, dim], b: real[seq, heads] => attend(q, q, q, over=dim, along=seq, bias=b, mask=causal)",
     ),
     row_wise=False,

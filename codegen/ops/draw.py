@@ -146,4 +146,18 @@ BERNOULLI = OpDef(
     samples=("x: real[seq, dim] => bernoulli(0.3, like=x)",),
 )
 
-DRAWS = (NORMAL, UNIFORM, UNIFORM_INT, BERNOULLI)
+def _infer_step(call: OpCall) -> Inferred:
+    return Inferred(NoAttrs(), (), (ValueType(Int()),))
+
+
+STEP = OpDef(
+    name="step",
+    params=(),
+    infer=_infer_step,
+    frontier=frontier.no_data,
+    lower=lambda ctx, node: ctx.define(node.outputs[0], ctx.step()),
+    doc="`step`: the number of the optimiser step, an int, in objectives.",
+    cost=cost_per_entry(0),
+)
+
+DRAWS = (NORMAL, UNIFORM, UNIFORM_INT, BERNOULLI, STEP)

@@ -17,12 +17,13 @@ from ...dsl.errors.axes import (
     SidewaysLevels,
     WrongAxisKind,
 )
+from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import IdMismatch
 from ...dsl.opdef import OpCall
 from ...dsl.program import Constant, Value
 from ...dsl.record import record
 from ...dsl.source import Span
-from ...dsl.value_type import Flag, Id, Int, Kind, Real, Tag, ValueType, ordered_first
+from ...dsl.value_type import Flag, Id, Int, Kind, Real, Tag, ValueType, level_words, ordered_first
 
 
 @record
@@ -67,15 +68,8 @@ def axis_names(axes: tuple[Axis, ...]) -> tuple[str, ...]:
     return tuple(axis.name for axis in axes)
 
 
-def level_words(value: ValueType) -> str:
-    """`per row of seq`, `per example`, `for all examples`."""
-    if value.rows is not None:
-        return f"per row of {value.rows.name}"
-    return "per example" if value.per_example else "for all examples"
-
-
 def lowest_rows(call: OpCall, operator: str, given: tuple[Operand, ...]) -> tuple[Axis, ...]:
-    """The ordered axes of the result: every one met, owners first. All must lie on one path of the axis tree."""
+    """The lowest ordered axis met, where the result lives. All must lie on one path of the axis tree."""
     lowest: Operand | None = None
     for operand in given:
         rows = operand.type.rows
@@ -85,8 +79,8 @@ def lowest_rows(call: OpCall, operator: str, given: tuple[Operand, ...]) -> tupl
             lowest = operand
         elif rows is not old and rows not in old.ancestors:
             raise call.fail(SidewaysLevels(operand.at, operator, old.name, rows.name, lowest.at, operand.at))
-    met = dict.fromkeys(axis for operand in given for axis in operand.type.axes if axis.is_ordered)
-    return tuple(sorted(met, key=lambda axis: len(axis.ancestors)))
+    rows = None if lowest is None else lowest.type.rows
+    return () if rows is None else (rows,)
 
 
 def join(call: OpCall, operator: str, given: tuple[Operand, ...], contained: bool = True) -> Joint:
@@ -110,6 +104,11 @@ def join(call: OpCall, operator: str, given: tuple[Operand, ...], contained: boo
     if not contained:
         static = ordered_first(tuple(axis for operand in given for axis in operand.type.static_axes))
     rows = ordered[-1] if ordered else None
+    for operand in given:
+        owner = operand.type.rows
+        if rows is not None and owner is not None and owner is not rows:
+            what = f"a value of {owner.name} read by rows of {rows.name}, nested in it,"
+            raise call.fail(NotBuiltYet(operand.at, what))
     for operand in given:
         if operand.type.missing and operand.type.rows is not rows:
             raise call.fail(MissingRows(operand.at, operator, "the other operand lives below them"))

@@ -127,7 +127,7 @@ def _infer_concat(call: OpCall, values: tuple[Value, ...], axes: AxisMapping) ->
             )
         )
     total = sum((axis.length for axis in axes.left), start=Length.number(0))
-    if total != whole.length:
+    if not call.equal(total, whole.length):
         raise call.fail(
             LengthMismatch(
                 call.at("axes"), "concat", axis_names(axes.left), str(total), (whole.name,), str(whole.length)

@@ -43,11 +43,14 @@ def _check_lengths(call: OpCall, operator: str, axes: AxisMapping, checked: bool
     """Both sides have one length: as formulas, or with `checked` for the sizes in use."""
     left, right = _length(axes.left), _length(axes.right)
     is_static = all(axis.is_static for axis in (*axes.left, *axes.right))
-    if left == right or (checked and is_static and math.prod(sizes(axes.left)) == math.prod(sizes(axes.right))):
+    same_number = is_static and math.prod(sizes(axes.left)) == math.prod(sizes(axes.right))
+    if call.equal(left, right) or (checked and same_number):
         return
     repair = None
-    if is_static and math.prod(sizes(axes.left)) == math.prod(sizes(axes.right)):
-        repair = "they are equal at these sizes only; to rely on that, write `checked`"
+    if same_number:
+        repair = "they are equal at these sizes only; " + (
+            "to rely on that, write `checked`" if operator == "rename" else "declare one as the product of the others"
+        )
     elif checked and not is_static:
         raise call.fail(NotBuiltYet(call.at("axes"), f"`{operator}` of ordered axes with `checked`"))
     raise call.fail(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from ..diagnostics import Diagnostic, Label, SpecError
 from ..record import record
-from ..source import Span
+from ..source import Span, declaration_start
 
 
 def listed(names: tuple[str, ...]) -> str:
@@ -148,6 +150,13 @@ class AxisMissing(SpecError, code="E204"):
     found: tuple[str, ...]
     value_at: Span
     same_length: str | None = None
+
+    @property
+    def cause(self) -> tuple[Hashable, ...] | None:
+        # A name that lacks an axis lacks it wherever it is read.
+        name = self.value_at.text
+        place = (self.at.source.name, name, declaration_start(self.at))
+        return ("no such axis", self.axis, self.found, *place) if name.isidentifier() else None
 
     def describe(self) -> Diagnostic:
         repair = None

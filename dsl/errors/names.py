@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from ..diagnostics import Diagnostic, Label, SpecError
 from ..record import record
-from ..source import Span
+from ..source import Span, declaration_start
 from ..suggest import suggest
 
 # What a reader of other code would write, and what it is here.
@@ -53,6 +55,12 @@ class UnknownName(SpecError, code="E301"):
     name: str
     candidates: tuple[str, ...] = ()
     reason: str | None = None
+    is_axis: bool = False  # read where an axis is wanted, which only the file declares
+
+    @property
+    def cause(self) -> tuple[Hashable, ...]:
+        place = () if self.is_axis else (declaration_start(self.at),)
+        return ("unknown name", self.at.source.name, self.name, *place)
 
     def describe(self) -> Diagnostic:
         notes = (self.reason,) if self.reason else ()
@@ -235,11 +243,11 @@ class NoSuchField(SpecError, code="E313"):
     field: str
     found: str
     candidates: tuple[str, ...] = ()
-    help: str | None = None
+    why: str | None = None
 
     def describe(self) -> Diagnostic:
         notes = (f"fields: {', '.join(self.candidates)}",) if self.candidates else ()
-        help = self.help or did_you_mean(self.field, self.candidates)
+        help = self.why or did_you_mean(self.field, self.candidates)
         return self.say(f"{self.found} has no field `{self.field}`", "", notes=notes, help=help)
 
 
@@ -330,9 +338,9 @@ class NoSuchMember(SpecError, code="E316"):
 
 @record
 class BoundInOneBranch(SpecError, code="E317"):
-    """A name is read after an `if` that binds it in one branch only.
+    """A name is read after an `if` that binds it in one branch only, or to values of two types.
 
-    Bind it in both branches, or before the `if`.
+    Bind it in both branches to values of one type, or before the `if`.
 
     Wrong:
         size dim = 8
@@ -355,8 +363,21 @@ class BoundInOneBranch(SpecError, code="E317"):
 
     name: str
     branch: Span
+    types: tuple[str, str] | None = None
+
+    @property
+    def cause(self) -> tuple[Hashable, ...]:
+        return ("branches", self.at.source.name, self.name, self.branch.start)
 
     def describe(self) -> Diagnostic:
+        if self.types is not None:
+            one, other = self.types
+            return self.say(
+                f"`{self.name}` has two types in the two branches of an `if`: `{one}` and `{other}`",
+                "read here",
+                Label(self.branch, "bound here"),
+                help="a name is visible after an `if` when both branches give it one type",
+            )
         return self.say(
             f"`{self.name}` is bound in one branch of an `if` only",
             "read here",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from ..diagnostics import Diagnostic, Label, SpecError
 from ..record import record
-from ..source import Span
+from ..source import Span, declaration_start
 
 
 @record
@@ -28,10 +30,18 @@ class LiteralAxis(SpecError, code="E251"):
 
     number: str
 
+    @property
+    def cause(self) -> tuple[Hashable, ...] | None:
+        name = self.at.text
+        return ("no axis", self.at.source.name, name) if name.isidentifier() else None
+
     def describe(self) -> Diagnostic:
-        return self.say(
-            f"`{self.number}` is a number, not an axis", "", help=f"declare it: `axis part = {self.number}`"
-        )
+        written = self.at.text
+        if written.isidentifier():
+            help = f"`{written}` is the number {self.number}; a size (`size {written} = {self.number}`) is an axis too"
+            return self.say(f"`{written}` is a number, not an axis", "", help=help)
+        help = f"declare it: `axis part = {self.number}`"
+        return self.say(f"`{self.number}` is a number, not an axis", "", help=help)
 
 
 @record
@@ -52,6 +62,10 @@ class NotAnAxis(SpecError, code="E252"):
 
     found: str
     wanted: str = "an axis or a size"
+
+    @property
+    def cause(self) -> tuple[Hashable, ...]:
+        return ("no axis", self.at.source.name, self.at.text, self.found, declaration_start(self.at))
 
     def describe(self) -> Diagnostic:
         return self.say(f"this is {self.found}, not {self.wanted}", f"{self.wanted} is wanted here")

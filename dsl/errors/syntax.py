@@ -309,12 +309,11 @@ class BadMapping(SpecError, code="E114"):
             return linear(x, dim -> wide)
     """
 
+    help: str = "declare an axis, and name it here"
+
     def describe(self) -> Diagnostic:
-        return self.say(
-            "each side of `->` is one name or one list in brackets",
-            f"`{_short(self.at)}` is neither",
-            help="declare an axis, and name it here",
-        )
+        title = "each side of `->` is one name or one list in brackets"
+        return self.say(title, f"`{_short(self.at)}` is neither", help=self.help)
 
 
 @record

@@ -1,0 +1,56 @@
+"""Formulas over attention scores, as nested tuples that a lowered graph can carry:
+
+    ("mul", ("tanh", ("div", ("score",), ("number", 30))), ("number", 30))      a soft cap
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Formula = tuple[Any, ...]
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow,
+    "neg": operator.neg, "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
+    "gt": operator.gt, "ge": operator.ge, "and_": torch.logical_and, "or_": torch.logical_or,
+    "not_": torch.logical_not, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt,
+    "abs": torch.abs, "sign": torch.sign, "floor": torch.floor, "ceil": torch.ceil, "round": torch.round,
+    "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf,
+    "softplus": torch.nn.functional.softplus, "relu": torch.relu, "maximum": torch.maximum, "minimum": torch.minimum,
+    "where": torch.where, "stop_gradient": torch.detach,
+}  # fmt: skip
+# Written with numbers as they are; the others take tensors only.
+WITH_NUMBERS = ("add", "sub", "mul", "div", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge")
+
+
+def scored(formula: Formula, scores: Tensor) -> Tensor:
+    """The formula of every score."""
+    result = _evaluate(formula, scores)
+    return result if isinstance(result, Tensor) else torch.full_like(scores, result)
+
+
+def _evaluate(formula: Formula, scores: Tensor) -> Any:
+    match formula:
+        case ("score",):
+            return scores
+        case ("number", number):
+            return number
+        case (str() as name, *parts):
+            operands = [_evaluate(part, scores) for part in parts]
+            if name not in WITH_NUMBERS:
+                operands = [_as_tensor(operand, scores) for operand in operands]
+            return FUNCTIONS[name](*operands)
+        case _:
+            raise AssertionError(formula)
+
+
+def _as_tensor(operand: Any, like: Tensor) -> Tensor:
+    if isinstance(operand, Tensor):
+        return operand
+    dtype = torch.bool if isinstance(operand, bool) else like.dtype
+    return torch.tensor(operand, dtype=dtype, device=like.device)
