@@ -210,10 +210,12 @@ def test_packed_attention_on_views_with_a_scale(dtype):
     """Query, key and value are slices of one projection; their gradients meet in it."""
 
     def ours(joined):
-        return packed_attention(*joined.view(11, 3, 2, 8).unbind(1), plan_documents([0, 4, 11]), scale=0.3)
+        q, k, v = joined.view(11, 3, 2, 8).unbind(1)
+        return packed_attention(q, k, v, plan_documents([0, 4, 11]), scale=0.3)
 
     def formula(joined):
-        return plain_attention(*joined.view(11, 3, 2, 8).unbind(1), [0, 4, 11], [0, 4, 11], True, None, 0.3)
+        q, k, v = joined.view(11, 3, 2, 8).unbind(1)
+        return plain_attention(q, k, v, [0, 4, 11], [0, 4, 11], True, None, 0.3)
 
     compare(ours, formula, [torch.randn(11, 48)], dtype)
 
