@@ -267,6 +267,7 @@ def gated_unit(joined: Tensor, activation: str = "silu", gate_first: bool = True
     each gradient with zeros and add them. Only `joined` is kept; the activation is computed again in the backward.
     """
     if not torch.is_grad_enabled():
-        gate, up = _halves(joined, gate_first)
+        first, second = joined.chunk(2, -1)
+        gate, up = (first, second) if gate_first else (second, first)
         return _ACTIVATIONS[activation][0](gate).mul_(up)
     return _GatedUnit.apply(joined, activation, gate_first)

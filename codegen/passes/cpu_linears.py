@@ -89,7 +89,7 @@ def _gate(activated: object, up: object, node: fx.Node) -> tuple[fx.Node, str, b
     first, second = arguments(gate, operator.getitem), arguments(up, operator.getitem)
     if first is None or second is None or first[0] is not second[0]:
         return None
-    if not is_call(first[0], torch.split):
+    if not is_call(first[0], torch.split, torch.split_with_sizes):
         return None
     joined, sizes, _ = first[0].args
     if len(sizes) != 2 or sizes[0] != sizes[1] or only_reader(gate) is not activated:

@@ -42,7 +42,7 @@ def _pack(module: fx.GraphModule, linears: list[fx.Node]) -> None:
             replace(first, result)
             return
         sizes = tuple(weight.shape[0] for weight in weights)
-        parts = inherit(graph.call_function(torch.split, (result, sizes, -1)), first)
+        parts = inherit(graph.call_function(torch.split_with_sizes, (result, sizes, -1)), first)
         taken = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(linears))]
     for node, part in zip(linears, taken, strict=True):
         replace(node, inherit(part, node))
