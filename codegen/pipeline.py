@@ -87,7 +87,9 @@ CPU_STEP_PASSES: tuple[Pass, ...] = (
         for pass_ in CPU_PASSES
     ),
     Pass("constants", lift_weights, "weights are looked up once; late, because other passes look for weights"),
-    Pass("fixed-norms", fix_norms, "what depends on a gain alone is computed once; after constants, which gains then are"),
+    Pass(
+        "fixed-norms", fix_norms, "what depends on a gain alone is computed once; after constants, which gains then are"
+    ),
 )
 
 

@@ -1,7 +1,7 @@
 """For decoding on a CPU: norms whose gain is a constant of the graph become one object that has it prepared.
 
-    rms_norm(x, constant, eps)                  ->      fixed(x)
-    add_rms_norm(residual, x, constant, eps)    ->      fixed(x, residual)
+rms_norm(x, constant, eps)                  ->      fixed(x)
+add_rms_norm(residual, x, constant, eps)    ->      fixed(x, residual)
 """
 
 from __future__ import annotations
