@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import weft
 from weft.runtime.generate import generate
+from weft.runtime.model import Model, load
 
 SPEC = Path(__file__).resolve().parent.parent / "specs" / "olmo2.weft"
 
@@ -25,7 +25,7 @@ class Sizes:
     eps: float = 1e-6
 
 
-def compiled(sizes: Sizes, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def compiled(sizes: Sizes, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Model:
     """A model of these sizes with the weights of a transformers Olmo2ForCausalLM."""
     overrides = {
         "layers": sizes.layers,
@@ -37,7 +37,8 @@ def compiled(sizes: Sizes, state: dict[str, Tensor], dtype: torch.dtype = torch.
         "theta": sizes.theta,
         "eps": sizes.eps,
     }
-    model = weft.load(SPEC, size="tiny", overrides=overrides, dtype=dtype)
+    model = load(SPEC, size="tiny", overrides=overrides, dtype=dtype)
+    assert isinstance(model, Model)
     lines = model.checked.weight_maps["huggingface"].tensors
     with torch.no_grad():
         for line in lines:
@@ -47,16 +48,16 @@ def compiled(sizes: Sizes, state: dict[str, Tensor], dtype: torch.dtype = torch.
     return model
 
 
-def loss(model: torch.nn.Module, ids: Tensor, offsets: list[int]) -> Tensor:
+def loss(model: Model, ids: Tensor, offsets: list[int]) -> Tensor:
     parts = model.loss(None, (ids, torch.tensor(offsets, dtype=torch.int32)))
     return torch.stack([total / count for total, count in parts.values()]).sum()
 
 
-def logits(model: torch.nn.Module, ids: Tensor, offsets: list[int]) -> Tensor:
+def logits(model: Model, ids: Tensor, offsets: list[int]) -> Tensor:
     return model((ids, torch.tensor(offsets, dtype=torch.int32)))[0]
 
 
-def continued(model: torch.nn.Module, prompts: list[Tensor], new_tokens: int) -> Tensor:
+def continued(model: Model, prompts: list[Tensor], new_tokens: int) -> Tensor:
     """[B, new_tokens], greedy."""
     found = generate(model, prompts, new_tokens)
     return torch.tensor([continuation.tokens for continuation in found])

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,16 +127,17 @@ class Theirs:
             num_attention_heads=SIZES.heads,
             intermediate_size=SIZES.hidden,
             vocab_size=SIZES.vocabulary,
-            rope_theta=SIZES.theta,
+            rope_parameters={"rope_type": "default", "rope_theta": SIZES.theta},
             rms_norm_eps=SIZES.eps,
             tie_word_embeddings=False,
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=None,
         )
-        self.model = Olmo2ForCausalLM(config).to(dtype)
+        model: Any = Olmo2ForCausalLM(config)
+        self.model = model.to(dtype)
         self.optimizer = adamw(self.model)
-        self.forward = self.model
+        self.forward: Callable[..., Any] = self.model
 
     def train(self, b: Batch) -> None:
         self.forward(input_ids=b.padded, attention_mask=b.mask, labels=b.labels, use_cache=False).loss.backward()
@@ -172,6 +174,9 @@ def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
+Sides = dict[str, Callable[[], object]]
+
+
 @dataclass
 class Times:
     """Seconds of each call of one side, by the clock and by the processor (all threads)."""
@@ -180,7 +185,7 @@ class Times:
     cpu: list[float]
 
 
-def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+def alternate(sides: Sides, rounds: int) -> dict[str, Times]:
     """One call of every side per round, after a warm-up round."""
     for call in sides.values():
         call()
@@ -207,29 +212,39 @@ def report(title: str, times: dict[str, Times], per: int = 1) -> None:
     print(f"{title:32}", " | ".join(cells), flush=True)
 
 
+def first_call(side: Callable[[], object]) -> float:
+    """Seconds of a first call, which compiles; what was compiled before is forgotten."""
+    torch.compiler.reset()
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
+def report_compiling(times: dict[str, Times], seconds: float) -> None:
+    """The line above has the compiled side without the time of compiling; this one adds it."""
+    ours, compiled = (statistics.median(times[name].wall) for name in ("ours", "compiled"))
+    ratio = (seconds + 99 * compiled) / (100 * ours)
+    print(f"{'':32} compiling took {seconds:.1f} s; 100 calls with it: {ratio:.2f}x the time of ours", flush=True)
+
+
 def compare_batches(what: str, rounds: int, with_compile: bool) -> None:
     for title, lengths in (("half padding", half_padding()), ("equal lengths", [LENGTH] * ROWS)):
         b = batch(lengths)
         theirs = Theirs()
         ours = Ours(theirs.model.state_dict())
         gap = check(ours, theirs, b)
-        sides = {side.name: partial(getattr(side, what), b) for side in (ours, theirs)}
-        compile_seconds = 0.0
+        sides: Sides = {side.name: partial(getattr(side, what), b) for side in (ours, theirs)}
+        seconds = 0.0
         if with_compile:
-            torch.compiler.reset()
             compiled = Theirs()
             compiled.forward = torch.compile(compiled.model)
             sides["compiled"] = partial(getattr(compiled, what), b)
-            start = time.perf_counter()
-            sides["compiled"]()
-            compile_seconds = time.perf_counter() - start
+            seconds = first_call(sides["compiled"])
         times = alternate(sides, rounds)
         report(f"{what}, {title}", times)
         print(f"{'':32} largest difference of logits before training: {gap:.1e}")
         if with_compile:
-            ours_s, compiled_s = (statistics.median(times[name].wall) for name in ("ours", "compiled"))
-            ratio = (compile_seconds + 99 * compiled_s) / (100 * ours_s)
-            print(f"{'':32} compiling took {compile_seconds:.1f} s; 100 calls with it: {ratio:.2f}x the time of ours")
+            report_compiling(times, seconds)
 
 
 def check(ours: Ours, theirs: Theirs, b: Batch) -> float:
@@ -243,7 +258,7 @@ def check(ours: Ours, theirs: Theirs, b: Batch) -> float:
     return gap
 
 
-def compare_decoding(rounds: int) -> None:
+def compare_decoding(rounds: int, with_compile: bool) -> None:
     # Any prompts but the first: licence headers are much alike.
     found = [d[200:] for d in documents() if len(d) > 400]
     for dtype in (torch.float32, torch.bfloat16):
@@ -253,16 +268,25 @@ def compare_decoding(rounds: int) -> None:
             theirs.model.eval()
             ours = Ours(theirs.model.state_dict(), dtype)
             ours.model.requires_grad_(False)
-            sides = {
+            same = (ours.generate(prompts) == theirs.generate(prompts)).float().mean().item()
+            sides: Sides = {
                 "ours": partial(ours.generate, prompts),
                 "dynamic": partial(theirs.generate, prompts),
                 "static": partial(theirs.generate, prompts, "static"),
             }
-            same = (sides["ours"]() == sides["dynamic"]()).float().mean().item()
+            seconds = 0.0
+            if with_compile:
+                compiled = Theirs(dtype)
+                compiled.model.eval()
+                compiled.model.forward = torch.compile(compiled.model.forward)
+                sides["compiled"] = partial(compiled.generate, prompts, "static")
+                seconds = first_call(sides["compiled"])
             times = alternate(sides, rounds)
             name = str(dtype).removeprefix("torch.")
             report(f"decode {len(prompts)} x {NEW_TOKENS}, {name}", times, per=NEW_TOKENS)
             print(f"{'':32} times are per step, prefill included; {same:.0%} of the greedy tokens are the same")
+            if with_compile:
+                report_compiling(times, seconds)
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
@@ -270,7 +294,10 @@ def compare_decoding(rounds: int) -> None:
 
 def memory_mib(field: str) -> float:
     """VmRSS or VmHWM of this process. (The maximum getrusage reports may be that of the process that started it.)"""
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise SystemExit(f"/proc/self/status has no {field}: peak memory is measured on Linux only")
+    return int(found[1]) / 1024
 
 
 def measure_memory(side: str, lengths: list[int]) -> None:
@@ -338,7 +365,7 @@ def main() -> None:
         if options.only in (None, what):
             compare_batches(what, options.rounds, options.compile)
     if options.only in (None, "decode"):
-        compare_decoding(options.rounds)
+        compare_decoding(options.rounds, options.compile)
     if options.only in (None, "memory"):
         compare_memory(options.threads)
 

@@ -22,6 +22,7 @@ from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
+from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
 from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
@@ -85,7 +86,10 @@ CPU_STEP_PASSES: tuple[Pass, ...] = (
         else pass_
         for pass_ in CPU_PASSES
     ),
-    Pass("constants", lift_weights, "weights are looked up once; last, because other passes look for weights"),
+    Pass("constants", lift_weights, "weights are looked up once; late, because other passes look for weights"),
+    Pass(
+        "fixed-norms", fix_norms, "what depends on a gain alone is computed once; after constants, which gains then are"
+    ),
 )
 
 

@@ -62,6 +62,7 @@ class Decoder:
         self.dtype = model.dtype
         self.graphs = graphs or _derived(self.program, model)
         self.weights_read = weights_read(model)
+        self._one_each: Tensor | None = None
 
     @property
     def row_inputs(self) -> tuple[str, ...]:
@@ -145,8 +146,14 @@ class Decoder:
         this is the inner loop. Sequences that are not `active` are computed but do not grow."""
         given = tuple(rows[name] for name in self.row_inputs) if isinstance(rows, Mapping) else (rows,)
         counts = tuple(int(flag) for flag in active) if active is not None else (1,) * state.size
-        offsets = torch.arange(state.size + 1, dtype=torch.int32, device=state.lengths.device)
-        return self._go_on(self.graphs.step, state, given, offsets, counts, grows_by=1)
+        return self._go_on(self.graphs.step, state, given, self._step_offsets(state), counts, grows_by=1)
+
+    def _step_offsets(self, state: DecodeState) -> Tensor:
+        """One row per sequence. Kept, because every small operation between the weights of two steps is a slow one."""
+        size, device = state.size, state.lengths.device
+        if self._one_each is None or self._one_each.shape[0] != size + 1 or self._one_each.device != device:
+            self._one_each = torch.arange(size + 1, dtype=torch.int32, device=device)
+        return self._one_each
 
     def _go_on(
         self,
@@ -158,14 +165,14 @@ class Decoder:
         grows_by: int | None = None,
     ) -> tuple[Any, DecodeState]:
         known = tuple(length + count for length, count in zip(state.known_lengths, counts, strict=True))
-        columns = max(known) if grows_by is None else max(state.known_lengths) + grows_by
-        if max(known) > state.capacity:
-            raise GenerateFault(
-                f"sequence {known.index(max(known))} has {max(known)} rows, more than the capacity of {state.capacity}"
-            )
+        longest = max(known)
+        columns = longest if grows_by is None else max(state.known_lengths) + grows_by
+        if longest > state.capacity:
+            which = known.index(longest)
+            raise GenerateFault(f"sequence {which} has {longest} rows, more than the capacity of {state.capacity}")
         # A sequence that ended when it was full writes its ignored row nowhere new.
         lengths = state.lengths if columns <= state.capacity else state.lengths.clamp(max=state.capacity - 1)
-        results = graph(
+        results = graph.forward(
             *values,
             offsets,
             *state.carried,
@@ -177,9 +184,12 @@ class Decoder:
             *constants(graph),
         )
         grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
-        outputs = {slot.name: value for slot, value in zip(self.graphs.row_signature.outputs, results, strict=True)}
-        result = next(iter(outputs.values())) if len(outputs) == 1 else outputs
-        return result, replace(state, lengths=state.lengths + grown, known_lengths=known)
+        slots = self.graphs.row_signature.outputs
+        result = results[0] if len(slots) == 1 else dict(zip((slot.name for slot in slots), results, strict=True))
+        grown_state = DecodeState(
+            state.caches, state.lengths + grown, known, state.capacity, state.carried, state.carried_offsets
+        )
+        return result, grown_state
 
 
 def decoder_of(model: Model) -> Decoder:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+
+# Taken by every configuration, though its own signature does not name it.
+EAGER: dict[str, Any] = {"attn_implementation": "eager"}
 
 
 def olmo2(
@@ -19,13 +23,12 @@ def olmo2(
     """Olmo2ForCausalLM with gains away from one (gains of one hide mistakes in what a norm covers)."""
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
-    extra = {} if head_dim is None else {"head_dim": head_dim}
+    extra: dict[str, Any] = {} if head_dim is None else {"head_dim": head_dim}
     config = Olmo2Config(
         vocab_size=vocab, hidden_size=dim, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv_heads, hidden_act="silu", max_position_embeddings=128, rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, attention_bias=False, attention_dropout=0.0,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1, attn_implementation="eager",
-        **extra,
+        tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1, **EAGER, **extra,
     )  # fmt: skip
     return _randomised(Olmo2ForCausalLM, config)
 
@@ -47,7 +50,7 @@ def llama(
         num_key_value_heads=kv_heads, head_dim=head_dim, hidden_act="silu", max_position_embeddings=128,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, attention_bias=False, attention_dropout=0.0,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1, attn_implementation="eager",
+        tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1, **EAGER,
     )  # fmt: skip
     return _randomised(LlamaForCausalLM, config)
 

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from weft.codegen.cpu.attention import decode_attention, left_pad_mask, packed_attention, plan_documents
+from weft.codegen.cpu.fixed_norm import FixedNorm
 from weft.codegen.cpu.head import linear_cross_entropy
 from weft.codegen.cpu.linear import linear
-from weft.codegen.cpu.packed_linear import PackedLinear
+from weft.codegen.cpu.packed_linear import PackedLinear, strips_of
 from weft.codegen.cpu.rowwise import add_rms_norm, gated_unit, rms_norm, rope, rope_pairs, rope_tables
 
 # Allowed error relative to the largest entry of the wanted tensor.
@@ -149,12 +150,40 @@ def test_linear(shape, bias, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 2, 8, 65])
-@pytest.mark.parametrize(("inner", "outer"), [(12, 20), (512, 520)])
+@pytest.mark.parametrize(("inner", "outer"), [(12, 20), (512, 520), (7, 1), (1, 577), (24, 1153), (5000, 24)])
 def test_packed_linear(rows, inner, outer, dtype):
     x, w, b = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype), torch.randn(outer).to(dtype)
     want = x.double() @ w.double().t()
     assert_close("product", PackedLinear(w)(x), want, TOLERANCE[dtype])
     assert_close("with bias", PackedLinear(w, b)(x), want + b.double(), TOLERANCE[dtype])
+
+
+def test_strips_cover_every_output_evenly():
+    for outer in [*range(1, 1300), 2048, 16384, 32000, 50257, 128256]:
+        count, columns = strips_of(outer)
+        assert (count % 2, columns % 16) == (0, 0)
+        assert columns <= 576
+        assert count * columns >= outer
+        if outer >= 1152:
+            assert count * columns <= 1.07 * outer, f"{outer} columns take {count} strips of {columns}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "gains"), [((1, 24), (24,)), ((3, 24), (24,)), ((2, 4, 6), (6,)), ((2, 4, 6), (4, 6))]
+)
+def test_fixed_norm(shape, gains, dtype):
+    x, residual, gain = (torch.randn(size).to(dtype) for size in (shape, shape, gains))
+    x[0] *= 1e-3  # where eps counts
+    wide = x.double()
+    want = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * gain.double()
+    norm = FixedNorm(gain, 1e-5)
+    given = x.clone(), residual.clone()
+    assert_close("norm", norm(x), want, TOLERANCE[dtype])
+    assert_close("with residual", norm(x, residual), want + residual.double(), TOLERANCE[dtype])
+    assert norm(x).dtype == norm(x, residual).dtype == dtype
+    assert torch.equal(x, given[0]), "operands are not written to"
+    assert torch.equal(residual, given[1])
 
 
 def plain_attention(q, k, v, offsets, key_offsets, causal, window, scale):
@@ -210,10 +239,12 @@ def test_packed_attention_on_views_with_a_scale(dtype):
     """Query, key and value are slices of one projection; their gradients meet in it."""
 
     def ours(joined):
-        return packed_attention(*joined.view(11, 3, 2, 8).unbind(1), plan_documents([0, 4, 11]), scale=0.3)
+        q, k, v = joined.view(11, 3, 2, 8).unbind(1)
+        return packed_attention(q, k, v, plan_documents([0, 4, 11]), scale=0.3)
 
     def formula(joined):
-        return plain_attention(*joined.view(11, 3, 2, 8).unbind(1), [0, 4, 11], [0, 4, 11], True, None, 0.3)
+        q, k, v = joined.view(11, 3, 2, 8).unbind(1)
+        return plain_attention(q, k, v, [0, 4, 11], [0, 4, 11], True, None, 0.3)
 
     compare(ours, formula, [torch.randn(11, 48)], dtype)
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.small_models import DECODER, model, tokens
+from weft.codegen.cpu.fixed_norm import FixedNorm
+from weft.codegen.cpu.packed_linear import PackedLinear
+from weft.codegen.cpu.rowwise import add_rms_norm, rms_norm
+from weft.codegen.passes.constants import constants
 from weft.codegen.pipeline import CPU_PASSES
 from weft.dsl.diagnostics import SpecErrors
 from weft.runtime.decoder import Decoder
@@ -109,6 +114,21 @@ def test_decoder_equals_forward():
 
 def test_decoder_equals_forward_after_the_passes():
     compare_everywhere(model(DECODER, torch.float32, passes=CPU_PASSES), {"tokens": tokens(LENGTHS)}, tolerance=2e-5)
+
+
+def test_one_sequence_after_the_passes():
+    """One row has orders of the weights of its own."""
+    compare_everywhere(model(DECODER, torch.float32, passes=CPU_PASSES), {"tokens": tokens([11])}, tolerance=1e-5)
+    compare_everywhere(model(DECODER, torch.bfloat16, passes=CPU_PASSES), {"tokens": tokens([11])}, tolerance=0.15)
+
+
+def test_a_step_prepares_what_does_not_change():
+    step = Decoder(model(DECODER, torch.float32, passes=CPU_PASSES)).graphs.step
+    made = [type(value) for value in constants(step)]
+    assert made.count(FixedNorm) == 4
+    assert PackedLinear in made
+    called = {node.target for node in step.graph.nodes}
+    assert not called & {rms_norm, add_rms_norm, functional.linear}
 
 
 def test_bfloat16_stays_near():

@@ -9,8 +9,8 @@ Letters in shapes: N rows, D model width, V vocabulary.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .derivatives import once_differentiable
 from .linear import product
 
 # Chunks are small enough for a share of the cache and wide enough for fast products.
@@ -46,11 +46,11 @@ def _sums(x, weight, targets, ce_scale, z_scale, rows, want_x, want_weight):
             p.mul_(partition.mul_(2.0 * z_scale).add_(ce_scale))
         p.scatter_add_(1, target_c, p.new_full((), -ce_scale).expand_as(target_c))
         p = p.to(x.dtype)
-        if want_x:
+        if dx is not None:
             dx[start : start + rows] = product(p, weight.t())
-        if want_weight and dweight.dtype == x.dtype:
+        if dweight is not None and dweight.dtype == x.dtype:
             dweight.addmm_(p.t(), x_c)
-        elif want_weight:
+        elif dweight is not None:
             dweight.add_(torch.mm(p.t(), x_c))
     return ce, z, dx, dweight
 

@@ -8,7 +8,8 @@ own, so the product is an autograd function. The gradient of the weight stays wi
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .derivatives import once_differentiable
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _ONEDNN_TYPES = (torch.float32, torch.bfloat16)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .derivatives import once_differentiable
 from .linear import product
 
 # A chunk of logits stays in a share of the cache.

@@ -15,7 +15,8 @@ from functools import lru_cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .derivatives import once_differentiable
 
 _aten = torch.ops.aten
 
@@ -78,8 +79,9 @@ class _RmsNorm(torch.autograd.Function):
         needs_x, needs_gain, needs_residual, _ = ctx.needs_input_grad
         dx = dgain = None
         wide_x, wide_dy = x.to(rstd.dtype), dy.to(rstd.dtype)
-        if needs_x or needs_gain:
-            product = wide_dy * wide_x
+        if not (needs_x or needs_gain):
+            return None, None, dy if needs_residual else None, None
+        product = wide_dy * wide_x
         if needs_gain:
             rows, groups = rstd.numel() // max(gain[..., 0].numel(), 1), gain[..., 0].numel()
             if groups == 1:
@@ -265,6 +267,7 @@ def gated_unit(joined: Tensor, activation: str = "silu", gate_first: bool = True
     each gradient with zeros and add them. Only `joined` is kept; the activation is computed again in the backward.
     """
     if not torch.is_grad_enabled():
-        gate, up = _halves(joined, gate_first)
+        first, second = joined.chunk(2, -1)
+        gate, up = (first, second) if gate_first else (second, first)
         return _ACTIVATIONS[activation][0](gate).mul_(up)
     return _GatedUnit.apply(joined, activation, gate_first)

@@ -85,8 +85,8 @@ def attend_step(
     batch, slots = keys.shape[0], keys.shape[2]
     if slots and is_even:
         slot = (columns - 1) % slots  # a slice: far cheaper than an index per sequence
-        keys[:, :, slot] = k
-        values[:, :, slot] = v
+        keys.select(2, slot).copy_(k)
+        values.select(2, slot).copy_(v)
     elif slots:
         slot = position % slots
         which = torch.arange(batch, device=q.device)
@@ -94,15 +94,17 @@ def attend_step(
         values[which, :, slot] = v.to(values.dtype)
     heads, groups = q.shape[1], k.shape[1]
     # Query heads that share a key head are rows of one problem: no cache is expanded.
-    grouped = q.reshape(batch, groups, heads // groups, q.shape[2]).to(keys.dtype)
+    grouped = q.unsqueeze(2) if heads == groups else q.reshape(batch, groups, heads // groups, q.shape[2])
+    if q.dtype != keys.dtype:
+        grouped = grouped.to(keys.dtype)
     columns = min(columns, slots)
-    result = functional.scaled_dot_product_attention(
-        grouped, keys[:, :, :columns], values[:, :, :columns], attn_mask=mask, scale=scale
-    )
+    seen = keys.narrow(2, 0, columns), values.narrow(2, 0, columns)
+    result = functional.scaled_dot_product_attention(grouped, *seen, attn_mask=mask, scale=scale)
     if high < 0 and mask is not None:
         # The first rows see no key; a softmax over nothing is not a number.
         result = torch.where(torch.isneginf(mask).all(-1, keepdim=True), 0, result)
-    return result.reshape(batch, heads, v.shape[2]).to(q.dtype)
+    result = result.squeeze(2) if heads == groups else result.reshape(batch, heads, v.shape[2])
+    return result if q.dtype == keys.dtype else result.to(q.dtype)
 
 
 @writes

@@ -19,6 +19,7 @@ from .cpu_linears import weight_at
 from .matching import is_weight, replace
 
 _KEY = "weft_constants"
+_VALUE = "weft_constant"
 
 # Pure functions of shape and type that stand between a weight and its reader.
 FOLDED = (torch.flatten, torch.unflatten, torch.permute, torch.Tensor.to)
@@ -29,12 +30,18 @@ def constants(module: fx.GraphModule) -> tuple[Any, ...]:
     return module.meta.get(_KEY, ())
 
 
+def constant_value(module: fx.GraphModule, node: object) -> Any:
+    """The value of an argument that `add_constant` made; None for anything else."""
+    return node.meta.get(_VALUE) if isinstance(node, fx.Node) else None
+
+
 def add_constant(module: fx.GraphModule, value: Any, source: fx.Node) -> fx.Node:
     """A new last argument of the graph that always has this value."""
     known = constants(module)
     last = [node for node in module.graph.nodes if node.op == "placeholder"][-1]
     with module.graph.inserting_after(last):
         node = inherit(module.graph.placeholder(f"constant_{len(known)}"), source)
+    node.meta[_VALUE] = value
     module.meta[_KEY] = (*known, value)
     return node
 

@@ -20,7 +20,7 @@ from ..cpu.joined import joined_linear, lay_out
 from ..cpu.linear import linear
 from ..cpu.rowwise import gated_unit
 from ..origin import inherit
-from .matching import arguments, bare, is_call, is_weight, only_reader, products, replace
+from .matching import arguments, bare, is_call, is_weight, node_at, only_reader, products, replace
 
 
 def join_linears(module: fx.GraphModule) -> None:
@@ -28,10 +28,10 @@ def join_linears(module: fx.GraphModule) -> None:
     groups: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in module.graph.nodes:
         if is_call(node, functional.linear) and is_plain_linear(node):
-            groups[node.args[0]].append(node)
+            groups[node_at(node, 0)].append(node)
     kept = [linears for linears in groups.values() if len(linears) > 1]
     for linears in kept:
-        lay_out([weight_at(module, node.args[1]) for node in linears])
+        lay_out([weight_at(module, node_at(node, 1)) for node in linears])
         _join(module, linears)
 
 
@@ -42,12 +42,10 @@ def is_plain_linear(node: fx.Node) -> bool:
 
 def _join(module: fx.GraphModule, linears: list[fx.Node]) -> None:
     graph = module.graph
-    sizes = tuple(weight_at(module, node.args[1]).shape[0] for node in linears)
+    sizes = tuple(weight_at(module, node_at(node, 1)).shape[0] for node in linears)
     first = linears[0]
     with graph.inserting_before(first):
-        weights = []
-        for node in linears:
-            weights.append(inherit(graph.get_attr(node.args[1].target), node.args[1]))
+        weights = [inherit(graph.get_attr(str(node.target)), node) for node in (node_at(n, 1) for n in linears)]
         joined = inherit(graph.call_function(joined_linear, (first.args[0], *weights)), first)
         parts = inherit(graph.call_function(torch.split, (joined, sizes, -1)), first)
         taken = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(linears))]
@@ -91,7 +89,7 @@ def _gate(activated: object, up: object, node: fx.Node) -> tuple[fx.Node, str, b
     first, second = arguments(gate, operator.getitem), arguments(up, operator.getitem)
     if first is None or second is None or first[0] is not second[0]:
         return None
-    if not is_call(first[0], torch.split):
+    if not is_call(first[0], torch.split, torch.split_with_sizes):
         return None
     joined, sizes, _ = first[0].args
     if len(sizes) != 2 or sizes[0] != sizes[1] or only_reader(gate) is not activated:

@@ -36,6 +36,20 @@ def arguments(node: Any, *functions: Function) -> tuple[Any, ...] | None:
     return tuple(bare(argument) for argument in node.args)
 
 
+def node_at(node: fx.Node, place: int) -> fx.Node:
+    """The positional argument at a place, where the function called takes a tensor there."""
+    found = node.args[place]
+    assert isinstance(found, fx.Node), f"{node.format_node()} has no node at {place}"
+    return found
+
+
+def tuple_at(node: fx.Node, place: int) -> tuple[Any, ...]:
+    """The positional argument at a place, where the function called takes several numbers or nodes there."""
+    found = node.args[place]
+    assert isinstance(found, tuple | list), f"{node.format_node()} has no sequence at {place}"
+    return tuple(found)
+
+
 def both_orders(node: Any, function: Function) -> Iterator[tuple[Any, Any]]:
     """The two operands of a commutative call, in either order."""
     found = arguments(node, function)

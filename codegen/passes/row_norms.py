@@ -96,7 +96,8 @@ def _gain_covers(gain: fx.Node, dims: int) -> bool:
 
 def _put(module: fx.GraphModule, norm: _Norm) -> None:
     graph, last = module.graph, norm.last
-    sizes = tuple(axis.size for axis in origin(last).type.static_axes[-norm.dims :]) if origin(last).type else ()
+    type = origin(last).type
+    sizes = tuple(axis.size for axis in type.static_axes[-norm.dims :]) if type else ()
     with graph.inserting_before(last):
         x, gain = norm.x, norm.gain
         if norm.dims > 1:

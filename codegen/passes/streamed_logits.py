@@ -17,7 +17,7 @@ from ..cpu.logits import partition_and_logit
 from ..functions.gathers import entries
 from ..functions.statics import logsumexp_static
 from ..origin import inherit, origin
-from .matching import bare, is_call, readers, replace
+from .matching import bare, is_call, readers, replace, tuple_at
 
 
 def stream_logits(module: fx.GraphModule) -> None:
@@ -29,7 +29,7 @@ def stream_logits(module: fx.GraphModule) -> None:
 def _stream(module: fx.GraphModule, logits: fx.Node) -> None:
     partitions, picks = [], []
     for reader in set(readers(logits)):
-        if is_call(reader, logsumexp_static) and tuple(reader.args[1]) == (-1,):
+        if is_call(reader, logsumexp_static) and tuple_at(reader, 1) == (-1,):
             partitions.append(reader)
         elif is_call(reader, entries) and bare(reader.args[0]) is logits and reader.args[2] == 1:
             picks.append(reader)
@@ -58,7 +58,11 @@ def _stream(module: fx.GraphModule, logits: fx.Node) -> None:
 
 def _is_one_id_per_row(logits: fx.Node, picks: list[fx.Node]) -> bool:
     """Rows along one packed axis, one id each."""
-    types = [origin(node).type for node in (logits, *picks)]
-    if any(type is None or type.rows is None for type in types):
-        return False
-    return len(types[0].static_axes) == 1 and all(not type.static_axes for type in types[1:])
+    ranks = [_static_rank(node) for node in (logits, *picks)]
+    return ranks[0] == 1 and all(rank == 0 for rank in ranks[1:])
+
+
+def _static_rank(node: fx.Node) -> int | None:
+    """The number of static axes of a value along a packed axis; None for any other value."""
+    type = origin(node).type
+    return None if type is None or type.rows is None else len(type.static_axes)
