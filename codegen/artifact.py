@@ -52,7 +52,7 @@ def compile_to(
     """Writes the artifact of a checked spec: its main model, and a loss method for each objective."""
     folder = Path(folder)
     files = artifact_files(checked, dtype, passes, weft_version)
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not _is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there and is no artifact: give a new or empty folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,15 @@ def compile_to(
         shutil.rmtree(temporary, ignore_errors=True)
         raise ArtifactError(f"{folder} cannot be written: {error.strerror}") from None
     return folder
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether what is there may be replaced: other programs have a manifest.json too."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def artifact_files(checked: Checked, dtype: torch.dtype, passes: tuple[Pass, ...], weft_version: str) -> dict[str, str]:

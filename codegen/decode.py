@@ -27,12 +27,12 @@ from torch import fx
 
 from ..dsl import masks
 from ..dsl.axes import Axis
-from ..dsl.causality import check_generates
+from ..dsl.causality import why_not_generated
 from ..dsl.diagnostics import Mistake
 from ..dsl.program import Constant, Node, Program, Value, Weight
 from ..dsl.value_type import Flag, Real
 from .functions import attention, caches, shifts
-from .graph_context import GraphContext, NotLowered
+from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
 from .lower import SIGNATURE, graph_module, live_nodes, whole_result
 from .ops.attend import AttendAttrs
 from .ops.operands import sizes
@@ -164,10 +164,9 @@ def derive(
 
     A model that looks ahead raises Mistake, which says which value does; what has no stateful form yet, NotLowered.
     """
-    for _, output in program.outputs:
-        error = check_generates(program, output, program.inputs)
-        if error is not None:
-            raise Mistake(error)
+    error = why_not_generated(program)
+    if error is not None:
+        raise Mistake(error)
     plan = plan_decoding(program)
     stored = stored or working
     whole = signature_of(program)
@@ -194,6 +193,7 @@ def _begin(
     context = GraphContext(plan.once_inputs, plan.other_axes, working, stored)
     for node in plan.once:
         context.lower(node, node.op.lower)
+    context.under(Origin(plan.axis.span, PER_EXAMPLE))
     context.finish([whole_result(context, value) for value in plan.carried])
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)
@@ -237,14 +237,15 @@ class DecodeContext(GraphContext):
         self._tail_values = {value for node in plan.tail for value in node.outputs}
         self._row_values = {value for node in plan.rows for value in node.outputs} | set(plan.row_inputs)
         for value in plan.carried:
-            self._values[value] = self.argument(f"once_{value.name}", value)
+            self._values[value] = self.argument(f"once_{value.name}", Origin(value.span, value.type, value=value))
             if value.type.rows is not None:
                 self._rows_of.setdefault(value.type.rows, self._values[value])
         for value, equal in plan.same.items():
             self._values[value] = self._values[equal]
         for axis in plan.other_axes:
-            self._offsets[axis] = self.argument(f"{axis.name}_offsets")
-        self.lengths, self.columns, self.is_even = (self.argument(name) for name in DECODE_ARGUMENTS)
+            self._offsets[axis] = self.argument(f"{axis.name}_offsets", Origin(axis.span, PER_EXAMPLE))
+        counted = Origin(plan.axis.span, PER_EXAMPLE)
+        self.lengths, self.columns, self.is_even = (self.argument(name, counted) for name in DECODE_ARGUMENTS)
         self._per_example = self.lengths
 
     @property
@@ -342,7 +343,7 @@ class DecodeContext(GraphContext):
         """A further cache of the run, as an argument of the graph."""
         name = f"cache_{len(self.specs)}_{what}"
         self.specs.append(CacheSpec(name, before, slots, after, dtype, str(self.node.span)))
-        return self.argument(name)
+        return self.argument(name, replace(self._origin, value=None))
 
     def real_type(self) -> torch.dtype:
         """The type in which the node's reals are computed."""

@@ -15,13 +15,14 @@ from torch import fx
 
 from ..dsl.axes import Axis
 from ..dsl.program import Constant, Node, Value, Weight
-from ..dsl.value_type import Flag, Real
+from ..dsl.value_type import Flag, Int, Real, ValueType
 from .functions import packing
-from .origin import Origin, defines, mark
+from .origin import UNKNOWN, Origin, defines, mark, origin
 from .signature import DRAW_ARGUMENTS, sizes
 from .weight_tree import attribute_path
 
 WIDE = torch.float32
+PER_EXAMPLE = ValueType(Int(), per_example=True)  # offsets and other numbers of a call
 
 
 class CompilerBug(Exception):
@@ -60,20 +61,21 @@ class GraphContext:
         self._per_example: fx.Node | None = None
         self._offsets: dict[Axis, fx.Node] = {}
         for value in inputs:
-            node = self.argument(value.name, value)
+            node = self.argument(value.name, Origin(value.span, value.type, value=value))
             self._values[value] = node
             if value.type.rows is not None:
                 self._rows_of.setdefault(value.type.rows, node)
             elif value.type.per_example and self._per_example is None:
                 self._per_example = node
         for axis in axes:
-            self._offsets[axis] = self.argument(f"{axis.name}_offsets")
+            self._offsets[axis] = self.argument(f"{axis.name}_offsets", Origin(axis.span, PER_EXAMPLE))
         self._draws = {name: self.argument(name) for name in DRAW_ARGUMENTS}
 
     # -- the graph ---------------------------------------------------------------------------------
 
-    def argument(self, name: str, value: Value | None = None) -> fx.Node:
-        """A further argument of the graph, in the order of calls."""
+    def argument(self, name: str, where: Origin = UNKNOWN) -> fx.Node:
+        """A further argument of the graph, in the order of calls. One that serves a random op is given its place by
+        `finish`."""
         known = [node for node in self.graph.nodes if node.op == "placeholder"]
         taken = {node.target for node in known}
         target = argument_name(name)
@@ -81,8 +83,7 @@ class GraphContext:
             target += "_"
         with self.graph.inserting_after(known[-1]) if known else nullcontext():
             node = self.graph.placeholder(target)
-        origin = Origin(None, None) if value is None else Origin(value.span, value.type, value=value)
-        return mark(node, origin)
+        return mark(node, where)
 
     def lower(self, node: Node, rule: Callable[[Any, Node], Any]) -> None:
         """Runs a lowering rule on a program node and checks that it defined every output."""
@@ -99,10 +100,17 @@ class GraphContext:
         self._node = None
 
     def finish(self, results: list[Any]) -> None:
-        self.graph.output(tuple(results))
+        output = self.graph.output(tuple(results))
+        made = next((result for result in results if isinstance(result, fx.Node)), None)
+        mark(output, replace(origin(made), value=None) if made is not None else self._origin)
+        span_of_draws = next((origin(user).span for node in self._draws.values() for user in node.users), None)
         for node in reversed(list(self.graph.nodes)):
-            if node.op == "placeholder" and node.target in DRAW_ARGUMENTS and not self.draws:
+            if node.op != "placeholder" or node.target not in DRAW_ARGUMENTS:
+                continue
+            if not self.draws:
                 self.graph.erase_node(node)
+            else:
+                mark(node, Origin(span_of_draws, ValueType(Int())))
 
     @property
     def draws(self) -> bool:
@@ -280,7 +288,9 @@ class GraphContext:
 
     def _plan(self, make: Callable[[Any], fx.Node], axis: Axis | None) -> fx.Node:
         """Plans belong to no expression of the spec; they may be made in the middle of one."""
-        before, self._origin = self._origin, Origin(axis.span if axis is not None else None, None)
+        span = self._origin.span if axis is None else axis.span
+        plan = PER_EXAMPLE if axis is None else ValueType(Int(), (axis,))
+        before, self._origin = self._origin, Origin(span, plan)
         try:
             return make(axis)
         finally:

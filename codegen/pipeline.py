@@ -105,7 +105,7 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
     """A new module after the passes. `watch` sees the module after each."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(module.graph, copied))
+    copied[module.graph.output_node()] = graph.output(graph.graph_copy(module.graph, copied))
     for old, new in copied.items():
         new.meta = dict(old.meta)
     signature, weights = module.meta[SIGNATURE], module.weights

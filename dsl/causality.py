@@ -232,11 +232,12 @@ def _seen(path: Iterable[Step]) -> tuple[Seen, ...]:
 def check_generates(program: Program, output: Value, sources: Iterable[Value]) -> NotGenerated | None:
     """Why rows of `output` cannot be generated one by one; None when they can.
 
-    Only sources along the generated axis ask for it: a prompt in front and inputs on other axes are there at once.
+    Only sources along the generated axis ask for it: a prompt in front and inputs on other axes are there at once. An
+    output without rows has a result only when all rows are there, so every source it reads is asked about.
     """
-    generated = output.type.rows
     for source in sources:
         axis = source.type.rows
+        generated = output.type.rows or axis
         if generated is None or axis is None or not _grows_with(program, axis, generated):
             continue
         known = frontiers(program, source, axis)
@@ -249,6 +250,12 @@ def check_generates(program: Program, output: Value, sources: Iterable[Value]) -
         at, name = culprit.shown
         return NotGenerated(at, output.name, source.name, str(culprit.frontier), name, _seen(path))
     return None
+
+
+def why_not_generated(program: Program) -> NotGenerated | None:
+    """The first reason why a model's outputs cannot be generated row by row; None when they can."""
+    found = (check_generates(program, output, program.inputs) for _, output in program.outputs)
+    return next((error for error in found if error is not None), None)
 
 
 def _grows_with(program: Program, axis: Axis, generated: Axis) -> bool:

@@ -15,6 +15,7 @@ from .diagnostics import Mistake, Noted
 from .errors.weights import TooLarge
 from .modules import Instance, Library
 from .names_read import all_words, first_line
+from .sizes import ChosenValues
 from .source import Span
 from .static_math import arithmetic, compare, is_static, number_of
 from .statics import BlockRef
@@ -158,9 +159,13 @@ class _Counter:
         return count
 
     def _find(self, name: str, home: Instance) -> object | None:
+        values = home.values
+        said = len(values.unset) if isinstance(values, ChosenValues) else 0
         try:
             found = home.lookup(name)
         except (Mistake, Noted):
+            if isinstance(values, ChosenValues):
+                values.forget_unset(said)
             return None
         if found is None and (module := self.library.prelude(name)) is not None:
             return Instance(module, {}, (), make_axis=home.make_axis).lookup(name) if name in module.named else None

@@ -52,6 +52,13 @@ class ChosenValues(dict):
         self._settings = {s.name.text: s for s in module.presets[preset].settings} if preset in module.presets else {}
         self._names = (*module.size_names, *self._options)
         self._computing: list[str] = []
+        self.unset: list[str] = []  # read so far and without a number, in the order of reading
+
+    def forget_unset(self, since: int) -> None:
+        """Names that were asked for without a number after the first `since`: whoever asked says nothing of it, so the
+        next reader does."""
+        while len(self.unset) > since:
+            self.pop(self.unset.pop(), None)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -69,6 +76,7 @@ class ChosenValues(dict):
             if isinstance(mistake.error, SizeNotSet):
                 # Said once, by the first reader, at the place where it reads the size.
                 self[name] = UNKNOWN
+                self.unset.append(name)
                 raise
             self._problems.add(mistake.error)
             value = UNKNOWN

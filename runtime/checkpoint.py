@@ -40,6 +40,7 @@ MANIFEST = "weft.json"
 WEIGHTS = "model.safetensors"
 OPTIMISER = "optimizer.safetensors"
 LOADER = "loader.json"
+OWN_DIGEST = "sha256"  # of the manifest, in the manifest
 TEMPORARY = ".tmp-"
 NAME = re.compile(r"step-(\d{8,})")
 LIBRARIES = ("weft", "torch", "safetensors", "numpy", "tokenizers")
@@ -122,7 +123,9 @@ def save_checkpoint(
     tokens: int = 0,
     training: TrainingState | None = None,
 ) -> Path:
-    """Writes a complete folder at `path`, replacing one that is there. On failure `path` is as it was before."""
+    """Writes a complete folder at `path`, replacing a checkpoint that is there and nothing else. On failure `path` is
+    as it was before."""
+    refuse_to_replace(path)
     temporary = path.parent / f"{TEMPORARY}{path.name}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
@@ -132,19 +135,31 @@ def save_checkpoint(
             files.append(_write_text(temporary / LOADER, json.dumps(training.loader)))
         run = training.run if training else None
         manifest = Manifest(FORMAT, model, model.spec_hash, step, tokens, run, _versions(), tuple(files))
-        _write_text(temporary / MANIFEST, json.dumps(asdict(manifest), indent=1))
+        record = asdict(manifest)
+        _write_text(temporary / MANIFEST, json.dumps({**record, OWN_DIGEST: digest_of_record(record)}, indent=1))
         _sync(temporary)
-        if path.exists():
-            _remove_folder(path)
+        doomed = _set_aside(path) if path.exists() else None
         os.rename(temporary, path)
         _sync(path.parent)
+        if doomed is not None:
+            shutil.rmtree(doomed, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RuntimeFault(f"the checkpoint {path} could not be written: {_why(error, path.parent)}") from None
+        raise RuntimeFault(f"the checkpoint {path} could not be written: {why_not_written(error, path.parent)}") from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return path
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Raises when something is at `path` that is neither an empty folder nor a checkpoint."""
+    try:
+        if not path.exists() or (path / MANIFEST).is_file() or (path.is_dir() and not any(path.iterdir())):
+            return
+    except OSError as error:
+        raise RuntimeFault(f"{path} cannot be looked at: {error.strerror}") from None
+    raise RuntimeFault(f"{path} is there and is no checkpoint: name a new or empty folder")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -154,10 +169,13 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         what = f"it has no {MANIFEST}" if path.is_dir() else "there is no such folder"
         raise RuntimeFault(f"{path} is not a checkpoint: {what}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RuntimeFault(f"the checkpoint {path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise RuntimeFault(f"the checkpoint {path} is damaged: {MANIFEST} is not text") from None
+    except OSError as error:
+        raise RuntimeFault(f"the checkpoint {path} cannot be read: {error.strerror}") from None
     try:
         record = json.loads(text)
+        written = record.pop(OWN_DIGEST, None)
         if record["format"] != FORMAT:
             found = record["format"]
             raise RuntimeFault(f"the checkpoint {path} has format {found}; this version of weft reads format {FORMAT}")
@@ -168,11 +186,18 @@ def read_manifest(path: Path) -> Manifest:
         files = tuple(FileEntry(**entry) for entry in record["files"])
         counts = {"step": int(record["step"]), "tokens": int(record["tokens"])}
         manifest = Manifest(**{**record, **counts, "model": identity, "files": files})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise RuntimeFault(f"the checkpoint {path} is damaged: {MANIFEST} is not what weft writes") from None
     if identity.spec_hash != manifest.spec_hash:
         raise RuntimeFault(f"the checkpoint {path} is damaged: its spec text does not have the hash written beside it")
+    if written != digest_of_record(record):
+        raise RuntimeFault(f"the checkpoint {path} is damaged: the contents of {MANIFEST} are not those that were written")
     return manifest
+
+
+def digest_of_record(record: Mapping[str, Any]) -> str:
+    """What a manifest says of itself, so that a changed digit in it is seen."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def read_weights(path: Path, manifest: Manifest | None = None) -> dict[str, Tensor]:
@@ -271,9 +296,13 @@ def _sync(path: Path) -> None:
 
 def _remove_folder(path: Path) -> None:
     # Renamed first: a kill half-way through removing must not leave something that looks like a checkpoint.
-    doomed = path.parent / f"{TEMPORARY}{path.name}-old-{os.getpid()}"
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(_set_aside(path), ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    aside = path.parent / f"{TEMPORARY}{path.name}-old-{os.getpid()}"
+    os.rename(path, aside)
+    return aside
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:
@@ -337,7 +366,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _why(error: Exception, folder: Path) -> str:
+def why_not_written(error: Exception, folder: Path) -> str:
+    """What stopped the writing of a file, also where a library words it."""
     text = str(error)
     number = getattr(error, "errno", None)
     if number == errno.ENOSPC or "os error 28" in text or "No space left" in text:
@@ -345,4 +375,6 @@ def _why(error: Exception, folder: Path) -> str:
         return f"the disk is full ({free / 1e6:.0f} MB free in {folder})"
     if number == errno.EDQUOT or "os error 122" in text:
         return "the disk quota is used up"
+    if number == errno.EFBIG or "os error 27" in text:
+        return "a file would be larger than this system allows"
     return getattr(error, "strerror", None) or text.splitlines()[0]

@@ -18,7 +18,7 @@ from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
 from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault
-from .packed import Batch, pack, unpack
+from .packed import Batch, pack, require_rows, unpack
 
 
 class CompiledModel(WeightTree):
@@ -61,14 +61,18 @@ class CompiledModel(WeightTree):
         shape = self.signatures[name]
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         batch = pack(shape, args, inputs, self.dtype, device)
+        require_rows(batch)
         arguments = batch.arguments(shape)
         if shape.draws:
             arguments += draw_arguments(draws or Draws(), batch.size, device)
         return getattr(self._inner[0], name)(*arguments), batch
 
 
-def open_artifact(path: Path, device: torch.device | str | None = None) -> CompiledModel:
-    """The model that `weft compile` wrote. Its code is imported: an artifact is a program, to be trusted as one."""
+def open_artifact(
+    path: Path, device: torch.device | str | None = None, wanted: torch.dtype | None = None
+) -> CompiledModel:
+    """The model that `weft compile` wrote. Its code is imported: an artifact is a program, to be trusted as one. The
+    type it computes in is part of that code; `wanted` must be that one."""
     try:
         manifest = json.loads((path / ARTIFACT).read_text(encoding="utf-8"))
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
@@ -79,6 +83,9 @@ def open_artifact(path: Path, device: torch.device | str | None = None) -> Compi
         raise LoadFault(f"the artifact {path} is damaged: {ARTIFACT} is not what weft writes") from None
     if not isinstance(dtype, torch.dtype) or not (path / "__init__.py").is_file():
         raise LoadFault(f"the artifact {path} is damaged: it has no code")
+    if wanted not in (None, dtype):
+        own, other = (str(one).removeprefix("torch.") for one in (dtype, wanted))
+        raise LoadFault(f"the artifact {path} computes in {own}, not in {other}: compile it with --precision {other}")
     package = f"weft_artifact_{len(sys.modules)}_{path.resolve().name.replace('-', '_').replace('.', '_')}"
     spec = importlib.util.spec_from_file_location(
         package, path / "__init__.py", submodule_search_locations=[str(path.resolve())]

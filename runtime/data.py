@@ -142,7 +142,8 @@ def hold_out(windows: Windows, names: Sequence[str], fraction: float) -> tuple[W
     out = (scores < np.uint64(min(fraction, 1.0) * (2**64 - 2**11))) | (scores == scores.min())
     if out.all():
         raise RuntimeFault(
-            f"too little data: all of its {len(windows)} windows would be held out (eval_fraction = {fraction:g})"
+            f"too little data: all of its {len(windows)} windows would be held out for evaluation (eval_fraction = "
+            f"{fraction:g}; with 0 none is)"
         )
     return windows.keep(~out), windows.keep(out), by_window
 

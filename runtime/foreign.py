@@ -22,11 +22,14 @@ from torch import Tensor
 from ..dsl.check import Checked
 from ..dsl.program import Weight
 from ..dsl.weight_map import ConfigLine, Constant, TensorLine, WeightMap
+from .checkpoint import why_not_written
 from .errors import RuntimeFault
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9
+REALS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+REAL_NAMES = [str(one).removeprefix("torch.") for one in REALS]
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,9 @@ def load_foreign(
                     foreign = file.get_tensor(line.foreign)
                 except SafetensorError as error:
                     raise RuntimeFault(f"{path}: {error}") from None
+                if foreign.dtype not in REALS:
+                    found = str(foreign.dtype).removeprefix("torch.")
+                    raise RuntimeFault(f"{line.foreign} is {found}: weights of {', '.join(REAL_NAMES)} are read")
                 rows.append(Coverage(line.foreign, line.paths, tuple(foreign.shape)))
                 tensors.update(_split(line, foreign, weights))
     order = {line.foreign: position for position, line in enumerate(weight_map.tensors)}
@@ -266,8 +272,8 @@ def write_foreign(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[s
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
-    except OSError as error:
-        raise RuntimeFault(f"cannot write {folder}: {error}") from None
+    except (OSError, SafetensorError) as error:
+        raise RuntimeFault(f"{folder} cannot be written: {why_not_written(error, folder.parent)}") from None
     finally:
         if temporary.exists():
             for item in temporary.iterdir():

@@ -46,15 +46,15 @@ def generate(
 
     A sequence's draws depend on its own seed and positions only: `seed` is one number (sequence i uses seed + i) or
     one per sequence.
-    `stream(sequence, token)` is called as tokens are chosen. `begin` is put in front of every prompt, and makes empty
-    prompts possible. `capacity` bounds prompt and continuation together; without it what is asked for fits. `inputs`
+    `stream(sequence, token)` is called as tokens are chosen. `begin` is put in front of every prompt. An empty prompt
+    begins behind it, or else behind the one `eos`, as a document after another. `capacity` bounds prompt and continuation together; without it what is asked for fits. `inputs`
     are the model's other inputs.
     """
     decoder = decoder or decoder_of(model)
-    limit = _vocabulary(decoder)
+    limit = vocabulary_of(decoder)
     sampling = Sampling(temperature, top_k, top_p)
-    given = [_with_begin(prompt, begin) for prompt in prompts]
     ends = _ends(eos, limit)
+    given = [_with_begin(prompt, begin) or (list(ends) if len(ends) == 1 else []) for prompt in prompts]
     if not given:
         return []
     if max_new_tokens < 0:
@@ -118,7 +118,7 @@ def _run(
         logits, state = decoder.step(state, chosen, None if all(active) else active)
 
 
-def _vocabulary(decoder: Decoder) -> int:
+def vocabulary_of(decoder: Decoder) -> int:
     """The number of tokens; the model must take ids along the decoded axis and give a score for each."""
     shape: Signature = decoder.graphs.row_signature
     taken, outputs = shape.inputs, shape.outputs
@@ -131,7 +131,7 @@ def _vocabulary(decoder: Decoder) -> int:
     return taken[0].limit
 
 
-def _with_begin(prompt: Sequence[int] | Tensor, begin: int | None) -> Any:
+def _with_begin(prompt: Sequence[int] | Tensor, begin: int | None) -> list[Any]:
     listed = list(prompt) if not isinstance(prompt, Tensor) else prompt.tolist()
     return listed if begin is None else [begin, *listed]
 
@@ -145,8 +145,10 @@ def _ends(eos: int | Collection[int] | None, limit: int) -> frozenset[int]:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(seed, int):
-        return [seed + i for i in range(count)]
-    if len(seed) != count:
-        raise GenerateFault(f"{len(seed)} seeds were given for {count} prompts")
-    return list(seed)
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise GenerateFault(f"{len(seeds)} seeds were given for {count} prompts")
+    for one in seeds:
+        if not -(2**63) <= one < 2**63:
+            raise GenerateFault(f"the seed {one} has more than 64 bits")
+    return seeds

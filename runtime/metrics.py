@@ -86,13 +86,21 @@ def open_curves(folder: Path, wanted: str, step: int) -> Curves | None:
         if wanted == "on":
             raise RuntimeFault("TensorBoard is not installed: pip install 'weft[train]', or tensorboard=off") from None
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    try:
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    except OSError as error:
+        raise _no_curves(folder, error) from None
+
+
+def _no_curves(folder: Path, error: OSError) -> RuntimeFault:
+    return RuntimeFault(f"the curves in {folder / 'tensorboard'} could not be written: {error.strerror or error}")
 
 
 class RunLogs:
     """All logs of a run, cut back to where it goes on."""
 
     def __init__(self, out: Path, tensorboard: str, step: int) -> None:
+        self._out = out
         self._metrics = JsonLines(out / METRICS)
         self._timing = JsonLines(out / TIMING)
         self._metrics.open_at(step)
@@ -106,7 +114,9 @@ class RunLogs:
         self._metrics.close()
         self._timing.close()
         if self._curves is not None:
-            self._curves.close()
+            # What is lost here are points of curves; metrics.jsonl holds them too.
+            with suppress(OSError):
+                self._curves.close()
 
     def train(self, done: StepDone, seconds: float) -> None:
         record = {"kind": "train", "step": done.step, "tokens": done.tokens, "total": done.total, "losses": done.losses}
@@ -124,9 +134,13 @@ class RunLogs:
         self._metrics.sync()
 
     def _plot(self, kind: str, step: int, values: dict[str, float]) -> None:
-        if self._curves is not None:
+        if self._curves is None:
+            return
+        try:
             for name, value in values.items():
                 self._curves.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:  # of its writing thread, at a later point
+            raise _no_curves(self._out, error) from None
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

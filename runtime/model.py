@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ from .compiled import ARTIFACT, open_artifact
 from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault, RuntimeFault
 from .initialise import initialise
-from .packed import Batch, pack, unpack
+from .packed import Batch, pack, require_rows, unpack
+from .run_folder import latest_checkpoint
+
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Model(WeightTree):
@@ -176,6 +180,7 @@ class Model(WeightTree):
         shape = signature(graph)
         device = self.device
         batch = pack(shape, args, inputs, working or self.dtype, device)
+        require_rows(batch)
         arguments = batch.arguments(shape)
         if shape.draws:
             arguments += draw_arguments(draws or Draws(), batch.size, device)
@@ -191,23 +196,38 @@ def load(
     seed: int = 0,
     passes: tuple[Pass, ...] | None = None,
 ) -> torch.nn.Module:
-    """A model from a spec file, a checkpoint folder or a compiled artifact.
+    """A model from a spec file, a checkpoint folder (of a run: its newest) or a compiled artifact.
 
     A spec's weights start as it says, drawn from `seed`. `dtype` defaults to float32 for a spec, to the stored type
     else. On the "meta" device nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
+    Raises SpecErrors for the spec, LoadFault or another RuntimeFault of one line for everything else.
     """
-    path = Path(path)
+    if dtype is not None and dtype not in PRECISIONS:
+        known = ", ".join(str(one).removeprefix("torch.") for one in PRECISIONS)
+        raise LoadFault(f"a model computes in {known}, not in {str(dtype).removeprefix('torch.')}")
+    if device is not None:
+        device = usable_device(device)
+    path = latest_checkpoint(Path(path))
     if path.is_dir():
         if (path / MANIFEST).is_file():
             _no_choices(path, size, overrides, "checkpoint")
             return from_checkpoint(path, dtype, device, passes)
         if (path / ARTIFACT).is_file():
             _no_choices(path, size, overrides, "compiled artifact")
-            model = open_artifact(path, device)
-            return model if dtype is None else model.to(dtype)
+            return open_artifact(path, device, dtype)
         raise LoadFault(f"{path} is neither a checkpoint (no {MANIFEST}) nor a compiled artifact (no {ARTIFACT})")
     checked = check_file(path, size, overrides)
     return Model(checked, dtype or torch.float32, device, seed, passes)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device by name, or one line on why it cannot be used here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise LoadFault(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    return found
 
 
 def check_file(path: Path, size: str | None = None, overrides: Mapping[str, object] | None = None) -> Checked:
@@ -230,7 +250,8 @@ def from_checkpoint(
     manifest = read_manifest(path)
     checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
     saved = read_weights(path, manifest)
-    stored = next((tensor.dtype for tensor in saved.values()), torch.float32)
+    # The widest: an imported checkpoint may keep its norms in float32 beside bfloat16 matrices.
+    stored = reduce(torch.promote_types, (tensor.dtype for tensor in saved.values())) if saved else torch.float32
     model = Model(checked, dtype or stored, device, seed=None, passes=passes)
     if model.device.type != "meta":
         apply_weights(dict(model.by_path()), saved, path)

@@ -69,9 +69,19 @@ def pack(
             offsets[slot.rows] = offsets_of(counts).to(device)
         form = form or slot_form
         _in_range(slot, rows, counts)
-        values.append(rows.to(device))
+        values.append(_placed(slot, rows, device))
     size = _batch_size(signature, values, lengths)
     return Batch(tuple(values), offsets, lengths, form or "plain", size)
+
+
+def require_rows(batch: Batch) -> None:
+    """Refuses an example without a single row: it is a mistake of whoever made the batch, and has no result. An
+    example may lack the rows of one axis (a picture) while it has those of another."""
+    if not batch.lengths:
+        return
+    for i, counts in enumerate(zip(*batch.lengths.values(), strict=True)):
+        if not any(counts):
+            raise InputFault(f"example {i} is empty: it has no rows of {' or '.join(batch.lengths)}")
 
 
 def unpack(output: Tensor, slot: Slot, batch: Batch) -> Any:
@@ -133,7 +143,7 @@ def _batch_size(signature: Signature, values: Sequence[Tensor], lengths: Mapping
         if other != size:
             raise InputFault(f"{first} has {size} examples, {name} has {other}")
     if size == 0:
-        raise InputFault(f"{first} has no examples: a batch needs at least one (an example may be empty)")
+        raise InputFault(f"{first} has no examples: a batch needs at least one")
     return size
 
 
@@ -158,7 +168,7 @@ def _rows(slot: Slot, given: Any, dtype: torch.dtype) -> tuple[Tensor, tuple[int
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise InputFault(f"{slot.name} is {type(given).__name__}: give a list with one tensor per example")
     if not given:
-        raise InputFault(f"{slot.name} has no examples: a batch needs at least one (an example may be empty)")
+        raise InputFault(f"{slot.name} has no examples: a batch needs at least one")
     rows = [
         _entries(slot, example, dtype, f"example {i} of {slot.name}", (None, *slot.shape))
         for i, example in enumerate(given)
@@ -207,13 +217,19 @@ def _unpacked(slot: Slot, given: Any, dtype: torch.dtype, device: torch.device) 
         given = torch.stack([torch.as_tensor(part) for part in given])
     tensor = _entries(slot, given, dtype, slot.name, (*lead, *slot.shape))
     _in_range(slot, tensor, None)
-    return tensor.to(device)
+    return _placed(slot, tensor, device)
 
 
 def _member(slot: Slot, name: str) -> int:
     if name not in slot.members:
         raise InputFault(f"{slot.name} has {name}, which is no member of {slot.of}: {', '.join(slot.members)}")
     return slot.members.index(name)
+
+
+def _placed(slot: Slot, tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.is_meta and device.type != "meta":
+        raise InputFault(f"{slot.name} is on the meta device, which holds no data")
+    return tensor.to(device)
 
 
 # -- checks ----------------------------------------------------------------------------------------

@@ -59,13 +59,18 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def latest_checkpoint(path: Path) -> Path:
-    """The checkpoint meant by a path: itself, or the newest complete one of a run folder."""
-    if not (path / CHECKPOINTS).is_dir():
+    """The checkpoint meant by a path: itself, or the newest of a run folder. One that is damaged is not passed over in
+    silence: an older model would be taken for the last."""
+    folder = path / CHECKPOINTS
+    if not folder.is_dir():
         return path
-    found = find_checkpoints(path / CHECKPOINTS)
-    if not found:
+    written = _written(folder)
+    if not written:
         raise RuntimeFault(f"the run {path} has no checkpoint yet")
-    return found[-1].path
+    damage = incompleteness(written[-1])
+    if damage is not None:
+        raise RuntimeFault(f"{damage}; {_offer(written[-1], folder)}")
+    return written[-1]
 
 
 def find_resume_point(out: Path, resume: bool | str) -> ResumePoint | None:
@@ -81,13 +86,19 @@ def find_resume_point(out: Path, resume: bool | str) -> ResumePoint | None:
         point = _read(path, path.parent)
         _set_aside_newer(folder, point.manifest.step)
         return point
-    written = sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name)) if folder.is_dir() else []
+    written = _written(folder)
     if written:
         return _read(written[-1], folder)
     if not (out / RUN).is_file():
         raise RuntimeFault(f"there is nothing to resume in {out}: start without --resume")
     # The run was killed before its first checkpoint.
     return None
+
+
+def _written(folder: Path) -> list[Path]:
+    """Folders that should be checkpoints, oldest first."""
+    named = [(int(name[1]), path) for path in folder.glob("step-*") if (name := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named)]
 
 
 def _read(path: Path, folder: Path) -> ResumePoint:
@@ -101,7 +112,7 @@ def _read(path: Path, folder: Path) -> ResumePoint:
 def _offer(damaged: Path, folder: Path) -> str:
     for entry in reversed(find_checkpoints(folder)):
         if entry.path != damaged and _is_good(entry.path):
-            return f"the last good one is {entry.path} (move the damaged one away to resume from it)"
+            return f"the last good one is {entry.path} (move the damaged one away to go on from it)"
     return "there is no good one beside it"
 
 

@@ -37,12 +37,13 @@ def sample(logits_BV: Tensor, sampling: Sampling, seeds_B: Tensor, positions_B: 
     """The next token of each sequence: int64 [B]. Ties go to the lowest id."""
     if sampling.temperature == 0:
         return torch.max(logits_BV, -1).indices
-    scores_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / sampling.temperature
     # Likeliest first: what is left out is then the end of the row.
-    sorted_BV, ids_BV = torch.sort(scores_BV, dim=-1, descending=True, stable=True)
+    sorted_BV, ids_BV = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
     if sampling.top_k is not None:
         sorted_BV, ids_BV = sorted_BV[:, : sampling.top_k], ids_BV[:, : sampling.top_k]
-    probabilities_BV = torch.softmax(sorted_BV.double(), -1)
+    # The likeliest is taken off first: divided by a tiny temperature it would be infinite.
+    scores_BV = (sorted_BV.double() - sorted_BV[:, :1].double()) / sampling.temperature
+    probabilities_BV = torch.softmax(scores_BV, -1)
     below_BV = torch.cumsum(probabilities_BV, -1) - probabilities_BV
     if sampling.top_p is not None:
         # A token stays while those before it hold less than top_p; the first always does.

@@ -169,10 +169,6 @@ def _load_model(config: RunConfig) -> Model:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RuntimeFault(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     # Started from the seed even when the weights come from a checkpoint: what is resumed must be the same program.
     model = load(config.spec, config.size, config.overrides or None, dtype, device, config.seed)

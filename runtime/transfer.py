@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,18 @@ from torch import Tensor
 
 from ..codegen.ops import OPS
 from ..dsl.check import Checked, check, presets_of, read_source
+from ..dsl.errors.sizes import SizeNotSet
 from ..dsl.source import Source
-from ..dsl.weight_map import WeightMap
-from .checkpoint import ModelIdentity, SpecText, read_manifest, read_weights, save_checkpoint
+from ..dsl.weight_map import ConfigLine, WeightMap
+from .checkpoint import (
+    MANIFEST,
+    ModelIdentity,
+    SpecText,
+    read_manifest,
+    read_weights,
+    refuse_to_replace,
+    save_checkpoint,
+)
 from .errors import RuntimeFault
 from .foreign import (
     Coverage,
@@ -24,6 +33,7 @@ from .foreign import (
     write_foreign,
 )
 from .model import check_texts
+from .run_folder import latest_checkpoint
 
 FORMAT = "huggingface"
 
@@ -52,12 +62,18 @@ def import_checkpoint(
     Sizes come from config.json; `overrides` win over it. Raises SpecErrors for the spec, RuntimeFault for the
     checkpoint.
     """
+    refuse_to_replace(out)
+    if (out / MANIFEST).is_file() and read_manifest(out).run is not None:
+        raise RuntimeFault(f"{out} is a checkpoint of a training run: name another folder")
     source = read_source(spec)
     config = read_config(folder)
     # The map must be known before the sizes are: its config lines do not depend on them.
     first = check(source, OPS, size or _any_preset(source)).value()
-    sizes = {**sizes_from_config(weight_map_of(first).config, config), **(overrides or {})}
-    checked = check(source, OPS, size, sizes).value()
+    lines = weight_map_of(first).config
+    sizes = {**sizes_from_config(lines, config), **(overrides or {})}
+    result = check(source, OPS, size, sizes)
+    _refuse_absent(result.problems.errors, lines, sizes)
+    checked = result.value()
     weights = {weight.path: weight for weight in checked.model.weights}
     tensors, coverage = load_foreign(folder, weight_map_of(checked), weights)
     texts = tuple(SpecText(file.name, file.text) for file in checked.files)
@@ -65,8 +81,17 @@ def import_checkpoint(
     return Imported(save_checkpoint(out, identity, tensors), checked, coverage)
 
 
+def _refuse_absent(errors: Sequence[object], lines: tuple[ConfigLine, ...], sizes: Mapping[str, object]) -> None:
+    """A size that config.json should give and does not: no choice of sizes is at fault, as the diagnostic would say."""
+    without = {error.name for error in errors if isinstance(error, SizeNotSet)}
+    for line in lines:
+        if line.name in without and line.name not in sizes:
+            raise RuntimeFault(f"config.json gives no `{line.key}`, so {line.name} has no number: --set {line.name}=N")
+
+
 def export_checkpoint(checkpoint: Path, folder: Path) -> tuple[Coverage, ...]:
     """Writes a checkpoint of ours as a foreign folder: config.json and safetensors."""
+    checkpoint = latest_checkpoint(checkpoint)
     manifest = read_manifest(checkpoint)
     checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
     weight_map = weight_map_of(checked)

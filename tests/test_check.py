@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.diagnostics import checked, codes
-from weft.dsl.check import Checked
+from weft.codegen.ops import OPS
+from weft.dsl.check import Checked, check
 from weft.dsl.program import Program, Weight
+from weft.dsl.source import Source
 
 HEAD = "size dim = 8\nsize wide = 16\nsize heads = 2\naxis seq\naxis other\n"
 
@@ -448,3 +450,19 @@ def test_weights_of_single_turns_count_in_every_size() -> None:
     text = DEEP.replace("{setting}", "").replace("{body}", "linear(x, dim -> dim)") + "freeze layer.30\n"
     assert codes(HEAD + text) == ["E503"]  # size one has no such layer
     assert codes(HEAD + text, size="two") == []
+
+
+def test_a_size_without_a_number_is_said_where_only_calls_read_it():
+    """Counting the operations reads it first, and says nothing."""
+    text = """
+size wide: width = 8
+size dim = 4
+axis seq
+block grow(x: real[seq, dim], to: size) -> real[seq, dim]:
+    y = linear(x, dim -> to)
+    return linear(y, to -> dim) as back
+model m(x: real[seq, dim]) -> real[seq, dim]:
+    return grow(x, width)
+"""
+    errors = check(Source("page", text), OPS).problems.errors
+    assert [error.code for error in errors] == ["E305"]

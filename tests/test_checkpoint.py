@@ -211,7 +211,7 @@ def test_damage_is_named_and_the_last_good_one_offered(tmp_path, file, damage, m
     text = fault(find_resume_point, tmp_path, True)
     assert message in text
     assert str(bad) in text
-    assert text.endswith(f"the last good one is {good} (move the damaged one away to resume from it)")
+    assert text.endswith(f"the last good one is {good} (move the damaged one away to go on from it)")
     point = find_resume_point(tmp_path, str(good))
     assert point is not None
     assert point.manifest.step == 10
@@ -226,7 +226,7 @@ def test_two_damaged_ones(tmp_path):
     flip_a_bit(first / "model.safetensors")
     truncate(second / "model.safetensors")
     assert fault(find_resume_point, tmp_path, True).endswith(
-        f"the last good one is {good} (move the damaged one away to resume from it)"
+        f"the last good one is {good} (move the damaged one away to go on from it)"
     )
     truncate(good / "weft.json")
     assert fault(find_resume_point, tmp_path, True).endswith("there is no good one beside it")
@@ -293,3 +293,58 @@ def test_weights_that_do_not_fit(saved, message):
     target = {"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(1)}
     assert message in fault(apply_weights, target, saved, Path("here"))
     assert all(value.eq(1).all() for value in target.values())
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_only_a_checkpoint_is_replaced(tmp_path, what):
+    precious = tmp_path / "precious"
+    if what == "file":
+        precious.write_text("keep")
+    else:
+        precious.mkdir()
+        (precious / "notes.txt").write_text("keep")
+    assert "is there and is no checkpoint" in fault(save_checkpoint, precious, IDENTITY, weights())
+    assert (precious if what == "file" else precious / "notes.txt").read_text() == "keep"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    save_checkpoint(empty, IDENTITY, weights(1))
+    save_checkpoint(empty, IDENTITY, weights(2))
+    assert torch.equal(read_weights(empty)["embed.weight"], weights(2)["embed.weight"])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "precious"]
+
+
+@pytest.mark.parametrize("change", [('"step": 7', '"step": 8'), ('"lr": 0.001', '"lr": 0.101')])
+def test_a_digit_of_the_manifest(tmp_path, change):
+    path = save(tmp_path, 7)
+    text = (path / "weft.json").read_text()
+    assert change[0] in text
+    (path / "weft.json").write_text(text.replace(*change))
+    assert fault(read_manifest, path).endswith("weft.json are not those that were written")
+
+
+def test_the_latest_is_not_passed_over_when_damaged(tmp_path):
+    """Somebody who generates would take an older model for the last one."""
+    good, bad = (save(tmp_path / "checkpoints", step) for step in (10, 20))
+    os.truncate(bad / "model.safetensors", 50)
+    text = fault(latest_checkpoint, tmp_path)
+    assert f"{bad} is damaged: model.safetensors has 50 bytes" in text
+    assert f"the last good one is {good}" in text
+
+
+def test_a_file_larger_than_the_system_allows(tmp_path):
+    """`ulimit -f`, or a file system with small files: one line, and nothing half-written."""
+    code = f"""
+import resource, signal, sys, torch
+from pathlib import Path
+from weft.runtime.checkpoint import ModelIdentity, save_checkpoint
+from weft.runtime.errors import RuntimeFault
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    save_checkpoint(Path({str(tmp_path / "c")!r}), ModelIdentity(()), {{"w": torch.zeros(10000)}})
+except RuntimeFault as fault:
+    print(fault)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("could not be written: a file would be larger than this system allows\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []

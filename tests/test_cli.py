@@ -453,3 +453,45 @@ def test_an_interrupt_is_one_line(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     says(_breaks(tmp_path, "raise OSError(28, 'x', 'runs/a')"), 1, "runs/a: no space left")
+
+
+TWO_MODELS = GOOD + """
+model features(tokens: id[seq] in vocab) -> real[seq, dim]:
+    return embed(tokens, vocab -> dim) as table
+"""
+
+
+def test_a_view_of_one_of_several_models(tmp_path: Path) -> None:
+    spec = tmp_path / "two.weft"
+    spec.write_text(TWO_MODELS)
+    run = weft("inspect", str(spec), "decode", "--of", "m")
+    assert run.returncode == 0, run.stderr
+    assert "model m goes on row by row along seq" in run.stdout
+    says(weft("inspect", str(spec), "decode", "--of", "text"), 2, "text is an objective")
+
+
+def test_what_cannot_be_shown_leaves_stdout_empty(tmp_path: Path) -> None:
+    spec = tmp_path / "leak.weft"
+    spec.write_text(LEAK.partition("objective")[0])
+    for more in ((), ("--json",)):
+        run = weft("inspect", str(spec), "decode", *more)
+        assert (run.returncode, run.stdout) == (1, "")
+        assert "error[E402]" in run.stderr
+
+
+def test_a_drawing_that_cannot_be_written(spec: Path) -> None:
+    run = weft("inspect", str(spec), "graph", "--svg", "/nowhere/out.svg")
+    says(run, 1, "/nowhere/out.svg: no such file or folder")
+
+
+def test_a_checkpoint_with_several_models(tmp_path: Path) -> None:
+    spec, data, run = tmp_path / "two.weft", tmp_path / "data.txt", str(tmp_path / "run")
+    spec.write_text(TWO_MODELS.replace("vocab = 10", "vocab = 260"))
+    data.write_text("one two three four five six seven eight nine ten " * 20)
+    options = ("--steps", "2", "--max-length", "64", "--tokens-per-step", "256", "--out", run)
+    assert weft("train", str(spec), "--size", "tiny", "--data", str(data), *options).returncode == 0
+    # The only model that scores ids is meant; the main one gives features.
+    assert weft("generate", run, "--prompt", "one", "--tokens", "2").returncode == 0
+    says(weft("generate", run, "--prompt", "one", "--of", "features"), 1, "generation needs one score for each vocab")
+    says(weft("generate", run, "--prompt", "one", "--of", "none"), 2, "has no model none; it has m, features")
+    says(weft("generate", run, "--prompt", "one", "--device", "nowhere"), 1, "the device nowhere cannot be used")

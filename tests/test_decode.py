@@ -11,6 +11,7 @@ from weft.codegen.cpu.fixed_norm import FixedNorm
 from weft.codegen.cpu.packed_linear import PackedLinear
 from weft.codegen.cpu.rowwise import add_rms_norm, rms_norm
 from weft.codegen.passes.constants import constants
+from weft.codegen.origin import origin
 from weft.codegen.pipeline import CPU_PASSES
 from weft.dsl.diagnostics import SpecErrors
 from weft.runtime.decoder import Decoder
@@ -210,3 +211,27 @@ def test_capacity():
         decoder.prefill([[], [1]], 6)
     with pytest.raises(InputFault, match="tokens has 19 at example 0, row 1"):
         decoder.prefill([[1, 19]], 6)
+
+
+def test_a_result_per_example_is_not_generated():
+    """A classifier reads all rows: the diagnostic names the value that does, as for a model that looks ahead."""
+    classifier = model("""
+size vocab = 11
+size dim = 8
+axis seq
+model m(tokens: id[seq] in vocab) -> real[dim]:
+    x = embed(tokens, vocab -> dim) as embed
+    pooled = mean(x, over=seq)
+    return linear(pooled, dim -> dim) as out
+""")
+    with pytest.raises(SpecErrors, match=r"E402.*pooled sees all of tokens"):
+        Decoder(classifier)
+
+
+@pytest.mark.parametrize("text", [DECODER, ENCODER], ids=["decoder", "encoder-decoder"])
+def test_every_node_of_a_step_knows_where_it_comes_from(text):
+    graphs = Decoder(model(text)).graphs
+    for graph in (graphs.begin, graphs.extend, graphs.last, graphs.step):
+        for node in graph.graph.nodes:
+            assert origin(node).span is not None, node
+            assert origin(node).type is not None, node

@@ -119,3 +119,22 @@ def test_sampling_follows_the_probabilities():
 def test_empty_and_long_prompts_of_tensors(small):
     batch = tokens((1, 7))
     assert [r.tokens for r in generate(small, batch, 3)] == [by_forward(small, x.tolist(), 3) for x in batch]
+
+
+def test_an_empty_prompt_begins_behind_the_end_of_a_document(small):
+    alone = generate(small, [[]], 4, eos=3)
+    assert alone == generate(small, [[3]], 4, eos=3)
+    # Its company is not changed by it.
+    assert generate(small, [[5], []], 4, eos=3) == [*generate(small, [[5]], 4, eos=3), *alone]
+    with pytest.raises(GenerateFault, match="prompt 0 is empty"):
+        generate(small, [[]], 4, eos=(3, 4))
+
+
+def test_the_coldest_draw_is_the_likeliest_token(small):
+    for temperature in (1e-9, 1e-300):
+        assert generate(small, PROMPTS, 6, temperature=temperature) == generate(small, PROMPTS, 6)
+
+
+def test_a_seed_of_too_many_bits(small):
+    with pytest.raises(GenerateFault, match="more than 64 bits"):
+        generate(small, [[1], [2]], 4, temperature=1.0, seed=2**63 - 1)

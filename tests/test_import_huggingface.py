@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import weft
 from tests import huggingface
@@ -197,3 +198,52 @@ def test_sharded_index(tmp_path):
     with torch.no_grad():
         got = weft.load(tmp_path / "ours")([torch.tensor(IDS[0])])[0]
     torch.testing.assert_close(got, huggingface.logits(theirs, IDS[0]), rtol=0, atol=1e-5)
+
+
+def rewritten(folder: Path, **changes: object) -> Path:
+    """The config of a foreign folder with other values; None takes the key away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder
+
+
+def test_rotary_scaling_is_another_model(tmp_path):
+    """In the older place of config.json too: ignored, it would give other logits without a word."""
+    for name in ("olmo2", "llama"):
+        huggingface.saved(getattr(huggingface, name)(), tmp_path / name)
+        rewritten(tmp_path / name, rope_scaling={"type": "linear", "factor": 2.0})
+        with pytest.raises(RuntimeFault, match="`rope_scaling` is"):
+            import_checkpoint(SPECS / f"{name}.weft", tmp_path / name, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(("key", "name"), [("num_key_value_heads", "kv_heads"), ("hidden_size", "dim")])
+def test_a_size_that_config_does_not_give(tmp_path, key, name):
+    huggingface.saved(huggingface.olmo2(), tmp_path / "theirs")
+    rewritten(tmp_path / "theirs", **{key: None})
+    with pytest.raises(RuntimeFault, match=f"config.json gives no `{key}`, so {name} has no number"):
+        import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    huggingface.saved(huggingface.olmo2(), tmp_path / "theirs")
+    file = tmp_path / "theirs" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"].long()}, file, {"format": "pt"})
+    with pytest.raises(RuntimeFault, match=r"model\.norm\.weight is int64"):
+        import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", tmp_path / "ours")
+    # Norms in float32 beside bfloat16 are common: nothing is rounded.
+    narrow = {name: tensor.bfloat16() for name, tensor in tensors.items() if name != "model.norm.weight"}
+    save_file({**narrow, "model.norm.weight": tensors["model.norm.weight"]}, file, {"format": "pt"})
+    import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", tmp_path / "ours")
+    assert torch.equal(weft.load(tmp_path / "ours").state_dict()["norm.gain"], tensors["model.norm.weight"])
+
+
+def test_import_replaces_nothing_of_others(tmp_path):
+    huggingface.saved(huggingface.olmo2(), tmp_path / "theirs")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep")
+    with pytest.raises(RuntimeFault, match="is there and is no checkpoint"):
+        import_checkpoint(SPECS / "olmo2.weft", tmp_path / "theirs", mine)
+    assert (mine / "notes.txt").read_text() == "keep"

@@ -15,7 +15,7 @@ from weft.codegen.lower import empty_weights, graph_text, lower, signature
 from weft.codegen.origin import origin
 from weft.codegen.pipeline import BASIC_PASSES, CPU_PASSES, optimise
 from weft.runtime.checkpoint import ModelIdentity, SpecText, save_checkpoint
-from weft.runtime.errors import LoadFault
+from weft.runtime.errors import InputFault, LoadFault
 from weft.runtime.initialise import initialise
 from weft.runtime.model import Model, load
 from weft.runtime.packed import pack
@@ -43,8 +43,8 @@ def test_arguments_and_results(spec):
 def test_every_node_knows_where_it_comes_from(spec):
     for program in (spec.model, spec.objectives["next_token"]):
         for node in lower(program).graph.nodes:
-            if node.op in ("call_function", "get_attr"):
-                assert origin(node).span is not None, node
+            assert origin(node).span is not None, node
+            assert origin(node).type is not None, node
     text = graph_text(lower(spec.model))
     assert "real[seq, vocab]" in text
     assert "test.weft:" in text
@@ -116,7 +116,7 @@ def test_checkpoint_loads(spec, tmp_path):
 
 def test_losses_count_rows(spec):
     small = Model(spec, torch.float64)
-    batch = tokens((5, 1, 0, 3))
+    batch = tokens((5, 1, 1, 3))
     sums = small.loss(tokens=batch)
     assert int(sums["text"][1]) == 4 + 2  # the last row of each example has no target
     assert int(sums["late"][1]) == 3 + 1
@@ -197,7 +197,7 @@ sys.path.insert(0, sys.argv[1])
 import artifact
 from artifact.reference import Reference
 state = torch.load(sys.argv[2] + "/weights.pt", weights_only=True)
-tokens, offsets = torch.tensor([3, 1, 4, 1, 5]), torch.tensor([0, 2, 2, 5], dtype=torch.int32)
+tokens, offsets = torch.tensor([3, 1, 2, 4, 1, 5]), torch.tensor([0, 2, 3, 6], dtype=torch.int32)
 results = []
 for model in (artifact.load(), Reference()):
     model.load_state_dict(state)
@@ -215,7 +215,7 @@ def test_artifact_runs_alone(spec, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    batch = [[3, 1], [], [4, 1, 5]]
+    batch = [[3, 1], [2], [4, 1, 5]]
     sums = small.loss(tokens=batch)
     wanted = [torch.cat(small(batch)), *sums["text"], *sums["late"]]
     for got, want in zip(results, wanted * 2, strict=True):
@@ -255,3 +255,27 @@ model m(lambda: real[seq, dim], torch: real[seq, dim]) -> real[seq, dim]:
     assert small.dtype == torch.float64  # as asked, though no weight says so
     a, b = torch.randn(2, 3, 4, dtype=torch.float64)
     torch.testing.assert_close(small([a], [b])[0], (a + b) * a - b)
+
+
+def test_choices_that_cannot_be_loaded(spec, tmp_path):
+    path = tmp_path / "test.weft"
+    path.write_text(DECODER)
+    with pytest.raises(LoadFault, match="not in int32"):
+        load(path, dtype=torch.int32)
+    with pytest.raises(LoadFault, match="not in float32"):
+        load(path, dtype="float32")  # type: ignore[arg-type]
+    with pytest.raises(LoadFault, match="the device nowhere cannot be used"):
+        load(path, device="nowhere")
+    folder = compile_to(spec, tmp_path / "artifact")
+    with pytest.raises(LoadFault, match="computes in float32, not in float64: compile it with --precision float64"):
+        load(folder, dtype=torch.float64)
+    assert load(folder, dtype=torch.float32)([[1, 2]])[0].dtype == torch.float32
+    with pytest.raises(InputFault, match="example 1 is empty"):
+        load(folder)([[1, 2], []])
+
+
+def test_a_manifest_of_another_program_is_kept(spec, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "another program"}')
+    with pytest.raises(ArtifactError, match="is no artifact"):
+        compile_to(spec, tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "another program"}'

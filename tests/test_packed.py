@@ -8,7 +8,7 @@ import torch
 from tests.small_models import DECODER, LEVELS, model, tokens
 from weft.runtime.errors import InputFault
 
-LENGTHS = (5, 1, 0, 13, 1, 8)
+LENGTHS = (5, 1, 2, 13, 1, 8)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_other_integer_types(decoder):
 
 def test_gradients_of_a_batch_are_the_sum(decoder):
     """The loss of a batch is the sum of its examples' sums, and so is its gradient."""
-    batch = tokens((5, 1, 0, 7))
+    batch = tokens((5, 1, 1, 7))
     weight = dict(decoder.named_parameters())["embed.weight"]
 
     def gradient(examples):
@@ -96,8 +96,8 @@ def test_gradients_of_a_batch_are_the_sum(decoder):
         return torch.autograd.grad(total, weight)[0], int(count)
 
     whole, count = gradient(batch)
-    parts = [gradient([example]) for example in batch if len(example)]
-    assert count == sum(part[1] for part in parts) == 4 + 0 + 6
+    parts = [gradient([example]) for example in batch]
+    assert count == sum(part[1] for part in parts) == 4 + 0 + 0 + 6
     torch.testing.assert_close(whole, sum(part[0] for part in parts), rtol=0, atol=1e-12)
 
 
@@ -141,16 +141,19 @@ FAULTS = {
     "example 0 of tokens is float32, not an integer type (id[seq] in vocab)": [torch.zeros(3)],
     "example 0 of tokens is bool, not an integer type (id[seq] in vocab)": [torch.zeros(3, dtype=torch.bool)],
     "example 1 of tokens has shape [2, 2], not [rows] (id[seq] in vocab)": [[1], [[1, 2], [3, 4]]],
-    "tokens has no examples: a batch needs at least one (an example may be empty)": [],
+    "tokens has no examples: a batch needs at least one": [],
     "tokens is one tensor of shape [4]: give a list with one tensor per example, a jagged nested tensor, or (values, "
     "offsets)": torch.tensor([1, 2, 3, 4]),
     "tokens is str: give a list with one tensor per example": "text",
     "the offsets of tokens start at 1, not at 0": (torch.tensor([1, 2]), offsets(1, 2)),
     "the offsets of tokens fall from 2 to 1 at example 1": (torch.tensor([1, 2]), offsets(0, 2, 1)),
     "the offsets of tokens end at 3, but there are 2 rows": (torch.tensor([1, 2]), offsets(0, 3)),
+    "example 1 is empty: it has no rows of seq": [[1, 2], []],
+    "example 0 is empty: it has no rows of seq": (torch.tensor([1, 2]), offsets(0, 0, 2)),
+    "tokens is on the meta device, which holds no data": [torch.zeros(2, dtype=torch.int64, device="meta")],
     "the offsets of tokens are float32, not int32": (torch.tensor([1, 2]), torch.tensor([0.0, 2.0])),
     "the offsets of tokens have shape [1, 2], not [batch + 1]": (torch.tensor([1, 2]), offsets(0, 2)[None]),
-    "tokens has no examples: a batch needs at least one (an example may be empty) ": (
+    "tokens has no examples: a batch needs at least one ": (
         torch.tensor([], dtype=torch.int64),
         offsets(0),
     ),

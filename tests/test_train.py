@@ -1,5 +1,6 @@
 """One step, and whole runs on a toy spec."""
 
+import errno
 import io
 import json
 import os
@@ -12,12 +13,14 @@ import torch
 from torch.nn import functional as F
 
 from weft.runtime import checkpoint as checkpoint_module
+from weft.runtime import metrics as metrics_module
 from weft.runtime.checkpoint import read_manifest, read_weights
 from weft.runtime.data import DataOptions, load_corpus
 from weft.runtime.errors import RuntimeFault
 from weft.runtime.events import Evaluated, RunEnded, RunStarted, Saved, StepDone
 from weft.runtime.loader import BatchPlan, TokenLoader
 from weft.runtime.metrics import JsonLines
+from weft.runtime.model import load
 from weft.runtime.optimiser import WeightOptimiser, make_groups
 from weft.runtime.progress import Reporter
 from weft.runtime.run_config import RunConfig, make_config, read_config_file
@@ -457,3 +460,23 @@ def test_tensorboard_curves(config, tmp_path):
     pytest.importorskip("tensorboard", reason="an extra")
     train(config(tensorboard="on", steps=2))
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_curves_that_cannot_be_written_end_the_run_in_one_line(config, tmp_path, monkeypatch):
+    class Full:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(metrics_module, "open_curves", lambda *_: Full())
+    with pytest.raises(RuntimeFault, match=r"the curves in .* could not be written: No space left"):
+        train(config(tensorboard="on", steps=2))
+
+
+def test_the_folder_of_a_run_is_its_newest_checkpoint(config, tmp_path):
+    result = train(config(steps=4, save_every=2))
+    loaded = load(tmp_path / "run")
+    saved = read_weights(result.checkpoint)
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in saved.items())

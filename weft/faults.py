@@ -39,6 +39,7 @@ _WORDS = {
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
     errno.ENOSPC: "no space left on the disk",
+    errno.EFBIG: "the file would be larger than this system allows",
     errno.EDQUOT: "the disk quota is used up",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "too many links",

@@ -172,5 +172,8 @@ def write(path: str, text: str) -> None:
         if target.exists():
             beside.chmod(target.stat().st_mode & 0o777)
         beside.replace(target)
+    except OSError as error:
+        # The name that the user gave, not the temporary one.
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         beside.unlink(missing_ok=True)

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import torch
 
+from weft.dsl.program import Program
+from weft.dsl.value_type import Id
 from weft.faults import CommandFault
 from weft.runtime.checkpoint import read_manifest
-from weft.runtime.generate import generate
+from weft.runtime.decoder import Decoder, decoder_of
+from weft.runtime.generate import generate, vocabulary_of
 from weft.runtime.model import Model, load
 from weft.runtime.run_folder import latest_checkpoint
 from weft.runtime.tokens import Tokens, load_tokens
@@ -24,9 +27,10 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class TextModel:
-    """A model and the vocabulary it speaks."""
+    """A model with its decoder, and the vocabulary it speaks."""
 
     model: Model
+    decoder: Decoder
     tokens: Tokens
     begin: int | None  # what the run put in front of every document
 
@@ -68,9 +72,15 @@ class TextStream:
 
 
 def open_text_model(
-    path: str, tokenizer: str | None, precision: str | None, device: str | None, threads: int | None
+    path: str,
+    tokenizer: str | None,
+    precision: str | None,
+    device: str | None,
+    threads: int | None,
+    of: str | None = None,
 ) -> TextModel:
-    """The newest checkpoint of a run, or the one named, with the tokenizer it was trained with."""
+    """The newest checkpoint of a run, or the one named, with the tokenizer it was trained with. `of` names a model of
+    its spec; without it, the main one is meant, or the only one that continues ids."""
     if threads is not None:
         torch.set_num_threads(threads)
     if precision is not None and precision not in PRECISIONS:
@@ -79,13 +89,14 @@ def open_text_model(
         raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
     folder = latest_checkpoint(Path(path))
     manifest = read_manifest(folder)
-    where = torch.device(_device(device))
-    model = load(folder, dtype=PRECISIONS.get(precision or ""), device=where)
+    model = load(folder, dtype=PRECISIONS.get(precision or ""), device=_device(device))
     if not isinstance(model, Model):
         raise CommandFault(f"{folder} is a compiled artifact, which has no decoder; name a checkpoint")
+    program = _program(model, of)
+    decoder = decoder_of(model) if program is model.program else Decoder(model, program)
     run = manifest.run or {}
-    vocabulary = load_tokens(tokenizer or run.get("tokenizer", "bytes"), _vocab(model), run.get("end_token"))
-    return TextModel(model, vocabulary, vocabulary.begin if run.get("begin_mark") else None)
+    vocabulary = load_tokens(tokenizer or run.get("tokenizer", "bytes"), vocabulary_of(decoder), run.get("end_token"))
+    return TextModel(model, decoder, vocabulary, vocabulary.begin if run.get("begin_mark") else None)
 
 
 def continue_text(
@@ -103,9 +114,10 @@ def continue_text(
     tokens = opened.tokens
     encoded = [tokens.encode(prompt) for prompt in prompts]
     begin = opened.begin
-    if begin is None and not all(encoded):
+    if begin is None:
         # An empty prompt begins a document: after the mark that ends one, if there is nothing better.
-        begin = tokens.begin if tokens.begin is not None else tokens.end
+        mark = tokens.begin if tokens.begin is not None else tokens.end
+        encoded = [ids if ids or mark is None else [mark] for ids in encoded]
     stream = TextStream(tokens, encoded[0], write) if write is not None else None
     found = generate(
         opened.model,
@@ -117,6 +129,7 @@ def continue_text(
         top_p=top_p,
         seed=seed,
         begin=begin,
+        decoder=opened.decoder,
         stream=(lambda which, token: stream.add(token) if which == 0 else None) if stream is not None else None,
     )
     if stream is not None:
@@ -124,14 +137,28 @@ def continue_text(
     return [TextContinuation(tokens.decode(one.tokens), one.tokens, one.stopped is not None) for one in found]
 
 
-def _vocab(model: Model) -> int:
-    """How many ids the model's first input has."""
-    kinds = [value.type.kind for value in model.program.inputs]
-    for kind in kinds:
-        axis = getattr(kind, "axis", None)
-        if axis is not None and axis.size is not None:
-            return axis.size
-    raise CommandFault(f"{model.program.name} takes no ids, so it cannot continue a text")
+def _program(model: Model, of: str | None) -> Program:
+    models = model.checked.models
+    if of is not None:
+        if of not in models:
+            raise CommandFault(f"{model.checked.source.name} has no model {of}; it has {', '.join(models)}", 2)
+        return models[of]
+    able = [program for program in models.values() if _continues_ids(program)]
+    if model.program in able or not able:
+        return model.program
+    if len(able) > 1:
+        raise CommandFault(f"several models continue ids: --of {' or --of '.join(p.name for p in able)}", 2)
+    return able[0]
+
+
+def _continues_ids(program: Program) -> bool:
+    """Whether the one output scores the ids of an input along the same axis."""
+    if len(program.outputs) != 1:
+        return False
+    scored = program.outputs[0][1].type
+    rows, axes = scored.rows, scored.static_axes
+    fed = [value.type for value in program.inputs if rows is not None and value.type.rows is rows]
+    return len(fed) == 1 and isinstance(fed[0].kind, Id) and not fed[0].static_axes and axes == (fed[0].kind.axis,)
 
 
 def _device(name: str | None) -> str:

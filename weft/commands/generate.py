@@ -32,6 +32,9 @@ def run(
         str | None,
         typer.Option(metavar="FILE", help="A `tokenizers` JSON file [default: the run's own]."),
     ] = None,
+    of: Annotated[
+        str | None, typer.Option("--of", metavar="NAME", help="Which model, where a spec has several.")
+    ] = None,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on after the mark between documents.")] = False,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64 [default: as saved].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cuda if present].")] = None,
@@ -50,7 +53,7 @@ def run(
 
     from weft.text_generation import continue_text, open_text_model
 
-    model = open_text_model(checkpoint, tokenizer, precision, device, threads)
+    model = open_text_model(checkpoint, tokenizer, precision, device, threads, of)
     printer = _Printer(prompts[0]) if len(prompts) == 1 and not as_json else None
     results = continue_text(
         model,

@@ -60,13 +60,15 @@ def run(
 
         print(json.dumps({"version": 1, "file": source.name, "size": size, view: data()}, indent=2))
     else:
-        print(shown + "\n")
-        print(text())
+        # Made first: what cannot be shown leaves no title behind.
+        body = text()
+        print(f"{shown}\n\n{body}")
 
 
 def _view(checked, view: str, of: str | None, full: bool):
     """The view's data and its text, each made when asked for."""
     from weft import spec_files
+    from weft.faults import CommandFault
 
     match view:
         case "graph":
@@ -90,4 +92,7 @@ def _view(checked, view: str, of: str | None, full: bool):
         case _:
             from weft.views import decode
 
-            return lambda: decode.data(checked), lambda: decode.text(checked)
+            model = spec_files.program(checked, of)
+            if model.losses:
+                raise CommandFault(f"{model.name} is an objective: decode shows a model", 2)
+            return lambda: decode.data(model), lambda: decode.text(model)

@@ -5,21 +5,22 @@ This view needs torch: it shows the graphs that generation runs, not a predictio
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from weft.faults import CommandFault
+from weft.spec_files import print_errors
 
 from .table import amount, table
 
 if TYPE_CHECKING:
     from weft.codegen.decode import CacheSpec, DecodeGraphs
-    from weft.dsl.check import Checked
+    from weft.dsl.program import Program
 
 
-def data(checked: Checked) -> dict[str, Any]:
-    graphs = _derive(checked)
+def data(program: Program) -> dict[str, Any]:
+    graphs = _derive(program)
     plan = graphs.plan
     return {
         "model": plan.program.name,
@@ -43,8 +44,8 @@ def data(checked: Checked) -> dict[str, Any]:
     }
 
 
-def text(checked: Checked) -> str:
-    graphs = _derive(checked)
+def text(program: Program) -> str:
+    graphs = _derive(program)
     plan = graphs.plan
     inputs = ", ".join(f"{value.name}: {value.type}" for value in plan.row_inputs)
     lines = [f"model {plan.program.name} goes on row by row along {plan.axis.name}, fed with {inputs}", ""]
@@ -70,23 +71,17 @@ def text(checked: Checked) -> str:
     return "\n".join(lines)
 
 
-def _derive(checked: Checked) -> DecodeGraphs:
+def _derive(program: Program) -> DecodeGraphs:
     import torch
 
     from weft.codegen.decode import derive
     from weft.codegen.lower import empty_weights
-    from weft.dsl.causality import check_generates
+    from weft.dsl.causality import why_not_generated
 
-    if not checked.models:
-        raise CommandFault(f"{checked.source.name} declares no model")
-    program = checked.model
-    for _, output in program.outputs:
-        error = check_generates(program, output, program.inputs)
-        if error is not None:
-            from weft.spec_files import print_errors
-
-            print_errors([error])
-            raise SystemExit(1)
+    error = why_not_generated(program)
+    if error is not None:
+        print_errors([error], file=sys.stderr)
+        raise SystemExit(1)
     # Shapes are enough: a 32B model's decoder is shown without its weights.
     weights = empty_weights(program.weights, torch.float32, "meta")
     return derive(program, weights, torch.float32)
