@@ -10,8 +10,8 @@ from tests.small_models import DECODER, model, tokens
 from weft.codegen.cpu.fixed_norm import FixedNorm
 from weft.codegen.cpu.packed_linear import PackedLinear
 from weft.codegen.cpu.rowwise import add_rms_norm, rms_norm
-from weft.codegen.passes.constants import constants
 from weft.codegen.origin import origin
+from weft.codegen.passes.constants import constants
 from weft.codegen.pipeline import CPU_PASSES
 from weft.dsl.diagnostics import SpecErrors
 from weft.runtime.decoder import Decoder
