@@ -1,6 +1,7 @@
 """The artifact: a folder with a model as readable Python that needs torch and nothing of Weft.
 
     model.py        the nn.Module; runs what the passes made of the graph
+    kernels.py      the generated kernels it launches on a GPU, if the passes made any
     reference.py    the same, unfused: what the spec says, line by line
     functions/ ...  the functions both call, copied
     manifest.json   what it was made from, what it takes and gives, its weights
@@ -28,6 +29,7 @@ from torch import fx
 from ..dsl.check import Checked
 from ..dsl.program import Weight
 from .emit import Imports, method
+from .emit_kernels import kernels_text
 from .graph_context import CompilerBug
 from .lower import empty_weights, lower, signature
 from .pipeline import Pass, optimise
@@ -104,6 +106,10 @@ def artifact_files(checked: Checked, dtype: torch.dtype, passes: tuple[Pass, ...
     imports = Imports({("functions", "start")})
     files["model.py"] = _module_text(checked, fused, weights, dtype, imports, weft_version, "Model")
     files["reference.py"] = _module_text(checked, references, weights, dtype, imports, weft_version, "Reference")
+    if imports.kernels:
+        meanings = Imports({("gpu", "fused"), ("gpu", "rowwise")})
+        files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")
+        imports.modules |= meanings.modules
     files.update(copied_modules(imports.modules))
     files[MANIFEST] = _manifest(checked, references, weights, dtype, passes, weft_version, files)
     return files
@@ -118,7 +124,7 @@ def _module_text(
     weft_version: str,
     class_name: str,
 ) -> str:
-    imports = Imports({("functions", "start")})
+    imports = Imports({("functions", "start")}, kernels=all_imports.kernels if class_name == "Model" else {})
     methods = [method(name, graph, imports) for name, graph in graphs.items()]
     all_imports.modules |= imports.modules
     source = _file_name(checked)
@@ -128,8 +134,8 @@ def _module_text(
     header = f'"""{what} from {source}{size} by weft {weft_version}. Computes in {_short(dtype)}.\n'
     return (
         header
-        + "\nIt needs torch and the files beside it. A ragged input is packed: rows of all examples end to\n"
-        + "end, and int32 offsets [batch + 1].\n"
+        + f"\nIt needs {'torch, triton' if imports.kernels else 'torch'} and the files beside it. A ragged input is packed:\n"
+        + "rows of all examples end to end, and int32 offsets [batch + 1].\n"
         + _argument_lines(graphs)
         + '"""\n\n'
         + "\n".join(imports.lines)
@@ -201,7 +207,7 @@ def _argument_lines(graphs: Mapping[str, fx.GraphModule]) -> str:
 
 
 def copied_modules(wanted: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The text of modules of codegen/functions and codegen/cpu, with what they import of each other."""
+    """The text of modules of codegen/functions, cpu and gpu, with what they import of each other."""
     files: dict[str, str] = {}
     left = list(wanted)
     while left:
@@ -239,7 +245,7 @@ def _imported(package: str, name: str, text: str) -> list[tuple[str, str]]:
 
 def _is_plain(module: str) -> bool:
     root = module.partition(".")[0]
-    return root == "torch" or root in sys.stdlib_module_names
+    return root in ("torch", "triton") or root in sys.stdlib_module_names
 
 
 def _manifest(

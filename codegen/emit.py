@@ -45,8 +45,19 @@ class Imports:
 
     modules: set[tuple[str, str]] = field(default_factory=set)
     libraries: set[str] = field(default_factory=set)
-    kernels: dict[str, FusedOp] = field(default_factory=dict)
+    kernels: dict[object, FusedOp] = field(default_factory=dict)  # by what they are, so that equal ones are one
     home: str = "."
+
+    def kernel(self, op: FusedOp) -> str:
+        """The name of a fused call among all that the text makes."""
+        if op.key not in self.kernels:
+            taken = {known.name for known in self.kernels.values()}
+            name, number = op.name, 1
+            while name in taken:
+                number += 1
+                name = f"{op.name}_{number}"
+            self.kernels[op.key] = op if name == op.name else op.renamed(name)
+        return self.kernels[op.key].name
 
     @property
     def lines(self) -> list[str]:
@@ -172,8 +183,7 @@ def _call(node: fx.Node, names: dict[fx.Node, str], imports: Imports) -> str:
 def function_name(function: Any, imports: Imports) -> str:
     """The dotted name that means `function` in the text."""
     if isinstance(function, FusedOp):
-        imports.kernels[function.name] = function
-        return f"{KERNELS}.{function.name}"
+        return f"{KERNELS}.{imports.kernel(function)}"
     name = getattr(function, "__name__", "")
     module = getattr(function, "__module__", "") or ""
     for library, found in _LIBRARIES:
