@@ -134,6 +134,12 @@ axis seq
 model g(t: kind[seq]) -> real[seq, d]:
     return embed(t, kind -> d)
 """,
+    "nested": """\
+axis p
+axis c in p
+model g(x: real[c], y: real[p]) -> real[c]:
+    return x + y
+""",
 }
 
 REFUSED = {
@@ -218,12 +224,6 @@ axis seq
 model g(x: real[seq]) -> real[seq]:
     y = next(x)
     return y
-"""),
-    "nested": ("E901", """\
-axis p
-axis c in p
-model g(x: real[c], y: real[p]) -> real[c]:
-    return x + y
 """),
     "step call": ("E310", """\
 axis seq

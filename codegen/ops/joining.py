@@ -17,7 +17,6 @@ from ...dsl.errors.axes import (
     SidewaysLevels,
     WrongAxisKind,
 )
-from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import IdMismatch
 from ...dsl.opdef import OpCall
 from ...dsl.program import Constant, Value
@@ -104,11 +103,6 @@ def join(call: OpCall, operator: str, given: tuple[Operand, ...], contained: boo
     if not contained:
         static = ordered_first(tuple(axis for operand in given for axis in operand.type.static_axes))
     rows = ordered[-1] if ordered else None
-    for operand in given:
-        owner = operand.type.rows
-        if rows is not None and owner is not None and owner is not rows:
-            what = f"a value of {owner.name} read by rows of {rows.name}, nested in it,"
-            raise call.fail(NotBuiltYet(operand.at, what))
     for operand in given:
         if operand.type.missing and operand.type.rows is not rows:
             raise call.fail(MissingRows(operand.at, operator, "the other operand lives below them"))
