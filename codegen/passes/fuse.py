@@ -26,8 +26,11 @@ from ..origin import inherit, origin
 from ..rowwise.axes import CannotFuse
 from ..rowwise.axis_rules import tables
 from ..rowwise.build import Region, build, region_of, spec_name
+from ..rowwise.derivative import derive
 from ..rowwise.fused import FusedOp, fused_op
+from ..rowwise.row_program import RowProgram
 from ..rowwise.steps import RESERVED
+from ..rowwise.tiles import MOST_LIVE, Tiles
 from ..rowwise.value_rules import FUSIBLE
 
 # Only names change: a group that ends in one may as well leave it to its readers.
@@ -124,7 +127,7 @@ class _Groups:
             program = build(region_of(nodes), self.facts, "candidate")
         except CannotFuse:
             return False
-        return len(program.values) <= MOST_VALUES
+        return len(program.values) <= MOST_VALUES and _fits(program)
 
     def _leaves_and_returns(self, nodes: set[fx.Node]) -> bool:
         """Whether a path from the nodes comes back to them by way of others. Groups are passed through whole."""
@@ -166,6 +169,14 @@ class _Groups:
         region = region_of(kept)
         by_row = any(self.facts[node].level is not None for node in region.inputs)
         return region if by_row and region.outputs else None
+
+
+def _fits(program: RowProgram) -> bool:
+    """Whether a program and its gradients hold no more of a row than there are registers for."""
+    if Tiles(program).live > MOST_LIVE:
+        return False
+    gradients = derive(program, len(program.sources), {source.place for source in program.sources}).program
+    return not gradients.stores or Tiles(gradients).live <= MOST_LIVE
 
 
 def _work(nodes: Iterable[fx.Node]) -> int:

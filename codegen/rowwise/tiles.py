@@ -12,7 +12,8 @@ TILE = 4096  # entries that a tile of several rows is filled up to
 COLUMNS = 2048  # entries of a block of a row that is cut
 PER_THREAD = 16  # entries a thread should hold of a value
 LIVE_PER_THREAD = 80  # entries it should hold of all values that are still to be read
-MOST_WARPS = 16
+FEWEST_WARPS, MOST_WARPS = 4, 16
+MOST_LIVE = 96 * 32 * MOST_WARPS  # entries of all values of a row: beyond it registers are spilled
 
 
 class Tiles:
@@ -23,6 +24,8 @@ class Tiles:
         self.program = program
         self.axes = program.axes
         self.values = program.values
+        self.cut: Axis | None = None
+        self.is_looped = False
         self.cut = self._cut()
         self.is_looped = self.cut is not None and self._is_reduced(self.cut)
 
@@ -34,7 +37,7 @@ class Tiles:
         longest = max(free, key=lambda axis: axis.size, default=None)
         if longest is not None and entries > TILE and longest.size > COLUMNS // 2:
             return longest
-        return max(self.axes, key=lambda axis: axis.size) if entries > RESIDENT else None
+        return max(self.axes, key=lambda axis: axis.size) if entries > RESIDENT or self.live > MOST_LIVE else None
 
     def _is_reduced(self, axis: Axis) -> bool:
         return any(isinstance(value, Reduce) and axis in value.over for value in self.values)
@@ -82,7 +85,7 @@ class Tiles:
     def warps(self, rows: int) -> int:
         """Warps of a tile of rows."""
         threads = max(rows * self.held // PER_THREAD, rows * self.live // LIVE_PER_THREAD)
-        return max(1, min(MOST_WARPS, power_of_two(threads // 32)))
+        return max(FEWEST_WARPS, min(MOST_WARPS, power_of_two(threads // 32)))
 
     @property
     def columns(self) -> int:
