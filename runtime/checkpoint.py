@@ -145,7 +145,8 @@ def save_checkpoint(
             shutil.rmtree(doomed, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RuntimeFault(f"the checkpoint {path} could not be written: {why_not_written(error, path.parent)}") from None
+        why = why_not_written(error, path.parent)
+        raise RuntimeFault(f"the checkpoint {path} could not be written: {why}") from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -191,7 +192,8 @@ def read_manifest(path: Path) -> Manifest:
     if identity.spec_hash != manifest.spec_hash:
         raise RuntimeFault(f"the checkpoint {path} is damaged: its spec text does not have the hash written beside it")
     if written != digest_of_record(record):
-        raise RuntimeFault(f"the checkpoint {path} is damaged: the contents of {MANIFEST} are not those that were written")
+        what = f"the contents of {MANIFEST} are not those that were written"
+        raise RuntimeFault(f"the checkpoint {path} is damaged: {what}")
     return manifest
 
 

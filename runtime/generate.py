@@ -47,8 +47,8 @@ def generate(
     A sequence's draws depend on its own seed and positions only: `seed` is one number (sequence i uses seed + i) or
     one per sequence.
     `stream(sequence, token)` is called as tokens are chosen. `begin` is put in front of every prompt. An empty prompt
-    begins behind it, or else behind the one `eos`, as a document after another. `capacity` bounds prompt and continuation together; without it what is asked for fits. `inputs`
-    are the model's other inputs.
+    begins behind it, or else behind the one `eos`, as a document after another. `capacity` bounds prompt and
+    continuation together; without it what is asked for fits. `inputs` are the model's other inputs.
     """
     decoder = decoder or decoder_of(model)
     limit = vocabulary_of(decoder)

@@ -338,7 +338,7 @@ def test_inspect_decode(spec: Path, tmp_path: Path) -> None:
     leak.write_text(LEAK.partition("objective")[0])
     run = weft("inspect", str(leak), "decode")
     assert run.returncode == 1
-    assert "error[E402]" in run.stdout
+    assert "error[E402]" in run.stderr
 
 
 def test_inspect_refuses_options_of_other_views(spec: Path) -> None:
@@ -455,10 +455,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     says(_breaks(tmp_path, "raise OSError(28, 'x', 'runs/a')"), 1, "runs/a: no space left")
 
 
-TWO_MODELS = GOOD + """
+TWO_MODELS = (
+    GOOD
+    + """
 model features(tokens: id[seq] in vocab) -> real[seq, dim]:
     return embed(tokens, vocab -> dim) as table
 """
+)
 
 
 def test_a_view_of_one_of_several_models(tmp_path: Path) -> None:
