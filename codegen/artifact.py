@@ -132,9 +132,10 @@ def _module_text(
     what = "Compiled" if class_name == "Model" else "The unfused reference"
     table = "".join(_weight_line(weight) for weight in weights.values())
     header = f'"""{what} from {source}{size} by weft {weft_version}. Computes in {_short(dtype)}.\n'
+    needs = "torch, triton" if imports.kernels else "torch"
     return (
         header
-        + f"\nIt needs {'torch, triton' if imports.kernels else 'torch'} and the files beside it. A ragged input is packed:\n"
+        + f"\nIt needs {needs} and the files beside it. A ragged input is packed:\n"
         + "rows of all examples end to end, and int32 offsets [batch + 1].\n"
         + _argument_lines(graphs)
         + '"""\n\n'

@@ -62,3 +62,11 @@ def defines(fx_node: fx.Node, value: Value) -> bool:
         return False
     mark(fx_node, replace(known, value=value, type=value.type, span=known.span or value.span))
     return True
+
+
+def user_span(fx_node: fx.Node) -> Span | None:
+    """The line of the user's own file that a node serves: of the standard library's lines, the call that led there."""
+    known = origin(fx_node)
+    spans = [known.span, *(frame.span for frame in reversed(known.scope))]
+    own = [span for span in spans if span is not None and not span.source.name.startswith("std/")]
+    return own[0] if own else known.span

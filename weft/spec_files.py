@@ -42,6 +42,12 @@ def read(path: str) -> Source:
     return Source(name, text.replace("\r\n", "\n"))
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "weft"
+
+
 def _bytes(path: str) -> bytes:
     if Path(path).is_dir():
         raise CommandFault(f"{path}: is a folder; name the spec files in it", 2)

@@ -12,14 +12,18 @@ Examples:
   weft inspect specs/olmo2.weft graph --size 7b --svg olmo2.svg
   weft inspect specs/olmo2.weft params --size 32b
   weft inspect specs/olmo2.weft causality
+  weft inspect specs/olmo2.weft kernels --size 7b --target cuda:90 --target hip:gfx942
+  weft inspect specs/olmo2.weft cost --size 7b --device h100
+  weft inspect specs/olmo2.weft ptx --size tiny --kernel silu_swiglu_kernel
 """
 
-View = Literal["graph", "axes", "params", "causality", "decode"]
+View = Literal["graph", "axes", "params", "causality", "decode", "kernels", "cost", "ptx", "sass"]
+KERNEL_VIEWS = ("kernels", "cost", "ptx", "sass")
 
 
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The spec; - is standard input.")],
-    view: Annotated[View, typer.Argument(metavar="VIEW", help="graph, axes, params, causality or decode.")],
+    view: Annotated[View, typer.Argument(metavar="VIEW", help="One of those above.")],
     size: Annotated[str | None, typer.Option(help="Preset of the spec [default: the first one].")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a size or option; repeatable.")
@@ -29,6 +33,13 @@ def run(
         str | None, typer.Option("--of", metavar="NAME", help="Which model or objective [default: the model].")
     ] = None,
     svg: Annotated[str | None, typer.Option(metavar="OUT", help="graph: write a drawing instead of text.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TARGET", help="kernels: cuda:80, cuda:90, cuda:100 or hip:gfx942; repeatable [cuda:90]."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="cost: a100, h100, h200, b200 or mi300x.")] = None,
+    kernel: Annotated[str | None, typer.Option(metavar="NAME", help="ptx, sass: one kernel [default: all].")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="cost: rows of a step, all examples together.")] = 16384,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """graph: every operation by block and loop turn, with types and spec lines.
@@ -36,10 +47,16 @@ def run(
     params: every weight, how it starts, and totals.
     causality: how far ahead each value looks, and what objectives demand.
     decode: what the derived decoder computes per row and what it caches.
+    kernels: every kernel that a GPU would launch in a step, compiled here for GPUs that need not be there.
+    cost: what each kernel moves and computes, and the least time that takes on a device.
+    ptx, sass: the code of kernels.
     """
     from weft import spec_files
     from weft.faults import CommandFault
 
+    if view not in KERNEL_VIEWS and (target or device or kernel):
+        option = "--target" if target else "--device" if device else "--kernel"
+        raise CommandFault(f"{option} goes with kernels, cost, ptx and sass, not with {view}", 2)
     if view != "graph" and (svg or full):
         raise CommandFault(f"{'--svg' if svg else '--full'} goes with graph, not with {view}", 2)
     settings = spec_files.overrides(set_ or [])
@@ -54,7 +71,10 @@ def run(
         spec_files.write(svg, drawing.draw(spec_files.program(checked, objective), shown))
         print(f"wrote {svg}")
         return
-    data, text = _view(checked, view, objective, full)
+    if view in KERNEL_VIEWS:
+        data, text = _kernels(checked, view, objective, target or ["cuda:90"], device, kernel, rows)
+    else:
+        data, text = _view(checked, view, objective, full)
     if as_json:
         import json
 
@@ -63,6 +83,36 @@ def run(
         # Made first: what cannot be shown leaves no title behind.
         body = text()
         print(f"{shown}\n\n{body}")
+
+
+def _kernels(checked, view: str, of: str | None, targets: list[str], device: str | None, kernel: str | None, rows: int):
+    """As `_view`, of the kernels of a step. They are kept between calls: compiling takes seconds a kernel."""
+    from rich.console import Console
+
+    from weft import spec_files
+    from weft.codegen.targets import UnknownTarget
+    from weft.codegen.targets import device as device_of
+    from weft.faults import CommandFault
+    from weft.views import kernels, planned_kernels
+
+    try:
+        on = device_of(device) if device is not None else None
+    except UnknownTarget as error:
+        raise CommandFault(str(error), 2) from None
+    if of is None:
+        planned = planned_kernels.of_spec(checked, targets, rows)
+    else:
+        graph = planned_kernels.fused(spec_files.program(checked, of))
+        planned = [one for target in targets for one in planned_kernels.of_graph(graph, target, rows)]
+    with Console(stderr=True).status(f"compiling {len(planned)} kernels"):
+        made = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
+    texts = {
+        "kernels": lambda: kernels.text(made),
+        "cost": lambda: kernels.cost(made, on),
+        "ptx": lambda: kernels.ptx(made, kernel),
+        "sass": lambda: kernels.sass(made, kernel),
+    }
+    return lambda: kernels.data(made, on), texts[view]
 
 
 def _view(checked, view: str, of: str | None, full: bool):

@@ -42,7 +42,7 @@ def fused(program: Program) -> fx.GraphModule:
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
     """Rowwise kernels, forward and backward, in the order of the graph; calls that share a kernel are counted."""
-    from weft.codegen.origin import origin
+    from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
     from weft.codegen.rowwise.kernel_texts import row_kernel_text, row_work
 
@@ -51,7 +51,7 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
         op = node.target
         if not isinstance(op, FusedOp):
             continue
-        span = origin(node).span
+        span = user_span(node)
         spec = "" if span is None else f"{span.source.name}:{span.line}"
         written = "" if span is None else span.source.text.splitlines()[span.line - 1].strip()
         sides: list[tuple[Literal["forward", "backward"], RowPlan | None]] = [
