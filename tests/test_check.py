@@ -456,6 +456,7 @@ def test_a_size_without_a_number_is_said_where_only_calls_read_it():
     """Counting the operations reads it first, and says nothing."""
     text = """
 size wide: width = 8
+size narrow: width = 2
 size dim = 4
 axis seq
 block grow(x: real[seq, dim], to: size) -> real[seq, dim]:
