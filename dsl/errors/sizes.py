@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from ..diagnostics import Diagnostic, Label, SpecError
 from ..record import record
 from ..source import Span
+from ..suggest import suggest
 from .names import did_you_mean
 
 
@@ -29,6 +32,12 @@ class UnknownSize(SpecError, code="E303"):
 
     name: str
     candidates: tuple[str, ...]
+
+    @property
+    def cause(self) -> tuple[Hashable, ...] | None:
+        # The size that was meant has no number then, which is the same slip.
+        near = suggest(self.name, self.candidates)
+        return None if near is None else ("size", self.at.source.name, near)
 
     def describe(self) -> Diagnostic:
         return self.say(
@@ -93,6 +102,10 @@ class SizeNotSet(SpecError, code="E305"):
     preset: str | None
     presets: tuple[str, ...] = ()
     preset_at: Span | None = None
+
+    @property
+    def cause(self) -> tuple[Hashable, ...]:
+        return ("size", (self.preset_at or self.at).source.name, self.name)
 
     def describe(self) -> Diagnostic:
         default = f"give it a default: `size {self.name} = 64`"
