@@ -114,3 +114,34 @@ def test_missing_targets_are_passed_on_and_left_out() -> None:
 def test_dropout_is_the_identity_outside_training() -> None:
     found, (x,), _ = run("x: real[seq, dim] => dropout(x, 0.5)")
     assert torch.equal(found, x)
+
+
+def attention_by_torch(q_in, k_in, weights, prefix: str, heads: int, kv_heads: int, width: int, causal: bool):
+    q = functional.linear(q_in, weights[f"{prefix}.q.linear.weight"]).unflatten(-1, (heads, width)).transpose(0, 1)
+    k, v = (
+        functional.linear(k_in, weights[f"{prefix}.{part}.linear.weight"])
+        .unflatten(-1, (kv_heads, width))
+        .transpose(0, 1)
+        for part in ("k", "v")
+    )
+    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    return functional.linear(mixed.transpose(0, 1).flatten(1), weights[f"{prefix}.out.weight"])
+
+
+def test_self_attention() -> None:
+    call = "self_attention(x, along=seq, heads=heads, kv_heads=kv_heads, head_dim=head_dim, mask=causal)"
+    found, (x,), weights = run(f"x: real[seq, dim] => {call}")
+    wanted = [attention_by_torch(p, p, weights, "self_attention", 4, 2, 3, True) for p in x.split(LENGTHS["seq"])]
+    close(found, torch.cat(wanted))
+
+
+def test_cross_attention() -> None:
+    call = "cross_attention(x, y, along=other, heads=heads, head_dim=head_dim)"
+    found, (x, y), weights = run(f"x: real[seq, dim], y: real[other, ffn] => {call}")
+    parts = zip(x.split(LENGTHS["seq"]), y.split(LENGTHS["other"]), strict=True)
+    # Nothing to look at gives 0.
+    wanted = [
+        attention_by_torch(p, m, weights, "cross_attention", 4, 4, 3, False) if len(m) else torch.zeros_like(p)
+        for p, m in parts
+    ]
+    close(found, torch.cat(wanted))
