@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,16 @@ from .emit_kernels import kernels_text
 from .graph_context import CompilerBug
 from .lower import empty_weights, lower, signature
 from .pipeline import Pass, optimise
+from .rowwise.fused import FusedOp
 
 FORMAT = "weft-artifact"
 VERSION = 1
 MANIFEST = "manifest.json"
 HERE = Path(__file__).parent
+
+
+# What kernels take on the artifact's target, as data for the manifest.
+Inspect = Callable[[tuple[FusedOp, ...]], list[dict[str, Any]]]
 
 
 class ArtifactError(Exception):
@@ -50,10 +55,15 @@ def compile_to(
     dtype: torch.dtype = torch.float32,
     passes: tuple[Pass, ...] = (),
     weft_version: str = "0.1.0",
+    target: str = "cpu",
+    inspect: Inspect | None = None,
 ) -> Path:
-    """Writes the artifact of a checked spec: its main model, and a loss method for each objective."""
+    """Writes the artifact of a checked spec: its main model, and a loss method for each objective.
+
+    `target` is what it is made for; `inspect` says what each of its kernels takes there, for the manifest.
+    """
     folder = Path(folder)
-    files = artifact_files(checked, dtype, passes, weft_version)
+    files = artifact_files(checked, dtype, passes, weft_version, target, inspect)
     if folder.exists() and not _is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there and is no artifact: give a new or empty folder")
     try:
@@ -89,7 +99,14 @@ def _is_artifact(folder: Path) -> bool:
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
-def artifact_files(checked: Checked, dtype: torch.dtype, passes: tuple[Pass, ...], weft_version: str) -> dict[str, str]:
+def artifact_files(
+    checked: Checked,
+    dtype: torch.dtype,
+    passes: tuple[Pass, ...],
+    weft_version: str,
+    target: str = "cpu",
+    inspect: Inspect | None = None,
+) -> dict[str, str]:
     """The text of every file by name."""
     weights = {weight.path: weight for weight in checked.weights.values()}
     tree = empty_weights(weights.values(), dtype, "meta")
@@ -111,7 +128,9 @@ def artifact_files(checked: Checked, dtype: torch.dtype, passes: tuple[Pass, ...
         files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")
         imports.modules |= meanings.modules
     files.update(copied_modules(imports.modules))
-    files[MANIFEST] = _manifest(checked, references, weights, dtype, passes, weft_version, files)
+    manifest = _manifest(checked, references, weights, dtype, passes, weft_version, files)
+    manifest |= {"target": target, "kernels": inspect(tuple(imports.kernels.values())) if inspect else []}
+    files[MANIFEST] = json.dumps(manifest, indent=1) + "\n"
     return files
 
 
@@ -257,8 +276,8 @@ def _manifest(
     passes: tuple[Pass, ...],
     weft_version: str,
     files: Mapping[str, str],
-) -> str:
-    record: dict[str, Any] = {
+) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "version": VERSION,
         "versions": {"weft": weft_version, "torch": torch.__version__.partition("+")[0]},
@@ -281,7 +300,6 @@ def _manifest(
         ],
         "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(files.items())},
     }
-    return json.dumps(record, indent=1) + "\n"
 
 
 def _file_name(checked: Checked) -> str:

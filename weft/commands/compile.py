@@ -1,14 +1,22 @@
-"""`weft compile`: a spec to a folder of readable Python that needs torch and nothing of Weft."""
+"""`weft compile`: a spec to a folder of readable Python that needs torch, for a GPU triton, and nothing of Weft."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from weft.codegen.rowwise.fused import FusedOp
+
+# Rows of a step, for bytes and operations in the manifest.
+ROWS = 16384
 
 EXAMPLES = """\b
 Examples:
   weft compile specs/olmo2.weft --size tiny -o build/olmo2-tiny
+  weft compile specs/olmo2.weft --size 7b --target cuda:90 --precision bfloat16 -o build/olmo2-7b
   python -c 'import weft; print(weft.load("build/olmo2-tiny"))'
 """
 
@@ -20,10 +28,17 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a size or option; repeatable.")
     ] = None,
+    target: Annotated[
+        str,
+        typer.Option(metavar="TARGET", help="cpu, cuda:80, cuda:90, cuda:100 or hip:gfx942; the GPU need not be here."),
+    ] = "cpu",
     precision: Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 or float64.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """model.py runs the graph after the compiler's passes, reference.py the unfused graph, as the spec says.
+
+    For a GPU kernels.py holds the generated kernels, each compiled here once: the manifest says what they take. The
+    same folder runs on a CPU too, without them.
 
     The same spec, size and versions give the same bytes.
     """
@@ -38,12 +53,14 @@ def run(
     import torch
 
     from weft.codegen.artifact import compile_to
-    from weft.codegen.pipeline import BASIC_PASSES
+    from weft.codegen.pipeline import BASIC_PASSES, GPU_PASSES
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if precision not in types:
         raise CommandFault(f"--precision is one of {', '.join(types)}, not {precision}", 2)
-    folder = compile_to(checked, out, types[precision], BASIC_PASSES, __version__)
+    inspect = None if target == "cpu" else partial(_taken, target)
+    passes = BASIC_PASSES if target == "cpu" else GPU_PASSES
+    folder = compile_to(checked, out, types[precision], passes, __version__, target, inspect)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if as_json:
         import json
@@ -51,6 +68,29 @@ def run(
         print(json.dumps({"version": 1, "folder": str(folder), "files": [str(f.relative_to(folder)) for f in files]}))
         return
     print(f"{folder}: {checked.model.name} with {len(checked.weights):,} weights, {len(files)} files")
-    for name, what in (("model.py", "what runs"), ("reference.py", "the unfused graph")):
+    parts = (("model.py", "what runs"), ("kernels.py", "its kernels"), ("reference.py", "the unfused graph"))
+    for name, what in parts:
+        if not (folder / name).is_file():
+            continue
         lines = len((folder / name).read_text(encoding="utf-8").splitlines())
         print(f"  {name:13} {lines:6,} lines: {what}")
+
+
+def _taken(target: str, ops: tuple[FusedOp, ...]) -> list[dict[str, Any]]:
+    """What each kernel takes on the target: compiled here, one after another, without a GPU."""
+    from rich.console import Console
+
+    from weft import spec_files
+    from weft.codegen.origin import user_span
+    from weft.views import kernels, planned_kernels
+
+    planned = []
+    for op in ops:
+        last = next(node for node in reversed(op.meaning.graph.nodes) if node.op == "call_function")
+        planned += planned_kernels.of_op(op, user_span(last), target, ROWS)
+    with Console(stderr=True).status(f"compiling {len(planned)} kernels for {target}"):
+        rows = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
+    # How long compiling took is not part of what was made.
+    return [
+        {name: value for name, value in row.items() if name != "compile_s"} for row in kernels.data(rows)["kernels"]
+    ]

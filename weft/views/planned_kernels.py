@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from torch import fx
 
     from weft.codegen.kernel_text import KernelText
+    from weft.codegen.rowwise.fused import FusedOp
     from weft.codegen.rowwise.plan import RowPlan
     from weft.dsl.check import Checked
     from weft.dsl.program import Program
+    from weft.dsl.source import Span
 
 
 def of_spec(checked: Checked, targets: Sequence[str], rows: int) -> list[Planned]:
@@ -44,27 +46,30 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
     """Rowwise kernels, forward and backward, in the order of the graph; calls that share a kernel are counted."""
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
-    from weft.codegen.rowwise.kernel_texts import row_kernel_text, row_work
 
-    found: dict[tuple[object, str], Planned] = {}
+    found: dict[object, list[Planned]] = {}
     for node in module.graph.nodes:
         op = node.target
-        if not isinstance(op, FusedOp):
-            continue
-        span = user_span(node)
-        spec = "" if span is None else f"{span.source.name}:{span.line}"
-        written = "" if span is None else span.source.text.splitlines()[span.line - 1].strip()
-        sides: list[tuple[Literal["forward", "backward"], RowPlan | None]] = [
-            ("forward", op.forward),
-            ("backward", op.backward),
-        ]
-        for direction, plan in sides:
-            if plan is None:
-                continue
-            key = (op.key, direction)
-            if key in found:
-                found[key] = replace(found[key], count=found[key].count + 1)
+        if isinstance(op, FusedOp):
+            if op.key in found:
+                found[op.key] = [replace(one, count=one.count + 1) for one in found[op.key]]
             else:
-                text, work = row_kernel_text(plan), row_work(plan, rows)
-                found[key] = Planned(text, target, spec, direction, work, 1, written)
-    return list(found.values())
+                found[op.key] = of_op(op, user_span(node), target, rows)
+    return [one for both in found.values() for one in both]
+
+
+def of_op(op: FusedOp, span: Span | None, target: str, rows: int) -> list[Planned]:
+    """The kernels of one fused call, forward first. `span`: the spec line it serves."""
+    from weft.codegen.rowwise.kernel_texts import row_kernel_text, row_work
+
+    spec = "" if span is None else f"{span.source.name}:{span.line}"
+    written = "" if span is None else span.source.text.splitlines()[span.line - 1].strip()
+    sides: list[tuple[Literal["forward", "backward"], RowPlan | None]] = [
+        ("forward", op.forward),
+        ("backward", op.backward),
+    ]
+    return [
+        Planned(row_kernel_text(plan), target, spec, direction, row_work(plan, rows), 1, written)
+        for direction, plan in sides
+        if plan is not None
+    ]
