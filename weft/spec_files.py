@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from weft.faults import CommandFault
 
 if TYPE_CHECKING:
+    from weft.codegen.targets import Device, Target
     from weft.dsl.check import Checked, Result
     from weft.dsl.diagnostics import SpecError
     from weft.dsl.program import Program
@@ -40,6 +41,26 @@ def read(path: str) -> Source:
         raise CommandFault(f"{name}: is not UTF-8 text (line {line})", 2) from None
     # Positions are counted in lines that end with one character.
     return Source(name, text.replace("\r\n", "\n"))
+
+
+def known_target(name: str) -> Target:
+    """What kernels are compiled for, by its name on the command line."""
+    from weft.codegen.targets import UnknownTarget, target
+
+    try:
+        return target(name)
+    except UnknownTarget as error:
+        raise CommandFault(str(error), 2) from None
+
+
+def known_device(name: str) -> Device:
+    """A device that times are estimated for."""
+    from weft.codegen.targets import UnknownTarget, device
+
+    try:
+        return device(name)
+    except UnknownTarget as error:
+        raise CommandFault(str(error), 2) from None
 
 
 def cache_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,8 @@ def run(
     from weft import __version__, spec_files
     from weft.faults import CommandFault
 
+    if target != "cpu":
+        spec_files.known_target(target)
     settings = spec_files.overrides(set_ or [])
     source = spec_files.read(file)
     checked = spec_files.checked_source(source, size, settings)
@@ -90,7 +93,9 @@ def _taken(target: str, ops: tuple[FusedOp, ...]) -> list[dict[str, Any]]:
         planned += planned_kernels.of_op(op, user_span(last), target, ROWS)
     with Console(stderr=True).status(f"compiling {len(planned)} kernels for {target}"):
         rows = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
-    # How long compiling took is not part of what was made.
-    return [
-        {name: value for name, value in row.items() if name != "compile_s"} for row in kernels.data(rows)["kernels"]
-    ]
+    found = kernels.data(rows)["kernels"]
+    for row in found:
+        # The same spec gives the same bytes wherever it lies and however long compiling took.
+        row["spec"] = os.path.basename(row["spec"])
+        del row["compile_s"]
+    return found

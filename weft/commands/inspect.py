@@ -90,15 +90,11 @@ def _kernels(checked, view: str, of: str | None, targets: list[str], device: str
     from rich.console import Console
 
     from weft import spec_files
-    from weft.codegen.targets import UnknownTarget
-    from weft.codegen.targets import device as device_of
-    from weft.faults import CommandFault
     from weft.views import kernels, planned_kernels
 
-    try:
-        on = device_of(device) if device is not None else None
-    except UnknownTarget as error:
-        raise CommandFault(str(error), 2) from None
+    on = spec_files.known_device(device) if device is not None else None
+    for target in targets:
+        spec_files.known_target(target)
     if of is None:
         planned = planned_kernels.of_spec(checked, targets, rows)
     else:
