@@ -1,0 +1,28 @@
+"""Tile sizes and launch options of attention kernels: a safe default for each target, and candidates to measure.
+
+Defaults are chosen by what ahead-of-time compilation shows: no spilled register for heads of 64 and 128 entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plan import AttentionPlan
+
+
+@dataclass(frozen=True)
+class Configuration:
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Configuration:
+    if target == "interpreter":
+        return Configuration(32, 32, 1, 1)
+    if kernel == "attention_delta":
+        return Configuration(32, 0, 4, 1)
+    return Configuration(64, 64, 4, 2)
