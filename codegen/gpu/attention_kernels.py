@@ -26,6 +26,21 @@ class AttentionKey:
 
 
 @dataclass(frozen=True)
+class DecodeKey:
+    """The same for kernels over caches: `rows` new rows per sequence, which see low <= key - query <= high."""
+
+    form: str
+    dtype: str
+    heads: int
+    key_heads: int
+    q_width: int
+    v_width: int
+    rows: int
+    low: int | None
+    high: int
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A jitted function, the names of its run-time arguments in order, its constexpr values, and launch options."""
 
@@ -41,12 +56,13 @@ class Kernel:
         self.function[grid](*arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
 
 
-Maker = Callable[[AttentionKey, str, str], Kernel]
-_kernels: dict[tuple[AttentionKey, str, str], Kernel] = {}
+Key = AttentionKey | DecodeKey
+Maker = Callable[[Key, str, str], Kernel]
+_kernels: dict[tuple[Key, str, str], Kernel] = {}
 _makers: list[Maker] = []
 
 
-def register(key: AttentionKey, name: str, target: str, kernel: Kernel) -> None:
+def register(key: Key, name: str, target: str, kernel: Kernel) -> None:
     _kernels[key, name, target] = kernel
 
 
@@ -56,7 +72,7 @@ def provide(maker: Maker) -> None:
         _makers.append(maker)
 
 
-def find(key: AttentionKey, name: str, target: str) -> Kernel:
+def find(key: Key, name: str, target: str) -> Kernel:
     """The kernel `name` for a target such as "cuda:90" or "interpreter". KeyError: nobody has it or can make it."""
     found = _kernels.get((key, name, target))
     if found is None:

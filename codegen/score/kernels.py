@@ -18,13 +18,13 @@ from .plan import (
     Gradient,
     KernelPlan,
     Load,
-    _gradients,
-    _logit,
-    _loops,
-    _range,
-    _read,
-    _tiles,
-    _vectors,
+    gradients_of,
+    logit_lines,
+    loops_over,
+    range_line,
+    values_read,
+    tile_loads,
+    vector_loads,
     parts,
 )
 
@@ -35,15 +35,15 @@ CONSTANTS = ("HEADS", "GROUP", "BLOCK_M", "BLOCK_N", "PRECISION", "INTERPRETED")
 def forward(plan: AttentionPlan) -> KernelPlan:
     loads = {
         masked: [
-            *_tiles(plan, ("k", "v"), "_tile", "n", "mask_n" if masked else None),
-            *_vectors(plan, "key", "n", "mask_n" if masked else None, "[None, :]"),
+            *tile_loads(plan, ("k", "v"), "_tile", "n", "mask_n" if masked else None),
+            *vector_loads(plan, "key", "n", "mask_n" if masked else None, "[None, :]"),
         ]
         for masked in (False, True)
     }
     arguments = _tensors(plan, ("q", "k", "v", "out"), ("q_low", "q_high"), ("lse",))
     row_loads = [
-        *_tiles(plan, ("q",), "", "m", "mask_m"),
-        *_vectors(plan, "query", "m", "mask_m", "[:, None]"),
+        *tile_loads(plan, ("q",), "", "m", "mask_m"),
+        *vector_loads(plan, "query", "m", "mask_m", "[:, None]"),
     ]
     summary = "Softmax over keys of a formula of q . k, times v; scores never leave the tile."
     return _kernel(plan, "attention_forward", summary, arguments, True, row_loads, loads, ())
@@ -74,15 +74,15 @@ def delta(plan: AttentionPlan) -> KernelPlan:
 def query_gradient(plan: AttentionPlan) -> KernelPlan:
     loads = {
         masked: [
-            *_tiles(plan, ("k", "v"), "_tile", "n", "mask_n" if masked else None),
-            *_vectors(plan, "key", "n", "mask_n" if masked else None, "[None, :]"),
+            *tile_loads(plan, ("k", "v"), "_tile", "n", "mask_n" if masked else None),
+            *vector_loads(plan, "key", "n", "mask_n" if masked else None, "[None, :]"),
         ]
         for masked in (False, True)
     }
-    gradients = _gradients(plan, "query")
+    gradients = gradients_of(plan, "query")
     row_loads = [
-        *_tiles(plan, ("q", "do"), "", "m", "mask_m"),
-        *_vectors(plan, "query", "m", "mask_m", "[:, None]"),
+        *tile_loads(plan, ("q", "do"), "", "m", "mask_m"),
+        *vector_loads(plan, "query", "m", "mask_m", "[:, None]"),
     ]
     arguments = _tensors(plan, ("q", "k", "v", "do", "dq"), ("q_low", "q_high"), ("lse", "delta"))
     summary = "Gradient of the queries" + (", and of values captured at query rows." if gradients else ".")
@@ -90,20 +90,20 @@ def query_gradient(plan: AttentionPlan) -> KernelPlan:
 
 
 def key_gradient(plan: AttentionPlan) -> KernelPlan:
-    gradients = _gradients(plan, "key")
+    gradients = gradients_of(plan, "key")
     loads = {}
     for masked in (False, True):
         mask = "mask_m" if masked else None
         suffix = ", mask=mask_m, other=0" if masked else ""
         bounds = [Load(f"q_{end}", f"tl.load(q_{end}_ptr + offs_m{suffix})") for end in ("low", "high")]
         loads[masked] = [
-            *_tiles(plan, ("q", "do"), "_tile", "m", mask),
+            *tile_loads(plan, ("q", "do"), "_tile", "m", mask),
             Load("lse", f"tl.load(lse_head_ptr + offs_m{suffix})"),
             Load("delta", f"tl.load(delta_head_ptr + offs_m{suffix})"),
-            *_vectors(plan, "query", "m", mask, "[None, :]"),
+            *vector_loads(plan, "query", "m", mask, "[None, :]"),
             *(bounds if masked else ()),
         ]
-    row_loads = _tiles(plan, ("k", "v"), "", "n", "mask_n")
+    row_loads = tile_loads(plan, ("k", "v"), "", "n", "mask_n")
     bounds = ("q_low", "q_high", "k_low", "k_high")
     arguments = _tensors(plan, ("q", "k", "v", "do", "dk", "dv"), bounds, ("lse", "delta"))
     names = " and ".join(["keys and values", *(["of what is read at key rows"] if gradients else [])])
@@ -133,7 +133,7 @@ def _kernel(
 ) -> KernelPlan:
     sides = BY_QUERY if is_by_query else BY_KEY
     is_exact = is_by_query or plan.form.has_exact_key_bounds
-    loops = _loops(plan, sides, loads, gradients, is_exact)
+    loops = loops_over(plan, sides, loads, gradients, is_exact)
     columns = ("rows_k", "BLOCK_N") if is_by_query else ("rows_q", "BLOCK_M")
     column_mask = "mask_n = offs_n < rows_k" if is_by_query else "mask_m = offs_m < rows_q"
     return KernelPlan(
@@ -142,15 +142,15 @@ def _kernel(
         arguments=tuple([*tensors, *_captured_arguments(plan, gradients), *_numbers(plan)]),
         constants=CONSTANTS,
         real=plan.real,
-        range=_range(plan, *columns, is_exact),
+        range=range_line(plan, *columns, is_exact),
         q_parts=parts(plan.q_width, "d"),
         v_parts=parts(plan.v_width, "v"),
         q_width=plan.q_width,
         v_width=plan.v_width,
         row_loads=tuple(row_loads),
-        head_loads=() if is_by_query else tuple(_vectors(plan, "key", "n", "mask_n", "[:, None]")),
+        head_loads=() if is_by_query else tuple(vector_loads(plan, "key", "n", "mask_n", "[:, None]")),
         loops=loops,
-        logit=_logit(plan),
+        logit=logit_lines(plan),
         captured=gradients,
         scale=plan.form.scale,
         column_mask=column_mask,
@@ -160,7 +160,7 @@ def _kernel(
 def _captured_arguments(plan: AttentionPlan, gradients: tuple[Gradient, ...]) -> Arguments:
     real = "*fp64" if plan.dtype == "fp64" else "*fp32"
     arguments: Arguments = [("bias_ptr", f"*{plan.bias_type}")] if plan.has_bias else []
-    arguments += [(f"captured_{index}_ptr", f"*{plan.form.captured[index].type}") for index in _read(plan)]
+    arguments += [(f"captured_{index}_ptr", f"*{plan.form.captured[index].type}") for index in values_read(plan)]
     return arguments + [(gradient.pointer, real) for gradient in gradients]
 
 
@@ -168,7 +168,7 @@ def _numbers(plan: AttentionPlan) -> Arguments:
     names = ["rows_q", "rows_k", "stride_qm", "stride_qh", "stride_kn", "stride_kh", "stride_vn", "stride_vh"]
     if plan.has_bias:
         names += ["stride_bn", "stride_bh"]
-    for index in _read(plan):
+    for index in values_read(plan):
         if plan.form.captured[index].has_heads:
             names += [f"stride_captured_{index}", f"stride_captured_{index}h"]
     return [(name, "i32") for name in names]

@@ -9,7 +9,8 @@ import types
 from typing import Any
 
 from ..gpu.attention_form import read_form
-from ..gpu.attention_kernels import AttentionKey, Kernel, provide
+from ..gpu.attention_kernels import AttentionKey, DecodeKey, Kernel, Key, provide
+from .decode import DecodePlan, decode_text
 from .kernels import kernel_text
 from .plan import AttentionPlan
 
@@ -19,14 +20,18 @@ def connect() -> None:
     provide(make)
 
 
-def plan_of(key: AttentionKey) -> AttentionPlan:
+def plan_of(key: Key) -> AttentionPlan:
+    bias_type = key.bias_type if isinstance(key, AttentionKey) else None
     return AttentionPlan(
-        read_form(key.form), key.dtype, key.heads, key.key_heads, key.q_width, key.v_width, key.bias_type
+        read_form(key.form), key.dtype, key.heads, key.key_heads, key.q_width, key.v_width, bias_type
     )
 
 
-def make(key: AttentionKey, name: str, target: str) -> Kernel:
-    text = kernel_text(plan_of(key), name, target)
+def make(key: Key, name: str, target: str) -> Kernel:
+    if isinstance(key, DecodeKey):
+        text = decode_text(DecodePlan(plan_of(key), key.rows, key.low, key.high), name, target)
+    else:
+        text = kernel_text(plan_of(key), name, target)
     return Kernel(
         jitted(text.text, name),
         tuple(argument for argument, _ in text.arguments),

@@ -66,6 +66,10 @@ class Part:
         return "" if self.mask is None else f" & ({self.mask})"
 
     @property
+    def only_mask(self) -> str:
+        return "" if self.mask is None else f", mask={self.mask}"
+
+    @property
     def onto_score(self) -> str:
         return "" if self.start == 0 else ", score"
 
@@ -183,7 +187,7 @@ def _tile_load(name: str, tile: str, letter: str, part: Part, mask: str | None) 
     return Load(f"{name}{part.suffix}", f"operand(tl.load({address}{suffix}), INTERPRETED)")
 
 
-def _tiles(plan: AttentionPlan, names: tuple[str, ...], place: str, letter: str, mask: str | None) -> list[Load]:
+def tile_loads(plan: AttentionPlan, names: tuple[str, ...], place: str, letter: str, mask: str | None) -> list[Load]:
     """Loads of operands; `place` is how pointers to them are called: "", "_tile"."""
     loads = []
     for name in names:
@@ -193,17 +197,17 @@ def _tiles(plan: AttentionPlan, names: tuple[str, ...], place: str, letter: str,
     return loads
 
 
-def _read(plan: AttentionPlan) -> list[int]:
+def values_read(plan: AttentionPlan) -> list[int]:
     """Captured values that some formula reads, in order."""
     formulas = [f for f in (plan.form.score, plan.form.predicate) if f is not None]
     return sorted({leaf.index for f in formulas for leaf in leaves(f) if isinstance(leaf, Row)})
 
 
-def _vectors(plan: AttentionPlan, side: str, letter: str, mask: str | None, broadcast: str) -> list[Load]:
+def vector_loads(plan: AttentionPlan, side: str, letter: str, mask: str | None, broadcast: str) -> list[Load]:
     """Loads of one value per row: captured ones of a side, and the bias of keys."""
     suffix = f", mask={mask}, other=0" if mask else ""
     loads = []
-    for index in _read(plan):
+    for index in values_read(plan):
         captured = plan.form.captured[index]
         if captured.side != side:
             continue
@@ -218,7 +222,7 @@ def _vectors(plan: AttentionPlan, side: str, letter: str, mask: str | None, broa
     return loads
 
 
-def _logit(plan: AttentionPlan) -> tuple[str, ...]:
+def logit_lines(plan: AttentionPlan) -> tuple[str, ...]:
     """From `score` to `logit`, the exponent of two."""
     form = plan.form
     if form.score is not None:
@@ -229,7 +233,7 @@ def _logit(plan: AttentionPlan) -> tuple[str, ...]:
     return (f"logit = score * {form.scale * LOG2E!r}",)
 
 
-def _gradients(plan: AttentionPlan, side: str) -> tuple[Gradient, ...]:
+def gradients_of(plan: AttentionPlan, side: str) -> tuple[Gradient, ...]:
     """Of the captured values of a side, and of the bias: `text` is the factor of the logit's gradient."""
     found = []
     for index, captured in enumerate(plan.form.captured):
@@ -252,7 +256,7 @@ def _slope(formula: Formula | None) -> str:
     return "1.0" if formula is None else triton_text(derivative(formula, Score()))
 
 
-def _loops(
+def loops_over(
     plan: AttentionPlan, sides: Sides, loads: dict[bool, list[Load]], gradients: tuple[Gradient, ...], is_exact: bool
 ) -> tuple[Loop, ...]:
     """Over whole tiles first, then edges; over all tiles alike where none is known to be seen whole."""
@@ -295,7 +299,7 @@ def _allowed(plan: AttentionPlan, sides: Sides) -> tuple[str, ...]:
     return f"allowed = {bounds}", f"allowed &= {triton_text(plan.form.predicate)}"
 
 
-def _range(plan: AttentionPlan, rows: str, block: str, is_exact: bool) -> str:
+def range_line(plan: AttentionPlan, rows: str, block: str, is_exact: bool) -> str:
     if plan.form.predicate is None and is_exact:
         letter = "m" if rows == "rows_k" else "n"
         return f"start, inner_start, inner_stop, left, tiles = tile_range(low, high, mask_{letter}, {rows}, {block})"
