@@ -21,6 +21,7 @@ from ..functions.masks import Predicate
 from . import attention_torch
 from .attention_form import AttentionForm, Capture, read_form, without_gradients
 from .attention_kernels import Kernel, find, key_of, target_of
+from .formula import folded
 from .intervals import Intervals, band_intervals, row_positions
 
 
@@ -46,7 +47,9 @@ def attend(
     or `[rows, H]` for captured values; these get gradients. intervals: the rows of either side that the other sees, in
     place of examples and band; the predicate still holds besides. Widths above 256 are refused.
     """
-    if target_of(q) is None and score is None and intervals is None and not torch.compiler.is_compiling():
+    is_plain = score is None and intervals is None
+    # A tracer follows tensors only; what the machine has is asked when it runs.
+    if is_plain and not torch.compiler.is_compiling() and target_of(q) is None:
         return attend_packed(q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, q_position, k_position)
     if max(q.shape[2], v.shape[2]) > 256:
         raise ValueError(f"attention kernels hold heads of at most 256 entries, not {max(q.shape[2], v.shape[2])}")
@@ -61,8 +64,8 @@ def attend(
             predicate, low, high = _with_band(predicate, low, high), None, None
         intervals = band_intervals(q_offsets, k_offsets, q.shape[0], k.shape[0], low, high, q_position)
     capture = Capture(position, [], [])
-    formula = None if score is None else capture.formula(score, differentiates=True)
-    flags = None if predicate is None else capture.formula(predicate, differentiates=False)
+    formula = None if score is None else folded(capture.formula(score, differentiates=True))
+    flags = None if predicate is None else folded(capture.formula(predicate, differentiates=False))
     form = AttentionForm(float(scale), formula, flags, tuple(capture.captured), intervals.is_exact)
     if bias is not None:
         bias = bias.expand(-1, q.shape[1])

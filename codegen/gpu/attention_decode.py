@@ -15,7 +15,7 @@ from torch import Tensor
 from ..functions.precision import narrow, widen
 from .attention_form import TRITON_TYPES, AttentionForm, Captured, read_form
 from .attention_kernels import DecodeKey, find, target_of
-from .formula import Apply, Formula, Row, evaluate, from_tuple
+from .formula import Apply, Formula, Row, evaluate, folded, from_tuple
 
 _POSITIONS = (Captured("query", "i32", False, False), Captured("key", "i32", False, False))
 # Stretches of a cache that are merged.
@@ -39,7 +39,7 @@ def attend_cached(
     host knows. A query sees the rows low <= key's number - query's number <= high. score: as for `attention.attend`,
     over ("score",) and positions.
     """
-    formula = None if score is None else _formula(score)
+    formula = None if score is None else folded(_formula(score))
     form = AttentionForm(float(scale), formula, None, _POSITIONS)
     columns = min(columns, keys.shape[2])
     return torch.ops.weft.attention_decode(q.to(keys.dtype), keys, values, position, columns, low, high, form.text)
@@ -135,7 +135,7 @@ def _torch_decode(
     key = newest - (newest - torch.arange(columns, device=q.device)) % keys.shape[2]
     places = {"query": query[:, None, :, None], "key": key[:, None, None]}
     if form.score is not None:
-        logits = evaluate(form.score, logits, lambda row: places[row.side])
+        logits = evaluate(form.score, logits, lambda row: places[row.side], logits.dtype)
     seen = (places["key"] >= 0) & (places["key"] <= places["query"] + high)
     if low is not None:
         seen = seen & (places["key"] >= places["query"] + low)

@@ -138,6 +138,11 @@ FUNCTIONS: Mapping[str, Function] = {
 }
 
 
+# Functions whose result is a real whatever they are given, and those whose result is a flag.
+_OF_REALS = {"/", "exp", "log", "sqrt", "tanh", "sigmoid"}
+_TESTS = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not"}
+
+
 # -- as tuples -------------------------------------------------------------------------------------
 
 
@@ -170,6 +175,23 @@ def to_tuple(formula: Formula) -> tuple[Any, ...]:
 # -- what is done with one -------------------------------------------------------------------------
 
 
+def folded(formula: Formula) -> Formula:
+    """Functions of numbers alone are computed: in Triton such a number would have no type."""
+    if not isinstance(formula, Apply):
+        return formula
+    arguments = tuple(folded(argument) for argument in formula.arguments)
+    if all(isinstance(argument, Number) for argument in arguments):
+        values = [argument.value for argument in arguments if isinstance(argument, Number)]
+        wide = [float(x) if formula.name in _OF_REALS else x for x in values]
+        result = FUNCTIONS[formula.name].evaluate(*(torch.tensor(x, dtype=_wide(x)) for x in wide))
+        return Number(result.item())
+    return Apply(formula.name, arguments)
+
+
+def _wide(value: float | int | bool) -> torch.dtype | None:
+    return torch.float64 if isinstance(value, float) else None
+
+
 def leaves(formula: Formula) -> Iterator[Formula]:
     if isinstance(formula, Apply):
         for argument in formula.arguments:
@@ -178,8 +200,8 @@ def leaves(formula: Formula) -> Iterator[Formula]:
         yield formula
 
 
-def evaluate(formula: Formula, score: Tensor | None, rows: Callable[[Row], Tensor]) -> Any:
-    """With torch; `rows` gives captured values, shaped to broadcast with the score."""
+def evaluate(formula: Formula, score: Tensor | None, rows: Callable[[Row], Tensor], real: torch.dtype) -> Any:
+    """With torch; `rows` gives captured values, shaped to broadcast with the score. Integers meet reals as `real`."""
     match formula:
         case Number(value):
             return value
@@ -188,21 +210,42 @@ def evaluate(formula: Formula, score: Tensor | None, rows: Callable[[Row], Tenso
         case Row():
             return rows(formula)
         case Apply(name, arguments):
-            return FUNCTIONS[name].evaluate(*(evaluate(argument, score, rows) for argument in arguments))
+            values = [evaluate(argument, score, rows, real) for argument in arguments]
+            first = 1 if name == "where" else 0
+            if name in _OF_REALS or any(_is_real(value) for value in values[first:]):
+                values[first:] = [value.to(real) if isinstance(value, Tensor) else value for value in values[first:]]
+            return FUNCTIONS[name].evaluate(*values)
 
 
-def triton_text(formula: Formula) -> str:
-    """An expression over `score`, `query_0`, `key_1`, ..."""
+def _is_real(value: Any) -> bool:
+    return value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
+
+
+def triton_text(formula: Formula, is_real: Callable[[Row], bool], real: str) -> str:
+    """An expression over `score`, `query_0`, `key_1`, ...; integers meet reals as `real`, a type of Triton."""
+    return _typed_text(formula, is_real, real)[0]
+
+
+def _typed_text(formula: Formula, is_real: Callable[[Row], bool], real: str) -> tuple[str, bool, bool]:
+    """Text, whether it is a real, and whether it is a tensor."""
     match formula:
         case Number(value):
-            # A constant alone has no type for functions such as tl.exp; beside a tensor it takes the tensor's.
-            return repr(value) if value == value and abs(value) != float("inf") else f'float("{value}")'
+            text = f'float("{value}")' if value in (float("inf"), float("-inf")) else repr(value)
+            return text, isinstance(value, float), False
         case Score():
-            return "score"
+            return "score", True, True
         case Row(side, index):
-            return f"{side}_{index}"
+            return f"{side}_{index}", is_real(formula), True
         case Apply(name, arguments):
-            return FUNCTIONS[name].text.format(*(triton_text(argument) for argument in arguments))
+            given = [_typed_text(argument, is_real, real) for argument in arguments]
+            first = 1 if name == "where" else 0
+            becomes_real = name in _OF_REALS or any(is_real for _, is_real, _ in given[first:])
+            texts = [
+                f"{text}.to({real})" if place >= first and becomes_real and is_tensor and not is_real else text
+                for place, (text, is_real, is_tensor) in enumerate(given)
+            ]
+            text = FUNCTIONS[name].text.format(*texts)
+            return text, becomes_real and name not in _TESTS, any(is_tensor for *_, is_tensor in given)
 
 
 def derivative(formula: Formula, by: Score | Row) -> Formula:

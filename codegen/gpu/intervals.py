@@ -38,7 +38,7 @@ class Intervals:
 
 def row_examples(offsets: Tensor, rows: int) -> Tensor:
     """int64 [rows]: the example of each packed row; the number of examples for a row behind the last."""
-    return torch.searchsorted(offsets[1:].contiguous(), _numbers(rows, offsets), right=True)
+    return torch.searchsorted(offsets, _numbers(rows, offsets).to(offsets.dtype), right=True) - 1
 
 
 def row_positions(offsets: Tensor, rows: int) -> Tensor:

@@ -226,7 +226,7 @@ def logit_lines(plan: AttentionPlan) -> tuple[str, ...]:
     """From `score` to `logit`, the exponent of two."""
     form = plan.form
     if form.score is not None:
-        inner = f"({triton_text(form.score)} + bias)" if plan.has_bias else triton_text(form.score)
+        inner = f"({_text(plan, form.score)} + bias)" if plan.has_bias else _text(plan, form.score)
         return f"score *= {form.scale!r}", f"logit = {inner} * {LOG2E!r}"
     if plan.has_bias:
         return (f"logit = score * {form.scale * LOG2E!r} + bias * {LOG2E!r}",)
@@ -238,7 +238,7 @@ def gradients_of(plan: AttentionPlan, side: str) -> tuple[Gradient, ...]:
     found = []
     for index, captured in enumerate(plan.form.captured):
         if captured.side == side and captured.has_gradient and plan.form.score is not None:
-            factor = triton_text(derivative(plan.form.score, Row(side, index)))
+            factor = _text(plan, derivative(plan.form.score, Row(side, index)))
             found.append(Gradient(f"d_captured_{index}", f"d_captured_{index}_ptr", factor))
     if plan.has_bias and side == "key":
         found.append(Gradient("dbias", "dbias_ptr", "1.0"))
@@ -252,8 +252,12 @@ def _times(factor: str, is_masked: bool) -> str:
     return f"tl.where(allowed, grad * {factor}, 0.0)" if is_masked else f"grad * {factor}"
 
 
-def _slope(formula: Formula | None) -> str:
-    return "1.0" if formula is None else triton_text(derivative(formula, Score()))
+def _slope(plan: AttentionPlan) -> str:
+    return "1.0" if plan.form.score is None else _text(plan, derivative(plan.form.score, Score()))
+
+
+def _text(plan: AttentionPlan, formula: Formula) -> str:
+    return triton_text(formula, lambda row: plan.form.captured[row.index].type not in INTEGERS, plan.real)
 
 
 def loops_over(
@@ -272,7 +276,7 @@ def loops_over(
             what, header, opening = _EDGE, "tile in tl.range(0, tiles)", (start,)
         else:
             what, header, opening = _ALL, f"start_{column} in tl.range(start, stop, {block})", ()
-        slope = _slope(plan.form.score)
+        slope = _slope(plan)
         loops.append(
             Loop(
                 what,
@@ -296,7 +300,7 @@ def _allowed(plan: AttentionPlan, sides: Sides) -> tuple[str, ...]:
         bounds = "(offs_n[:, None] >= q_low[None, :]) & (offs_n[:, None] < q_high[None, :])"
     if plan.form.predicate is None:
         return (f"allowed = {bounds}",)
-    return f"allowed = {bounds}", f"allowed &= {triton_text(plan.form.predicate)}"
+    return f"allowed = {bounds}", f"allowed &= {_text(plan, plan.form.predicate)}"
 
 
 def range_line(plan: AttentionPlan, rows: str, block: str, is_exact: bool) -> str:

@@ -1,0 +1,228 @@
+"""Generated attention kernels against float64, in a process of their own with Triton's interpreter; and the ops that
+launch them under torch's own tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch import Tensor
+
+from tests.attention_interpreted import CACHED, CASES
+from weft.codegen.functions.attention import attend_packed
+from weft.codegen.gpu import intervals
+from weft.codegen.gpu.attention import attend
+from weft.codegen.gpu.attention_form import AttentionForm, Captured, read_form
+from weft.codegen.gpu.formula import FUNCTIONS, Apply, Number, Row, Score, derivative, evaluate, from_tuple
+
+HERE = Path(__file__).resolve().parent
+# Of outputs and of gradients, relative to the largest entry.
+TOLERANCES = {
+    torch.float64: (1e-12, 1e-12),
+    torch.float32: (1e-5, 1e-5),
+    torch.float16: (1e-3, 2e-3),
+    torch.bfloat16: (4e-3, 1e-2),
+}
+Ask = Callable[[str], dict[str, float]]
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Ask]:
+    pytest.importorskip("triton", reason="the interpreter is Triton's")
+    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(HERE.parent))
+    child = subprocess.Popen(
+        [sys.executable, HERE / "attention_interpreted.py"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    requests, answers = child.stdin, child.stdout
+
+    def ask(name: str) -> dict[str, float]:
+        print(name, file=requests, flush=True)
+        answer = json.loads(answers.readline())
+        assert "failed" not in answer, answer["failed"]
+        return answer
+
+    yield ask
+    requests.close()
+    assert child.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_agree_with_float64(name: str, interpreted: Ask) -> None:
+    case = CASES[name]
+    errors = interpreted(name)
+    wanted = {"output", "q", "k", "v", *case.read, *(("bias",) if case.bias_heads else ())}
+    assert set(errors) == wanted
+    output, gradient = TOLERANCES[case.dtype]
+    wrong = {what: error for what, error in errors.items() if not error <= (output if what == "output" else gradient)}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_cached_rows_agree_with_float64(name: str, interpreted: Ask) -> None:
+    errors = interpreted(name)
+    assert set(errors) == {"output", "three rows"}
+    assert max(errors.values()) <= TOLERANCES[CACHED[name].dtype][0]
+
+
+# -- the ops under torch's tools -------------------------------------------------------------------
+
+
+def _inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(11, heads, 8, dtype=dtype, requires_grad=True) for heads in (4, 2, 2))
+    return q, k, v, torch.tensor([0, 5, 5, 6, 11], dtype=torch.int32)
+
+
+def _arguments(has_bias: bool) -> tuple[object, ...]:
+    q, k, v, offsets = _inputs()
+    bounds = intervals.band_intervals(offsets, offsets, 11, 11, low=-2, high=0)
+    score = from_tuple(("+", ("score",), ("*", ("query", 0), ("tanh", ("key", 1)))))
+    captured = (Captured("query", "fp64", True, True), Captured("key", "fp64", False, False))
+    given = [torch.randn(11, 4, dtype=torch.float64, requires_grad=True), torch.randn(11, dtype=torch.float64)]
+    bias = torch.randn(11, 4, dtype=torch.float64, requires_grad=True) if has_bias else None
+    form = AttentionForm(0.3, score, None, captured)
+    return (
+        q, k, v, bounds.queries.low, bounds.queries.high, bounds.keys.low, bounds.keys.high, bias, given, form.text,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_ops_are_registered_well(has_bias: bool) -> None:
+    arguments = _arguments(has_bias)
+    torch.library.opcheck(torch.ops.weft.attention_forward.default, arguments)
+    assert torch.autograd.gradcheck(lambda q: torch.ops.weft.attention_forward(q, *arguments[1:])[0], arguments[0])
+    plain = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
+    plain[8] = [t.detach() for t in arguments[8]]
+    out, lse = torch.ops.weft.attention_forward(*plain)
+    torch.library.opcheck(torch.ops.weft.attention_backward.default, (torch.randn_like(out), out, lse, *plain))
+
+
+def test_the_cached_op_is_registered_well() -> None:
+    q, cache = torch.randn(2, 1, 4, 8), torch.randn(2, 2, 9, 8)
+    form = AttentionForm(0.3).text
+    arguments = (q, cache, cache.clone(), torch.tensor([3, 12]), 9, -5, 0, form)
+    torch.library.opcheck(torch.ops.weft.attention_decode.default, arguments)
+
+
+def _model(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    ids = torch.arange(q.shape[0], device=q.device) // 2
+    same = ("or", ("==", ("query", ids), ("key", ids)), ("<", ("key", "position"), ("number", 2)))
+    capped = ("*", ("number", 2.0), ("tanh", ("/", ("score",), ("number", 2.0))))
+    return attend(q * 1.0, k, v, offsets, offsets, 0.5, high=0, predicate=same, score=capped)
+
+
+def test_compiled_whole() -> None:
+    """By `attend` alone, and with shapes that change."""
+    compiled = torch.compile(_model, fullgraph=True, backend="aot_eager", dynamic=True)
+    *given, offsets = _inputs()
+    shorter = [t[:6].detach().requires_grad_() for t in given]
+    for tensors, ends in ((given, offsets), (shorter, offsets[:4])):
+        found, wanted = compiled(*tensors, ends), _model(*tensors, ends)
+        torch.testing.assert_close(found, wanted)
+        gradients = [torch.autograd.grad(y.square().sum(), tensors) for y in (found, wanted)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_exported_and_read_back(tmp_path: Path) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+            return attend(q, k, v, offsets, offsets, 0.5, high=0)
+
+    q, k, v, offsets = (t.detach() for t in _inputs())
+    rows, ends = torch.export.Dim("rows", min=2), torch.export.Dim("ends", min=2)
+    shapes = ({0: rows}, {0: rows}, {0: rows}, {0: ends})
+    program = torch.export.export(Model(), (q, k, v, offsets), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "attention.pt2")
+    again = torch.export.load(tmp_path / "attention.pt2").module()
+    assert "weft.attention_forward" in program.graph_module.code
+    for rows_kept, ends_kept in ((11, 5), (6, 4)):
+        given = (q[:rows_kept], k[:rows_kept], v[:rows_kept], offsets[:ends_kept])
+        torch.testing.assert_close(again(*given), attend_packed(*given, offsets[:ends_kept], 0.5, high=0))
+
+
+def test_checkpointing_computes_the_same() -> None:
+    *tensors, offsets = _inputs()
+    plain = torch.autograd.grad(_model(*tensors, offsets).square().sum(), tensors)
+    out = torch.utils.checkpoint.checkpoint(_model, *tensors, offsets, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors), plain)
+
+
+# -- what kernels are made of ----------------------------------------------------------------------
+
+
+def test_bounds_say_the_same_from_both_sides() -> None:
+    """And the same as comparing every pair."""
+    q_offsets = torch.tensor([0, 5, 5, 6, 20], dtype=torch.int32)
+    k_offsets = torch.tensor([0, 2, 9, 9, 17], dtype=torch.int32)
+    q_rows, k_rows = 22, 17  # two rows behind the last example
+    for low, high in ((None, None), (None, 0), (-3, 2), (1, 4), (-9, -7)):
+        found = intervals.band_intervals(q_offsets, k_offsets, q_rows, k_rows, low, high)
+        same = intervals.row_examples(q_offsets, q_rows)[:, None] == intervals.row_examples(k_offsets, k_rows)
+        same &= (torch.arange(q_rows) < 20)[:, None]
+        key, query = intervals.row_positions(k_offsets, k_rows), torch.arange(q_rows)
+        query = query - q_offsets[intervals.row_examples(q_offsets, q_rows).clamp(max=3)]
+        distance = key[None, :] - query[:, None]
+        wanted = same & (distance >= (low if low is not None else -99)) & (distance <= (high if high is not None else 99))
+        assert torch.equal(_pairs(found.queries, k_rows), wanted)
+        assert torch.equal(_pairs(found.keys, q_rows).T, wanted)
+
+
+def test_bounds_of_runs_with_gaps() -> None:
+    offsets = torch.tensor([0, 7, 7, 12], dtype=torch.int32)
+    ids = torch.tensor([-1, 0, 0, -1, 1, 1, 2, 0, 0, 1, -1, -1])
+    found = intervals.run_intervals(ids, ids, offsets, offsets)
+    example = intervals.row_examples(offsets, 12)
+    wanted = (ids[:, None] == ids) & (ids >= 0) & (example[:, None] == example)
+    assert torch.equal(_pairs(found.queries, 12), wanted)
+    assert torch.equal(_pairs(found.keys, 12).T, wanted)
+    causal = intervals.band_intervals(offsets, offsets, 12, 12, high=0)
+    lower = (torch.arange(12)[:, None] >= torch.arange(12)) & (example[:, None] == example)
+    either = intervals.either(causal, found)
+    assert torch.equal(_pairs(either.queries, 12), wanted | lower)
+    assert torch.equal(_pairs(either.keys, 12).T, wanted | lower)
+    both = intervals.both(causal, found)
+    assert torch.equal(_pairs(both.queries, 12), wanted & lower)
+    assert torch.equal(_pairs(both.keys, 12).T, wanted & lower)
+
+
+def _pairs(bounds: intervals.Bounds, columns: int) -> Tensor:
+    numbers = torch.arange(columns)
+    return (numbers >= bounds.low[:, None]) & (numbers < bounds.high[:, None])
+
+
+def test_a_form_is_read_back_from_its_text() -> None:
+    score = from_tuple(("where", ("<=", ("query", 0), ("number", 3)), ("score",), ("neg", ("key", 1))))
+    form = AttentionForm(0.1, score, from_tuple(("not", ("==", ("key", 2), ("number", 1)))), (), False)
+    assert read_form(form.text) == form
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not"}))
+def test_derivatives_of_formulas(name: str) -> None:
+    """By the score and by captured values, against autograd; ties included."""
+    score = torch.tensor([0.3, 1.0, 2.5, 0.7], dtype=torch.float64, requires_grad=True)
+    read = torch.tensor([0.9, 1.0, 0.4, 1.1], dtype=torch.float64, requires_grad=True)
+    inner = Apply("*", (Score(), Apply("+", (Score(), Number(0.2)))))
+    arguments = {
+        "where": (Apply(">", (Score(), Row("query", 0))), inner, Row("query", 0)),
+        "min": (Score(), Row("query", 0)),
+        "max": (Score(), Row("query", 0)),
+    }.get(name, (inner, Row("query", 0)))
+    count = FUNCTIONS[name].text.count("{}")
+    formula = Apply(name, arguments[:count])
+    value = evaluate(formula, score, lambda _: read, torch.float64)
+    wanted = torch.autograd.grad(value.sum(), (score, read), allow_unused=True, materialize_grads=True)
+    for by, gradient in zip((Score(), Row("query", 0)), wanted, strict=True):
+        found = evaluate(derivative(formula, by), score, lambda _: read, torch.float64)
+        torch.testing.assert_close(torch.as_tensor(found, dtype=torch.float64).expand(4), gradient)
