@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import jinja2
 
 if TYPE_CHECKING:
+    from .score.decode import DecodeKernelPlan
     from .score.plan import KernelPlan
 
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(  # noqa: S701 (Python text, not a page)
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -23,7 +24,7 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def attention_text(kernels: tuple[KernelPlan, ...]) -> str:
+def attention_text(kernels: tuple[KernelPlan | DecodeKernelPlan, ...]) -> str:
     """A module: imports, what kernels share, and the kernels."""
     render = _environment().get_template
     pieces = [render("attention_shared.py.j2").render()]

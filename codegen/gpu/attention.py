@@ -263,5 +263,3 @@ def _values(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, captured: list
             values[f"stride_captured_{index}"] = tensor.stride(0)
             values[f"stride_captured_{index}h"] = tensor.stride(1)
     return values
-
-

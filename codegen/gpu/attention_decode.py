@@ -70,9 +70,7 @@ def attention_decode(
     if columns == 0 or out.numel() == 0:
         return out.zero_()
     q, keys, values = (t if t.stride(3) == 1 or t.shape[3] == 1 else t.contiguous() for t in (q, keys, values))
-    key = DecodeKey(
-        form, TRITON_TYPES[q.dtype], heads, keys.shape[1], width, values.shape[3], rows, low, high
-    )
+    key = DecodeKey(form, TRITON_TYPES[q.dtype], heads, keys.shape[1], width, values.shape[3], rows, low, high)
     kernel = find(key, "attention_decode", target)
     splits = _splits(batch * keys.shape[1], math.ceil(columns / kernel.constants["BLOCK_N"]), _units(q))
     real = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""Where launchers find attention kernels: a table filled by a compiled model's kernels, or on demand by the compiler."""
+"""Where launchers find attention kernels: a table filled by a compiled model, or on demand by the compiler."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Of some queries and all keys. q, k, v [H, rows or Nk, entries], widened, heads of keys written out; score, weights
+    """Of some queries and all keys. q, k, v [H, rows or Nk, entries], widened, heads of keys written out; the others
     [H, rows, Nk], logits with -inf where the mask says no."""
 
     q: Tensor

@@ -102,15 +102,11 @@ FUNCTIONS: Mapping[str, Function] = {
     "abs": Function(
         _torch(torch.abs),
         "tl.abs({})",
-        lambda a: (
-            _call("where", _call(">", a, ZERO), ONE, _call("where", _call("<", a, ZERO), Number(-1.0), ZERO)),
-        ),
+        lambda a: (_call("where", _call(">", a, ZERO), ONE, _call("where", _call("<", a, ZERO), Number(-1.0), ZERO)),),
     ),
     "exp": Function(_torch(torch.exp), "tl.exp({})", lambda a: (_call("exp", a),)),
     "log": Function(_torch(torch.log), "tl.log({})", lambda a: (_call("/", ONE, a),)),
-    "sqrt": Function(
-        _torch(torch.sqrt), "tl.sqrt({})", lambda a: (_call("/", Number(0.5), _call("sqrt", a)),)
-    ),
+    "sqrt": Function(_torch(torch.sqrt), "tl.sqrt({})", lambda a: (_call("/", Number(0.5), _call("sqrt", a)),)),
     "tanh": Function(
         _torch(torch.tanh), "tanh({})", lambda a: (_call("-", ONE, _call("*", _call("tanh", a), _call("tanh", a))),)
     ),

@@ -76,9 +76,7 @@ def run_intervals(q_ids: Tensor, k_ids: Tensor, q_offsets: Tensor, k_offsets: Te
 
 def both(a: Intervals, b: Intervals) -> Intervals:
     """Rows seen by both. Always intervals."""
-    return Intervals(
-        _intersection(a.queries, b.queries), _intersection(a.keys, b.keys), a.is_exact and b.is_exact
-    )
+    return Intervals(_intersection(a.queries, b.queries), _intersection(a.keys, b.keys), a.is_exact and b.is_exact)
 
 
 def either(a: Intervals, b: Intervals) -> Intervals:
@@ -95,9 +93,7 @@ def _negated(bound: int | None) -> int | None:
     return None if bound is None else -bound
 
 
-def _band(
-    own: Tensor, other: Tensor, rows: int, low: int | None, high: int | None, position: Tensor | None
-) -> Bounds:
+def _band(own: Tensor, other: Tensor, rows: int, low: int | None, high: int | None, position: Tensor | None) -> Bounds:
     example = row_examples(own, rows)
     # One more example, empty, for rows behind the last.
     begins = torch.cat([other, other[-1:]]).to(torch.int32)

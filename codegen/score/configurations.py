@@ -1,7 +1,7 @@
 """Tile sizes and launch options of attention kernels: a safe default for each target, and candidates to measure.
 
-Defaults are chosen by what ahead-of-time compilation shows: no spilled register for 16-bit heads of up to 128 entries, and
-shared memory that the smallest device of a family has. None of them has been timed.
+Defaults are chosen by what ahead-of-time compilation shows: no spilled register for 16-bit heads of up to 128 entries,
+and shared memory that the smallest device of a family has. None of them has been timed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention of few new rows to long caches: a stretch of the cache per program, and a second kernel that merges.
 
-    attention_decode    sums of each stretch, with the maximum they refer to
-    attention_merge     out [sequences, new rows, heads, Dv]
+attention_decode    sums of each stretch, with the maximum they refer to
+attention_merge     out [sequences, new rows, heads, Dv]
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def decode(plan: DecodePlan) -> DecodeKernelPlan:
     return DecodeKernelPlan(
         name="attention_decode",
         summary="Softmax over a stretch of the cached rows of a formula of q . k, times v.",
-        arguments=tuple([*tensors, *((name, "i32") for name in ("slots", "columns", *strides))]),
+        arguments=(*tensors, *((name, "i32") for name in ("slots", "columns", *strides))),
         constants=("HEADS", "GROUP", "ROWS", "BLOCK_M", "BLOCK_N", "PRECISION", "INTERPRETED"),
         real=attention.real,
         q_parts=parts(attention.q_width, "d"),

@@ -1,9 +1,9 @@
 """The kernels of one attention: what each takes, loads and computes, and their text.
 
-    attention_forward          out [Nq, H, Dv], lse [H, Nq]
-    attention_delta            delta [H, Nq] = sum of out * dout over a head, which both gradients need
-    attention_query_gradient   dq, and gradients of values captured at queries [H, Nq]
-    attention_key_gradient     dk, dv, gradients of values captured at keys and of the bias [H, Nk]
+attention_forward          out [Nq, H, Dv], lse [H, Nq]
+attention_delta            delta [H, Nq] = sum of out * dout over a head, which both gradients need
+attention_query_gradient   dq, and gradients of values captured at queries [H, Nq]
+attention_key_gradient     dk, dv, gradients of values captured at keys and of the bias [H, Nk]
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .plan import (
     gradients_of,
     logit_lines,
     loops_over,
-    range_line,
-    values_read,
-    tile_loads,
-    vector_loads,
     parts,
+    range_line,
+    tile_loads,
+    values_read,
+    vector_loads,
 )
 
 Arguments = list[tuple[str, str]]
@@ -107,7 +107,9 @@ def key_gradient(plan: AttentionPlan) -> KernelPlan:
     bounds = ("q_low", "q_high", "k_low", "k_high")
     arguments = _tensors(plan, ("q", "k", "v", "do", "dk", "dv"), bounds, ("lse", "delta"))
     names = " and ".join(["keys and values", *(["of what is read at key rows"] if gradients else [])])
-    return _kernel(plan, "attention_key_gradient", f"Gradient of {names}.", arguments, False, row_loads, loads, gradients)
+    return _kernel(
+        plan, "attention_key_gradient", f"Gradient of {names}.", arguments, False, row_loads, loads, gradients
+    )
 
 
 def _tensors(
@@ -139,7 +141,7 @@ def _kernel(
     return KernelPlan(
         name=name,
         summary=summary,
-        arguments=tuple([*tensors, *_captured_arguments(plan, gradients), *_numbers(plan)]),
+        arguments=(*tensors, *_captured_arguments(plan, gradients), *_numbers(plan)),
         constants=CONSTANTS,
         real=plan.real,
         range=range_line(plan, *columns, is_exact),

@@ -22,9 +22,7 @@ def connect() -> None:
 
 def plan_of(key: Key) -> AttentionPlan:
     bias_type = key.bias_type if isinstance(key, AttentionKey) else None
-    return AttentionPlan(
-        read_form(key.form), key.dtype, key.heads, key.key_heads, key.q_width, key.v_width, bias_type
-    )
+    return AttentionPlan(read_form(key.form), key.dtype, key.heads, key.key_heads, key.q_width, key.v_width, bias_type)
 
 
 def make(key: Key, name: str, target: str) -> Kernel:

@@ -22,8 +22,8 @@ _INNER, _EDGE, _ALL = "Tiles that every row sees whole.", "Tiles at an edge.", "
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """dtype: Triton's name of the element type of q, k and v. q_width, v_width: entries of a head of q and k, of v. bias_type: Triton's name
-    of the element type of the bias, None without one."""
+    """Types are Triton's names: `dtype` of q, k and v, `bias_type` of the bias, None without one. `q_width`: entries of
+    a head of q and k, `v_width`: of v."""
 
     form: AttentionForm
     dtype: str
