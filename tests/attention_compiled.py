@@ -46,9 +46,11 @@ def resources(kernel: KernelText, target: str) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.run([tools / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True)
-        code = subprocess.run([tools / "cuobjdump", "--dump-sass", file.name], capture_output=True, text=True).stdout
-    stack = sum(int(n) for n in re.findall(r"STACK:(\d+)", usage.stdout))
+        usage, code = (
+            subprocess.run([tools / "cuobjdump", f"--dump-{what}", file.name], capture_output=True, text=True).stdout
+            for what in ("resource-usage", "sass")
+        )
+    stack = sum(int(n) for n in re.findall(r"STACK:(\d+)", usage))
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     products = len(re.findall(r"\b(?:HGMMA|UTCHMMA|HMMA)\b", code))
     return {"spills": spills + stack, "shared": compiled.metadata.shared, "products": products}
@@ -58,8 +60,8 @@ def main(target: str, names: list[str]) -> None:
     plan = AttentionPlan(AttentionForm(128**-0.5), "bf16", 32, 8, 128, 128, None)
     found = {}
     for name in names:
-        is_decode = name in DECODE_KERNELS
-        kernel = decode_text(DecodePlan(plan, 1, None, 0), name, target) if is_decode else kernel_text(plan, name, target)
+        cached = DecodePlan(plan, 1, None, 0)
+        kernel = decode_text(cached, name, target) if name in DECODE_KERNELS else kernel_text(plan, name, target)
         found[name] = resources(kernel, target)
     print(json.dumps(found))  # noqa: T201
 

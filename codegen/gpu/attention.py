@@ -24,6 +24,9 @@ from .attention_kernels import Kernel, find, key_of, target_of
 from .formula import folded
 from .intervals import Intervals, band_intervals, row_positions
 
+# Entries of a head that kernels hold.
+WIDEST = 256
+
 
 def attend(
     q: Tensor,
@@ -45,14 +48,12 @@ def attend(
 
     score: a formula as nested tuples, written like a predicate, with ("score",) for scale * q . k and tensors `[rows]`
     or `[rows, H]` for captured values; these get gradients. intervals: the rows of either side that the other sees, in
-    place of examples and band; the predicate still holds besides. Widths above 256 are refused.
+    place of examples and band; the predicate still holds besides. Heads of more than 256 entries are left to torch.
     """
     is_plain = score is None and intervals is None
     # A tracer follows tensors only; what the machine has is asked when it runs.
     if is_plain and not torch.compiler.is_compiling() and target_of(q) is None:
         return attend_packed(q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, q_position, k_position)
-    if max(q.shape[2], v.shape[2]) > 256:
-        raise ValueError(f"attention kernels hold heads of at most 256 entries, not {max(q.shape[2], v.shape[2])}")
 
     def position(side: str) -> Tensor:
         given, offsets, rows = (q_position, q_offsets, q) if side == "query" else (k_position, k_offsets, k)
@@ -106,14 +107,14 @@ def attention_forward(
     q_low, q_high [Nq]: keys of each query; k_low, k_high [Nk]: queries of each key; bias [Nk, H]; form: the text of an
     AttentionForm.
     """
-    target = target_of(q)
+    target = _target(q, v)
     if target is None:
         return attention_torch.forward(
             attention_torch.Inputs(q, k, v, q_low, q_high, bias, tuple(captured), read_form(form))
         )
     out, lse = _empty_results(q, v)
     if q.shape[0]:
-        key = key_of(q, k, v, bias, without_gradients(read_form(form)).text)
+        key = key_of(q, k, v, bias, without_gradients(form))
         kernel = find(key, "attention_forward", target)
         values = _values(q, k, v, bias, captured)
         values |= {"out_ptr": out, "lse_ptr": lse, "q_low_ptr": q_low, "q_high_ptr": q_high}
@@ -155,7 +156,7 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v, of the bias if there is one, and of the captured values that have one, in order."""
     read = read_form(form)
-    target = target_of(q)
+    target = _target(q, v)
     if target is None:
         x = attention_torch.Inputs(q, k, v, q_low, q_high, bias, tuple(captured), read)
         return attention_torch.backward(d_out, x)
@@ -226,6 +227,10 @@ attention_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 # -- what kernels are given ------------------------------------------------------------------------
+
+
+def _target(q: Tensor, v: Tensor) -> str | None:
+    return target_of(q) if max(q.shape[2], v.shape[2]) <= WIDEST else None
 
 
 def _empty_results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

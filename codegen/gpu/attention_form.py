@@ -67,9 +67,11 @@ def read_form(text: str) -> AttentionForm:
     )
 
 
-def without_gradients(form: AttentionForm) -> AttentionForm:
+@lru_cache(maxsize=1024)
+def without_gradients(text: str) -> str:
     """The form of the forward kernel, which is the same whatever is trained."""
-    return replace(form, captured=tuple(replace(c, has_gradient=False) for c in form.captured))
+    form = read_form(text)
+    return replace(form, captured=tuple(replace(c, has_gradient=False) for c in form.captured)).text
 
 
 @dataclass

@@ -6,7 +6,7 @@ and shared memory that the smallest device of a family has. None of them has bee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ _DEFAULTS: dict[str, _Table] = {
     },
     "cuda:90": {
         _FORWARD: {
-            64: Configuration(128, 64, 4, 3), 128: Configuration(128, 64, 8, 2), 256: Configuration(128, 32, 8, 2),
+            64: Configuration(128, 64, 8, 3), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 32, 8, 2),
         },
-        _QUERY: {64: Configuration(128, 64, 8, 2), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 32, 8, 1)},
-        _KEY: {64: Configuration(64, 128, 8, 2), 128: Configuration(32, 128, 8, 2), 256: Configuration(16, 64, 8, 1)},
+        _QUERY: {64: Configuration(128, 64, 8, 2), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 32, 8, 2)},
+        _KEY: {64: Configuration(64, 128, 8, 2), 128: Configuration(32, 128, 8, 2), 256: Configuration(32, 32, 8, 1)},
     },
     "cuda:100": {
         _FORWARD: {
@@ -71,7 +71,15 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
     size = _size(plan)
     if plan.dtype in ("fp32", "fp64"):
         return (_WIDE if plan.dtype == "fp32" else _WIDEST)[size]
-    return _DEFAULTS[_family(target)][kernel][size]
+    chosen = _DEFAULTS[_family(target)][kernel][size]
+    return _smaller(chosen, kernel) if plan.form.score is not None or plan.has_bias else chosen
+
+
+def _smaller(chosen: Configuration, kernel: str) -> Configuration:
+    """Gradients of formulas hold more per score: half the tile that a loop moves over."""
+    if kernel == _KEY:
+        return replace(chosen, block_m=max(16, chosen.block_m // 2))
+    return replace(chosen, block_n=max(16, chosen.block_n // 2)) if kernel == _QUERY else chosen
 
 
 def candidate_configurations(plan: AttentionPlan, kernel: str, target: str) -> tuple[Configuration, ...]:

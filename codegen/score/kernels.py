@@ -210,6 +210,11 @@ def kernel_text(plan: AttentionPlan, name: str, target: str, configuration: Conf
     )
 
 
+def training_kernels(plan: AttentionPlan, target: str) -> tuple[KernelText, ...]:
+    """All that training needs, in default configurations. The forward kernel is the same whatever has a gradient."""
+    return tuple(kernel_text(plan, name, target) for name in KERNELS)
+
+
 def precision(dtype: str, target: str) -> str:
     """How float32 is multiplied: three products of tensor cores where they exist, which keeps float32's digits."""
     return "tf32x3" if dtype == "fp32" and target.startswith("cuda") else "ieee"
