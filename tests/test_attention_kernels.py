@@ -1,5 +1,5 @@
-"""Generated attention kernels against float64, in a process of their own with Triton's interpreter; and the ops that
-launch them under torch's own tools."""
+"""Generated attention kernels against float64, by Triton's interpreter; the ops that launch them under torch's own
+tools; what they need on GPUs that are not here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tests.attention_interpreted import CACHED, CASES
+from tests.attention_cases import CACHED, CASES, cached_errors, errors
 from weft.codegen.functions.attention import attend_packed
-from weft.codegen.gpu import intervals
+from weft.codegen.gpu import attention_kernels, intervals
 from weft.codegen.gpu.attention import attend
 from weft.codegen.gpu.attention_form import AttentionForm, Captured, read_form
 from weft.codegen.gpu.formula import FUNCTIONS, Apply, Number, Row, Score, derivative, evaluate, from_tuple
 from weft.codegen.score.cost import Rows, decode_cost, kernel_cost
 from weft.codegen.score.decode import DECODE_KERNELS, DecodePlan
 from weft.codegen.score.kernels import KERNELS
+from weft.codegen.score.load import connect
 from weft.codegen.score.plan import AttentionPlan
 
 HERE = Path(__file__).resolve().parent
@@ -35,51 +35,46 @@ TOLERANCES = {
     torch.float16: (1e-3, 2e-3),
     torch.bfloat16: (4e-3, 1e-2),
 }
-Ask = Callable[[str], dict[str, float]]
 
 
-@pytest.fixture(scope="session")
-def interpreted() -> Iterator[Ask]:
-    pytest.importorskip("triton", reason="the interpreter is Triton's")
-    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(HERE.parent))
-    child = subprocess.Popen(
-        [sys.executable, HERE / "attention_interpreted.py"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    requests, answers = child.stdin, child.stdout
+# Triton's interpreter has been chosen in conftest.py, before Triton is imported.
+pytestmark = pytest.mark.usefixtures("kernels")
 
-    def ask(name: str) -> dict[str, float]:
-        print(name, file=requests, flush=True)
-        answer = json.loads(answers.readline())
-        assert "failed" not in answer, answer["failed"]
-        return answer
 
-    yield ask
-    requests.close()
-    assert child.wait(timeout=60) == 0
+@pytest.fixture
+def kernels() -> None:
+    pytest.importorskip("triton", reason="kernels are Triton's")
+    connect()
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test twice: with kernels, and as on a machine that has none."""
+    if request.param == "torch":
+        monkeypatch.setattr(attention_kernels, "_is_interpreting", lambda: False)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_agree_with_float64(name: str, interpreted: Ask) -> None:
+def test_kernels_agree_with_float64(name: str) -> None:
     case = CASES[name]
-    errors = interpreted(name)
-    wanted = {"output", "q", "k", "v", *case.read, *(("bias",) if case.bias_heads else ())}
-    assert set(errors) == wanted
+    found = errors(case)
+    assert set(found) == {"output", "q", "k", "v", *case.read, *(("bias",) if case.bias_heads else ())}
     output, gradient = TOLERANCES[case.dtype]
-    wrong = {what: error for what, error in errors.items() if not error <= (output if what == "output" else gradient)}
+    wrong = {what: error for what, error in found.items() if not error <= (output if what == "output" else gradient)}
     assert not wrong
 
 
 @pytest.mark.parametrize("name", CACHED)
-def test_cached_rows_agree_with_float64(name: str, interpreted: Ask) -> None:
-    errors = interpreted(name)
-    assert set(errors) == {"output", "three rows"}
-    assert max(errors.values()) <= TOLERANCES[CACHED[name].dtype][0]
+def test_cached_rows_agree_with_float64(name: str) -> None:
+    found = cached_errors(CACHED[name])
+    assert set(found) == {"output", "three rows"}
+    assert max(found.values()) <= TOLERANCES[CACHED[name].dtype][0]
+
+
+@pytest.mark.parametrize("name", ["slopes, double", "no interval", "causal or same segment", "causal, bf16"])
+def test_torch_computes_the_same_where_there_are_no_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "_is_interpreting", lambda: False)
+    test_kernels_agree_with_float64(name)
 
 
 # -- the ops under torch's tools -------------------------------------------------------------------
@@ -104,6 +99,7 @@ def _arguments(has_bias: bool) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_ops_are_registered_well(has_bias: bool) -> None:
     arguments = _arguments(has_bias)
@@ -115,6 +111,7 @@ def test_ops_are_registered_well(has_bias: bool) -> None:
     torch.library.opcheck(torch.ops.weft.attention_backward.default, (torch.randn_like(out), out, lse, *plain))
 
 
+@pytest.mark.usefixtures("either")
 def test_the_cached_op_is_registered_well() -> None:
     q, cache = torch.randn(2, 1, 4, 8), torch.randn(2, 2, 9, 8)
     form = AttentionForm(0.3).text
@@ -129,6 +126,7 @@ def _model(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
     return attend(q * 1.0, k, v, offsets, offsets, 0.5, high=0, predicate=same, score=capped)
 
 
+@pytest.mark.usefixtures("either")
 def test_compiled_whole() -> None:
     """By `attend` alone, and with shapes that change."""
     compiled = torch.compile(_model, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -160,6 +158,7 @@ def test_exported_and_read_back(tmp_path: Path) -> None:
         torch.testing.assert_close(again(*shorter, ends), wanted)
 
 
+@pytest.mark.usefixtures("either")
 def test_checkpointing_computes_the_same() -> None:
     q, k, v, offsets = _inputs()
     plain = torch.autograd.grad(_model(q, k, v, offsets).square().sum(), (q, k, v))

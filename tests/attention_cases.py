@@ -1,15 +1,9 @@
-"""Attention kernels under Triton's interpreter, against float64: a process that test_attention_kernels.py talks to.
-
-It reads names of cases, one a line, and answers each with a line of JSON: the relative error of the output and of every
-gradient, by name.
-"""
+"""Calls of attention kernels, and how far their outputs and gradients are from float64: run with Triton's
+interpreter by test_attention_kernels.py."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +16,6 @@ from weft.codegen.functions.caches import attend_step, band_mask
 from weft.codegen.gpu import intervals
 from weft.codegen.gpu.attention import attend
 from weft.codegen.gpu.attention_decode import attend_cached
-from weft.codegen.score.load import connect
 
 LENGTHS = (63, 1, 0, 5, 60)
 OTHER_LENGTHS = (20, 0, 7, 33, 2)
@@ -153,6 +146,7 @@ def _error(found: Tensor, wanted: Tensor) -> float:
 
 
 def errors(case: Case) -> dict[str, float]:
+    """Of the output and every gradient, by name, relative to the largest entry."""
     torch.manual_seed(0)
     dtype, (heads, key_heads), (width, v_width) = case.dtype, case.heads, case.widths
     q_offsets, k_offsets = _offsets(case.lengths[0]), _offsets(case.lengths[1])
@@ -260,6 +254,7 @@ CACHED = {
 
 
 def cached_errors(case: CachedCase) -> dict[str, float]:
+    """Of one new row per sequence, and of three."""
     torch.manual_seed(0)
     position = torch.tensor(case.positions)
     batch, (heads, groups), (width, v_width) = len(position), case.heads, case.widths
@@ -295,18 +290,3 @@ def _all_at_once(
     known = (">=", ("key", "position"), ("number", 0))
     places = {"q_position": positions, "k_position": rows}
     return attend_packed(q.double(), k, v, new, cached, width**-0.5, case.low, 0, known, **places)
-
-
-def main() -> None:
-    connect()
-    for line in sys.stdin:
-        name = line.strip()
-        try:
-            answer: Any = errors(CASES[name]) if name in CASES else cached_errors(CACHED[name])
-        except Exception:  # noqa: BLE001 (the test that asked shows it)
-            answer = {"failed": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
