@@ -71,7 +71,7 @@ def test_cached_rows_agree_with_float64(name: str) -> None:
     assert max(found.values()) <= TOLERANCES[CACHED[name].dtype][0]
 
 
-@pytest.mark.parametrize("name", ["slopes, double", "no interval", "causal or same segment", "causal, bf16"])
+@pytest.mark.parametrize("name", ["slopes, double", "no interval", "causal or same segment", "causal, fp16"])
 def test_torch_computes_the_same_where_there_are_no_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_kernels, "_is_interpreting", lambda: False)
     test_kernels_agree_with_float64(name)
@@ -104,7 +104,8 @@ def _arguments(has_bias: bool) -> tuple[Any, ...]:
 def test_ops_are_registered_well(has_bias: bool) -> None:
     arguments = _arguments(has_bias)
     torch.library.opcheck(torch.ops.weft.attention_forward.default, arguments)
-    assert torch.autograd.gradcheck(lambda q: torch.ops.weft.attention_forward(q, *arguments[1:])[0], arguments[0])
+    run = torch.ops.weft.attention_forward
+    assert torch.autograd.gradcheck(lambda q: run(q, *arguments[1:])[0], arguments[0], fast_mode=True)
     plain = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
     plain[8] = [t.detach() for t in arguments[8]]
     out, lse = torch.ops.weft.attention_forward(*plain)

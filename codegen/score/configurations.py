@@ -48,11 +48,11 @@ _DEFAULTS: dict[str, _Table] = {
             64: Configuration(128, 64, 4, 3), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 64, 8, 1),
         },
         _QUERY: {64: Configuration(128, 64, 8, 2), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 64, 8, 1)},
-        _KEY: {64: Configuration(64, 64, 4, 2), 128: Configuration(64, 64, 8, 1), 256: Configuration(32, 64, 8, 1)},
+        _KEY: {64: Configuration(64, 64, 4, 2), 128: Configuration(64, 64, 8, 1), 256: Configuration(32, 32, 8, 1)},
     },
     "hip": {
         _FORWARD: {
-            64: Configuration(128, 32, 4, 2), 128: Configuration(128, 32, 4, 2), 256: Configuration(64, 16, 4, 1),
+            64: Configuration(128, 32, 4, 2), 128: Configuration(128, 32, 4, 2), 256: Configuration(128, 16, 8, 1),
         },
         _QUERY: {64: Configuration(64, 32, 4, 1), 128: Configuration(128, 32, 8, 1), 256: Configuration(64, 16, 8, 1)},
         _KEY: {64: Configuration(16, 64, 4, 1), 128: Configuration(16, 64, 4, 1), 256: Configuration(16, 32, 4, 1)},
