@@ -21,6 +21,7 @@ from weft.codegen.gpu import attention_kernels, intervals
 from weft.codegen.gpu.attention import attend
 from weft.codegen.gpu.attention_form import AttentionForm, Captured, read_form
 from weft.codegen.gpu.formula import FUNCTIONS, Apply, Number, Row, Score, derivative, evaluate, from_tuple
+from weft.codegen.score.configurations import candidate_configurations, default_configuration
 from weft.codegen.score.cost import Rows, decode_cost, kernel_cost
 from weft.codegen.score.decode import DECODE_KERNELS, DecodePlan
 from weft.codegen.score.kernels import KERNELS
@@ -275,3 +276,13 @@ def test_cost_counts_every_tensor_once() -> None:
     assert sum(c.flops for c in backward) == 2 * 30 * 4 * (4 * 16 + 3 * 8)
     cached = decode_cost(DecodePlan(plan, 1, None, 0), "attention_decode", sequences=3, cached=50, splits=2)
     assert cached.bytes == 2 * (3 * 4 * 16 + 50 * 2 * (16 + 8)) + 8 * 3 + 4 * (2 * 3 * 4 * (8 + 2))
+
+
+@pytest.mark.parametrize("name", ["attention_forward", "attention_query_gradient", "attention_key_gradient"])
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:89", "cuda:90", "cuda:100", "hip:gfx942"])
+def test_candidates_begin_with_the_default(target: str, name: str) -> None:
+    for width in (64, 128, 256):
+        plan = AttentionPlan(AttentionForm(0.1), "bf16", 4, 2, width, width, None)
+        candidates = candidate_configurations(plan, name, target)
+        assert candidates[0] == default_configuration(plan, name, target)
+        assert len(set(candidates)) == len(candidates) > 8

@@ -58,9 +58,13 @@ _DEFAULTS: dict[str, _Table] = {
         _KEY: {64: Configuration(16, 64, 4, 1), 128: Configuration(16, 64, 4, 1), 256: Configuration(16, 32, 4, 1)},
     },
 }  # fmt: skip
-# float32 and float64 operands: correct everywhere, for checks more than for speed.
-_WIDE = {64: Configuration(32, 32, 4, 1), 128: Configuration(32, 32, 4, 1), 256: Configuration(16, 16, 4, 1)}
-_WIDEST = {64: Configuration(16, 16, 4, 1), 128: Configuration(16, 16, 4, 1), 256: Configuration(16, 16, 4, 1)}
+# float32 and float64 operands: for checks more than for speed.
+_WIDE: _Table = {
+    _FORWARD: {64: Configuration(32, 32, 8, 1), 128: Configuration(16, 16, 4, 1), 256: Configuration(16, 16, 8, 1)},
+    _QUERY: {64: Configuration(32, 32, 4, 1), 128: Configuration(16, 16, 4, 1), 256: Configuration(16, 16, 8, 1)},
+    _KEY: {64: Configuration(32, 32, 8, 1), 128: Configuration(32, 16, 8, 1), 256: Configuration(16, 16, 8, 1)},
+}
+_WIDEST = Configuration(16, 16, 4, 1)
 
 
 def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Configuration:
@@ -69,15 +73,17 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
     if kernel == "attention_delta":
         return Configuration(32, 0, 4, 1)
     size = _size(plan)
-    if plan.dtype in ("fp32", "fp64"):
-        return (_WIDE if plan.dtype == "fp32" else _WIDEST)[size]
-    chosen = _DEFAULTS[_family(target)][kernel][size]
-    return _smaller(chosen, kernel) if plan.form.score is not None or plan.has_bias else chosen
-
-
-def _smaller(chosen: Configuration, kernel: str) -> Configuration:
-    """Gradients of formulas hold more per score: half the tile that a loop moves over."""
-    if kernel == _KEY:
+    if plan.dtype == "fp64":
+        return _WIDEST
+    if plan.dtype == "fp32":
+        return _WIDE[kernel][size]
+    family = _family(target)
+    chosen = _DEFAULTS[family][kernel][size]
+    if plan.form.score is None and not plan.has_bias:
+        return chosen
+    # Gradients of formulas hold more per score: half the tile that a loop moves over. Where sums lie in memory of the
+    # tensor cores, half a tile of keys' gradients needs more registers, not less.
+    if kernel == _KEY and not (family == "cuda:100" and size == 128):
         return replace(chosen, block_m=max(16, chosen.block_m // 2))
     return replace(chosen, block_n=max(16, chosen.block_n // 2)) if kernel == _QUERY else chosen
 
