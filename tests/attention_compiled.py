@@ -1,6 +1,6 @@
 """Compiles attention kernels for an absent GPU and prints what they need, as JSON: one target per process.
 
-    python attention_compiled.py cuda:90 attention_forward attention_delta
+python attention_compiled.py cuda:90 attention_forward attention_delta
 """
 
 from __future__ import annotations
