@@ -116,6 +116,14 @@ CASES = {
         torch.float64, low=-9, bias_heads=1, score=lambda _: _capped(("score",)),
         dense=lambda s, *_: 3 * torch.tanh(s / 3),
     ),
+    "words of a spec": Case(
+        torch.float64, high=0,
+        score=lambda _: (
+            "mul", ("sub", ("erf", ("softplus", ("score",))), ("sign", ("score",))),
+            ("pow", ("cos", ("score",)), ("number", 3)),
+        ),
+        dense=lambda s, *_: (torch.erf(torch.nn.functional.softplus(s)) - torch.sign(s)) * torch.cos(s) ** 3,
+    ),
     "slopes, double": Case(
         torch.float64, read={"slope": ("query", True), "gate": ("key", False)}, score=_slopes,
         dense=_dense_slopes,
@@ -278,5 +286,6 @@ def _all_at_once(
     positions = first + torch.arange(3)
     new, cached = (torch.tensor([0, n], dtype=torch.int32) for n in (3, columns))
     known = (">=", ("key", "position"), ("number", 0))
-    places = {"q_position": positions, "k_position": rows}
-    return attend_packed(q.double(), k, v, new, cached, width**-0.5, case.low, 0, known, **places)
+    return attend_packed(
+        q.double(), k, v, new, cached, width**-0.5, case.low, 0, known, q_position=positions, k_position=rows
+    )

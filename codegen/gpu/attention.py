@@ -39,21 +39,23 @@ def attend(
     high: int | None = None,
     predicate: Predicate | None = None,
     bias: Tensor | None = None,
+    score: tuple[Any, ...] | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
-    score: tuple[Any, ...] | None = None,
     intervals: Intervals | None = None,
 ) -> Tensor:
     """As `attend_packed`: `q [Nq, H, D]`, `k [Nk, G, D]`, `v [Nk, G, Dv]` to `[Nq, H, Dv]`.
 
-    score: a formula as nested tuples, written like a predicate, with ("score",) for scale * q . k and tensors `[rows]`
-    or `[rows, H]` for captured values; these get gradients. intervals: the rows of either side that the other sees, in
-    place of examples and band; the predicate still holds besides. Heads of more than 256 entries are left to torch.
+    score: a formula as nested tuples, in the words of functions/scores.py or written like a predicate, with ("score",)
+    for scale * q . k, and ("query" or "key", tensor `[rows]` or `[rows, H]`) for captured values; these get gradients.
+    intervals: the rows of either side that the other sees, in place of examples and band; the predicate still holds
+    besides. Heads of more than 256 entries are left to torch.
     """
     is_plain = score is None and intervals is None
     # A tracer follows tensors only; what the machine has is asked when it runs.
     if is_plain and not torch.compiler.is_compiling() and target_of(q) is None:
-        return attend_packed(q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, q_position, k_position)
+        mask = {"low": low, "high": high, "predicate": predicate, "q_position": q_position, "k_position": k_position}
+        return attend_packed(q, k, v, q_offsets, k_offsets, scale, bias=bias, **mask)
 
     def position(side: str) -> Tensor:
         given, offsets, rows = (q_position, q_offsets, q) if side == "query" else (k_position, k_offsets, k)

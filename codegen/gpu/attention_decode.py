@@ -15,7 +15,7 @@ from torch import Tensor
 from ..functions.precision import narrow, widen
 from .attention_form import TRITON_TYPES, AttentionForm, Captured, read_form
 from .attention_kernels import DecodeKey, find, target_of
-from .formula import Apply, Formula, Row, evaluate, folded, from_tuple
+from .formula import Formula, Row, applied, evaluate, folded, from_tuple
 
 _POSITIONS = (Captured("query", "i32", False, False), Captured("key", "i32", False, False))
 # Stretches of a cache that are merged.
@@ -52,7 +52,7 @@ def _formula(nested: tuple[Any, ...]) -> Formula:
         case ("number" | "score", *_):
             return from_tuple(nested)
         case (str() as name, *arguments) if name not in ("query", "key"):
-            return Apply(name, tuple(_formula(argument) for argument in arguments))
+            return applied(name, tuple(_formula(argument) for argument in arguments))
         case _:
             raise ValueError(f"a score over caches reads positions only, not {nested!r}")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formula import Apply, Formula, Row, from_tuple, to_tuple
+from .formula import Formula, Row, applied, from_tuple, to_tuple
 
 TRITON_TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64", torch.bool: "i1",
@@ -93,7 +93,7 @@ class Capture:
             case ("number" | "score", *_):
                 return from_tuple(nested)
             case (str() as name, *parts):
-                return Apply(name, tuple(self.formula(part, differentiates) for part in parts))
+                return applied(name, tuple(self.formula(part, differentiates) for part in parts))
             case _:
                 raise ValueError(f"not a formula of a score: {nested!r}")
 

@@ -9,6 +9,7 @@ numbers for captured tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,26 @@ FUNCTIONS: Mapping[str, Function] = {
         "(1.0 / (1.0 + tl.exp(-({}))))",
         lambda a: (_call("*", _call("sigmoid", a), _call("-", ONE, _call("sigmoid", a))),),
     ),
+    "rsqrt": Function(
+        _torch(torch.rsqrt),
+        "tl.rsqrt({})",
+        lambda a: (_call("/", _call("*", Number(-0.5), _call("rsqrt", a)), a),),
+    ),
+    "sin": Function(_torch(torch.sin), "tl.sin({})", lambda a: (_call("cos", a),)),
+    "cos": Function(_torch(torch.cos), "tl.cos({})", lambda a: (_call("neg", _call("sin", a)),)),
+    "erf": Function(
+        _torch(torch.erf),
+        "tl.erf({})",
+        lambda a: (_call("*", Number(2 / math.sqrt(math.pi)), _call("exp", _call("neg", _call("*", a, a)))),),
+    ),
+    "softplus": Function(_torch(torch.nn.functional.softplus), "softplus({})", lambda a: (_call("sigmoid", a),)),
+    "relu": Function(
+        _torch(torch.relu), "tl.maximum({}, 0.0)", lambda a: (_call("where", _call(">", a, ZERO), ONE, ZERO),)
+    ),
+    "sign": Function(_torch(torch.sign), "sign({})"),
+    "floor": Function(_torch(torch.floor), "tl.floor({})"),
+    "ceil": Function(_torch(torch.ceil), "tl.ceil({})"),
+    "stop_gradient": Function(_torch(torch.detach), "{}"),
     "min": Function(_torch(torch.minimum), "tl.minimum({}, {})", _extreme("<")),
     "max": Function(_torch(torch.maximum), "tl.maximum({}, {})", _extreme(">")),
     "where": Function(
@@ -135,11 +156,36 @@ FUNCTIONS: Mapping[str, Function] = {
 
 
 # Functions whose result is a real whatever they are given, and those whose result is a flag.
-_OF_REALS = {"/", "exp", "log", "sqrt", "tanh", "sigmoid"}
+_OF_REALS = {
+    "/", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf", "softplus", "relu", "sign",
+    "floor", "ceil",
+}  # fmt: skip
 _TESTS = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not"}
 
 
 # -- as tuples -------------------------------------------------------------------------------------
+
+
+# Names of functions/scores.py for functions that a mask writes as operators.
+_OTHER_NAMES = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">",
+    "ge": ">=", "and_": "and", "or_": "or", "not_": "not", "minimum": "min", "maximum": "max",
+}  # fmt: skip
+
+
+def applied(name: str, arguments: tuple[Formula, ...]) -> Formula:
+    """A function by either of its names. Powers are small whole numbers. ValueError: no such function."""
+    name = _OTHER_NAMES.get(name, name)
+    match name, arguments:
+        case "pow", (base, Number(exponent)) if exponent in (1, 2, 3, 4):
+            power = base
+            for _ in range(int(exponent) - 1):
+                power = _call("*", power, base)
+            return power
+        case _ if name in FUNCTIONS:
+            return Apply(name, arguments)
+        case _:
+            raise ValueError(f"attention kernels cannot compute {name} of a score")
 
 
 def from_tuple(nested: Any) -> Formula:
@@ -150,8 +196,8 @@ def from_tuple(nested: Any) -> Formula:
             return Score()
         case ("query" | "key" as side, int() as index):
             return Row(side, index)
-        case (str() as name, *arguments) if name in FUNCTIONS:
-            return Apply(name, tuple(from_tuple(argument) for argument in arguments))
+        case (str() as name, *arguments):
+            return applied(name, tuple(from_tuple(argument) for argument in arguments))
         case _:
             raise ValueError(f"not a formula of a score: {nested!r}")
 
