@@ -233,7 +233,9 @@ def test_derivatives_of_formulas(name: str) -> None:
     count = FUNCTIONS[name].text.count("{}")
     formula = Apply(name, arguments[:count])
     value = evaluate(formula, score, lambda _: read, torch.float64)
-    wanted = torch.autograd.grad((value + 0 * (score + read)).sum(), (score, read), allow_unused=True, materialize_grads=True)
+    wanted = torch.autograd.grad(
+        (value + 0 * (score + read)).sum(), (score, read), allow_unused=True, materialize_grads=True
+    )
     for by, gradient in zip((Score(), Row("query", 0)), wanted, strict=True):
         found = evaluate(derivative(formula, by), score, lambda _: read, torch.float64)
         torch.testing.assert_close(torch.as_tensor(found, dtype=torch.float64).expand(4), gradient)
