@@ -1,0 +1,141 @@
+"""Attention of new rows to caches by generated kernels: the layout and the meaning of functions/caches.attend_step.
+
+Letters: B sequences, R new rows of each, S slots, H heads, G key heads, D and Dv entries of a head. Row p of a sequence
+lies in slot p % S, where the new rows lie already.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functions.precision import narrow, widen
+from .attention_form import TRITON_TYPES, AttentionForm, Captured, read_form
+from .attention_kernels import DecodeKey, find, target_of
+from .formula import Formula, Row, applied, evaluate, folded, from_tuple
+
+_POSITIONS = (Captured("query", "i32", False, False), Captured("key", "i32", False, False))
+# Stretches of a cache that are merged.
+_MOST_SPLITS = 64
+
+
+def attend_cached(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    columns: int,
+    scale: float,
+    low: int | None = None,
+    high: int = 0,
+    score: tuple[Any, ...] | None = None,
+) -> Tensor:
+    """`q [B, R, H, D]`, `keys [B, G, S, D]`, `values [B, G, S, Dv]` to `[B, R, H, Dv]`, in the type of the caches.
+
+    position int64 [B]: the number of the first new row of each sequence. columns: slots in use, an upper bound that the
+    host knows. A query sees the rows low <= key's number - query's number <= high. score: as for `attention.attend`,
+    over ("score",) and positions.
+    """
+    formula = None if score is None else folded(_formula(score))
+    form = AttentionForm(float(scale), formula, None, _POSITIONS)
+    columns = min(columns, keys.shape[2])
+    return torch.ops.weft.attention_decode(q.to(keys.dtype), keys, values, position, columns, low, high, form.text)
+
+
+def _formula(nested: tuple[Any, ...]) -> Formula:
+    match nested:
+        case ("query" | "key" as side, "position"):
+            return Row(side, 0)
+        case ("number" | "score", *_):
+            return from_tuple(nested)
+        case (str() as name, *arguments) if name not in ("query", "key"):
+            return applied(name, tuple(_formula(argument) for argument in arguments))
+        case _:
+            raise ValueError(f"a score over caches reads positions only, not {nested!r}")
+
+
+@torch.library.custom_op("weft::attention_decode", mutates_args=())
+def attention_decode(
+    q: Tensor, keys: Tensor, values: Tensor, position: Tensor, columns: int, low: int | None, high: int, form: str
+) -> Tensor:
+    """See `attend_cached`. Has no derivative."""
+    target = target_of(q)
+    batch, rows, heads, width = q.shape
+    if target is None:
+        return _torch_decode(q, keys, values, position, columns, low, high, read_form(form))
+    out = torch.empty((batch, rows, heads, values.shape[3]), dtype=values.dtype, device=q.device)
+    if columns == 0 or out.numel() == 0:
+        return out.zero_()
+    q, keys, values = (t if t.stride(3) == 1 or t.shape[3] == 1 else t.contiguous() for t in (q, keys, values))
+    key = DecodeKey(form, TRITON_TYPES[q.dtype], heads, keys.shape[1], width, values.shape[3], rows, low, high)
+    kernel = find(key, "attention_decode", target)
+    splits = _splits(batch * keys.shape[1], math.ceil(columns / kernel.constants["BLOCK_N"]), _units(q))
+    real = torch.float64 if q.dtype == torch.float64 else torch.float32
+    part = torch.empty((splits, *out.shape), dtype=real, device=q.device)
+    part_max, part_sum = (torch.empty(part.shape[:-1], dtype=real, device=q.device) for _ in range(2))
+    given = {"q_ptr": q, "k_ptr": keys, "v_ptr": values, "position_ptr": position.to(torch.int64).contiguous()}
+    given |= {"part_ptr": part, "part_max_ptr": part_max, "part_sum_ptr": part_sum, "out_ptr": out}
+    given |= {"slots": keys.shape[2], "columns": columns, "splits": splits}
+    given |= {"stride_qb": q.stride(0), "stride_qm": q.stride(1), "stride_qh": q.stride(2)}
+    given |= {"stride_kb": keys.stride(0), "stride_kh": keys.stride(1), "stride_kn": keys.stride(2)}
+    given |= {"stride_vb": values.stride(0), "stride_vh": values.stride(1), "stride_vn": values.stride(2)}
+    kernel.launch((batch * keys.shape[1], splits), given)
+    find(key, "attention_merge", target).launch((batch * rows * heads,), given)
+    return out
+
+
+@attention_decode.register_fake
+def _(
+    q: Tensor, keys: Tensor, values: Tensor, position: Tensor, columns: int, low: int | None, high: int, form: str
+) -> Tensor:
+    return torch.empty((*q.shape[:3], values.shape[3]), dtype=values.dtype, device=q.device)
+
+
+def _splits(problems: int, tiles: int, units: int) -> int:
+    """Enough programs to fill the device about twice, each with a tile at least."""
+    wanted = max(1, min(_MOST_SPLITS, tiles, math.ceil(2 * units / max(1, problems))))
+    return 1 << (wanted.bit_length() - 1)
+
+
+_device_units: dict[int, int] = {}
+
+
+def _units(tensor: Tensor) -> int:
+    if tensor.device.type == "cpu":
+        return 4  # of the interpreter: few programs, but more than one stretch
+    index = tensor.device.index or 0
+    if index not in _device_units:
+        _device_units[index] = torch.cuda.get_device_properties(index).multi_processor_count
+    return _device_units[index]
+
+
+def _torch_decode(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    columns: int,
+    low: int | None,
+    high: int,
+    form: AttentionForm,
+) -> Tensor:
+    batch, rows, heads, _ = q.shape
+    if columns == 0:
+        return values.new_zeros(batch, rows, heads, values.shape[3])
+    group = heads // keys.shape[1]
+    k, v = (widen(t[:, :, :columns]).repeat_interleave(group, 1) for t in (keys, values))
+    logits = form.scale * (widen(q).transpose(1, 2) @ k.transpose(2, 3))
+    query = position[:, None] + torch.arange(rows, device=q.device)
+    newest = position[:, None] + (rows - 1)
+    key = newest - (newest - torch.arange(columns, device=q.device)) % keys.shape[2]
+    places = {"query": query[:, None, :, None], "key": key[:, None, None]}
+    if form.score is not None:
+        logits = evaluate(form.score, logits, lambda row: places[row.side], logits.dtype)
+    seen = (places["key"] >= 0) & (places["key"] <= places["query"] + high)
+    if low is not None:
+        seen = seen & (places["key"] >= places["query"] + low)
+    weights = torch.softmax(logits.masked_fill(~seen, float("-inf")), -1).masked_fill(~seen, 0)
+    return narrow((weights @ v).transpose(1, 2), values)

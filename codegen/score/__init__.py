@@ -1,0 +1,1 @@
+"""Kernels that reduce tiles of scores on line and never store the scores."""

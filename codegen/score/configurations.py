@@ -1,0 +1,132 @@
+"""Tile sizes and launch options of attention kernels: a safe default for each target, and candidates to measure.
+
+Defaults are chosen by what ahead-of-time compilation shows: no spilled register for 16-bit heads of up to 128 entries,
+and shared memory that the smallest device of a family has. None of them has been timed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .decode import DecodePlan
+    from .plan import AttentionPlan
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """BLOCK_M query rows, BLOCK_N key rows."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+_Table = dict[str, dict[int, Configuration]]
+_FORWARD, _QUERY, _KEY = "attention_forward", "attention_query_gradient", "attention_key_gradient"
+
+# By family of targets, kernel, and the widest head: 16-bit operands.
+_DEFAULTS: dict[str, _Table] = {
+    "cuda:80": {
+        _FORWARD: {
+            64: Configuration(64, 64, 4, 2), 128: Configuration(128, 32, 8, 2), 256: Configuration(64, 32, 8, 1),
+        },
+        _QUERY: {64: Configuration(64, 32, 4, 2), 128: Configuration(64, 32, 4, 2), 256: Configuration(32, 32, 8, 1)},
+        _KEY: {64: Configuration(32, 64, 4, 2), 128: Configuration(32, 64, 8, 2), 256: Configuration(16, 32, 8, 1)},
+    },
+    "cuda:90": {
+        _FORWARD: {
+            64: Configuration(128, 64, 8, 3), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 32, 8, 2),
+        },
+        _QUERY: {64: Configuration(128, 64, 8, 2), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 32, 8, 2)},
+        _KEY: {64: Configuration(64, 128, 8, 2), 128: Configuration(32, 128, 8, 2), 256: Configuration(32, 32, 8, 1)},
+    },
+    "cuda:100": {
+        _FORWARD: {
+            64: Configuration(128, 64, 4, 3), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 64, 8, 1),
+        },
+        _QUERY: {64: Configuration(128, 64, 8, 2), 128: Configuration(128, 64, 8, 2), 256: Configuration(64, 64, 8, 1)},
+        _KEY: {64: Configuration(64, 64, 4, 2), 128: Configuration(64, 64, 8, 1), 256: Configuration(32, 32, 8, 1)},
+    },
+    "hip": {
+        _FORWARD: {
+            64: Configuration(128, 32, 4, 2), 128: Configuration(128, 32, 4, 2), 256: Configuration(128, 16, 8, 1),
+        },
+        _QUERY: {64: Configuration(64, 32, 4, 1), 128: Configuration(128, 32, 8, 1), 256: Configuration(64, 16, 8, 1)},
+        _KEY: {64: Configuration(16, 64, 4, 1), 128: Configuration(16, 64, 4, 1), 256: Configuration(16, 32, 4, 1)},
+    },
+}  # fmt: skip
+# float32 and float64 operands: for checks more than for speed.
+_WIDE: _Table = {
+    _FORWARD: {64: Configuration(32, 32, 8, 1), 128: Configuration(16, 16, 4, 1), 256: Configuration(16, 16, 8, 1)},
+    _QUERY: {64: Configuration(32, 32, 4, 1), 128: Configuration(16, 16, 4, 1), 256: Configuration(16, 16, 8, 1)},
+    _KEY: {64: Configuration(32, 32, 8, 1), 128: Configuration(32, 16, 8, 1), 256: Configuration(16, 16, 8, 1)},
+}
+_WIDEST = Configuration(16, 16, 4, 1)
+
+
+def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Configuration:
+    if target == "interpreter":
+        return Configuration(32, 32, 1, 1)
+    if kernel == "attention_delta":
+        return Configuration(32, 0, 4, 1)
+    size = _size(plan)
+    if plan.dtype == "fp64":
+        return _WIDEST
+    if plan.dtype == "fp32":
+        return _WIDE[kernel][size]
+    family = _family(target)
+    chosen = _DEFAULTS[family][kernel][size]
+    if plan.form.score is None and not plan.has_bias:
+        return chosen
+    # Gradients of formulas hold more per score: half the tile that a loop moves over. Where sums lie in memory of the
+    # tensor cores, half a tile of keys' gradients needs more registers, not less.
+    if kernel == _KEY and not (family == "cuda:100" and size == 128):
+        return replace(chosen, block_m=max(16, chosen.block_m // 2))
+    return replace(chosen, block_n=max(16, chosen.block_n // 2)) if kernel == _QUERY else chosen
+
+
+def candidate_configurations(plan: AttentionPlan, kernel: str, target: str) -> tuple[Configuration, ...]:
+    """To be compiled and timed, the default first. Those that do not fit a device fail to compile or launch."""
+    default = default_configuration(plan, kernel, target)
+    if kernel == "attention_delta":
+        rows = (16, 32, 64, 128)
+        found = [Configuration(block, 0, warps, 1) for block in rows for warps in (4, 8)]
+    else:
+        inner, outer = (16, 32, 64, 128), (64, 128)
+        tiles = [(m, n) for m in outer for n in inner]
+        if kernel == _KEY:
+            tiles = [(m, n) for n in outer for m in inner]
+        limit = 128 * 128 * 128 // _size(plan)
+        found = [
+            Configuration(m, n, warps, stages)
+            for m, n in tiles
+            if m * n <= limit
+            for warps in (4, 8)
+            for stages in (1, 2, 3, 4)
+        ]
+    return (default, *(configuration for configuration in found if configuration != default))
+
+
+def default_decode_configuration(plan: DecodePlan, kernel: str, target: str) -> Configuration:
+    """BLOCK_M holds the new rows of a group's heads, or, when merging, all stretches."""
+    if kernel == "attention_merge":
+        return Configuration(64, 0, 4, 1)
+    block_m = max(16, 1 << (plan.rows * plan.attention.group - 1).bit_length())
+    if target == "interpreter":
+        return Configuration(block_m, 16, 1, 1)
+    is_large = _size(plan.attention) == 256 or plan.attention.dtype in ("fp32", "fp64")
+    return Configuration(block_m, 32 if is_large else 64, 4, 1 if is_large else 2)
+
+
+def _size(plan: AttentionPlan) -> int:
+    return next(size for size in (64, 128, 256) if max(plan.q_width, plan.v_width) <= size)
+
+
+def _family(target: str) -> str:
+    """Devices between the listed ones have less shared memory than the one before: they count as the oldest."""
+    if target.startswith("hip"):
+        return "hip"
+    return target if target in _DEFAULTS else {"cuda:103": "cuda:100"}.get(target, "cuda:80")

@@ -1,0 +1,149 @@
+"""Attention of few new rows to long caches: a stretch of the cache per program, and a second kernel that merges.
+
+attention_decode    sums of each stretch, with the maximum they refer to
+attention_merge     out [sequences, new rows, heads, Dv]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..emit_attention import attention_text
+from ..gpu.formula import leaves
+from ..kernel_text import KernelText
+from .configurations import Configuration, default_decode_configuration
+from .kernels import precision
+from .plan import AttentionPlan, Load, Part, logit_lines, parts, tile_loads
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """`attention` says what a score is; its captured values are the two positions. A query sees the rows low <= key -
+    query <= high (low None: from the first); `rows` new rows per sequence."""
+
+    attention: AttentionPlan
+    rows: int
+    low: int | None
+    high: int
+
+
+@dataclass(frozen=True)
+class DecodeKernelPlan:
+    """What a template prints."""
+
+    name: str
+    summary: str
+    arguments: tuple[tuple[str, str], ...]
+    constants: tuple[str, ...]
+    real: str
+    q_parts: tuple[Part, ...]
+    v_parts: tuple[Part, ...]
+    v_width: int
+    first_column: str = ""
+    row_loads: tuple[Load, ...] = ()
+    column_loads: tuple[Load, ...] = ()
+    logit: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    needs_query_position: bool = False
+    needs_key_position: bool = False
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        return (*self.q_parts, *self.v_parts)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return (*(name for name, _ in self.arguments), *(f"{name}: tl.constexpr" for name in self.constants))
+
+
+def decode(plan: DecodePlan) -> DecodeKernelPlan:
+    attention = plan.attention
+    score = attention.form.score
+    sides = set() if score is None else {getattr(leaf, "side", None) for leaf in leaves(score)}
+    real = _real(attention)
+    tensors = [(f"{name}_ptr", f"*{attention.dtype}") for name in "qkv"]
+    tensors += [("position_ptr", "*i64"), ("part_ptr", real), ("part_max_ptr", real), ("part_sum_ptr", real)]
+    strides = ["stride_qb", "stride_qm", "stride_qh", "stride_kb", "stride_kh", "stride_kn"]
+    strides += ["stride_vb", "stride_vh", "stride_vn"]
+    first = "0"
+    if plan.low is not None:
+        # Rows before the window are skipped as long as the cache has not been written around.
+        first = f"tl.where(newest < slots, tl.maximum(position + {plan.low}, 0), 0)"
+    allowed = [
+        f"allowed = mask_n[None, :] & (key_row[None, :] <= query_row[:, None] + {plan.high})",
+        *([] if plan.low is None else [f"allowed &= key_row[None, :] >= query_row[:, None] + {plan.low}"]),
+    ]
+    q_loads = [
+        Load(
+            f"q{part.suffix}",
+            f"operand(tl.load(q_ptr + rows_q + {part.offsets}, mask=mask_m[:, None]{part.and_mask}, other=0.0), "
+            "INTERPRETED)",
+        )
+        for part in parts(attention.q_width, "d")
+    ]
+    return DecodeKernelPlan(
+        name="attention_decode",
+        summary="Softmax over a stretch of the cached rows of a formula of q . k, times v.",
+        arguments=(*tensors, *((name, "i32") for name in ("slots", "columns", *strides))),
+        constants=("HEADS", "GROUP", "ROWS", "BLOCK_M", "BLOCK_N", "PRECISION", "INTERPRETED"),
+        real=attention.real,
+        q_parts=parts(attention.q_width, "d"),
+        v_parts=parts(attention.v_width, "v"),
+        v_width=attention.v_width,
+        first_column=first,
+        row_loads=tuple(q_loads),
+        column_loads=tuple(tile_loads(attention, ("k", "v"), "_tile", "n", "mask_n")),
+        logit=logit_lines(attention),
+        allowed=tuple(allowed),
+        needs_query_position="query" in sides,
+        needs_key_position="key" in sides,
+    )
+
+
+def merge(plan: DecodePlan) -> DecodeKernelPlan:
+    attention = plan.attention
+    real = _real(attention)
+    tensors = [("part_ptr", real), ("part_max_ptr", real), ("part_sum_ptr", real), ("out_ptr", f"*{attention.dtype}")]
+    return DecodeKernelPlan(
+        name="attention_merge",
+        summary="One program: a head of a new row. Its sums over all stretches, put on one maximum and divided.",
+        arguments=(*tensors, ("splits", "i32")),
+        constants=("BLOCK_M", "INTERPRETED"),
+        real=attention.real,
+        q_parts=(),
+        v_parts=parts(attention.v_width, "v"),
+        v_width=attention.v_width,
+    )
+
+
+def _real(plan: AttentionPlan) -> str:
+    return "*fp64" if plan.dtype == "fp64" else "*fp32"
+
+
+DECODE_KERNELS = {"attention_decode": decode, "attention_merge": merge}
+
+
+def decode_text(plan: DecodePlan, name: str, target: str, configuration: Configuration | None = None) -> KernelText:
+    """One of DECODE_KERNELS for a target, in its default configuration unless given."""
+    kernel = DECODE_KERNELS[name](plan)
+    attention = plan.attention
+    chosen = configuration or default_decode_configuration(plan, name, target)
+    values: dict[str, int | bool | str] = {
+        "HEADS": attention.heads,
+        "GROUP": attention.group,
+        "ROWS": plan.rows,
+        "BLOCK_M": chosen.block_m,
+        "BLOCK_N": chosen.block_n,
+        "PRECISION": precision(attention.dtype, target),
+        "INTERPRETED": target == "interpreter",
+    }
+    strides = {"q": attention.q_width, "k": attention.q_width, "v": attention.v_width}
+    divisible = tuple(
+        name
+        for name, type in kernel.arguments
+        if type.startswith("*") or (name.startswith("stride_") and strides[name[7]] % 16 == 0)
+    )
+    constants = tuple((constant, values[constant]) for constant in kernel.constants)
+    return KernelText(
+        name, attention_text((kernel,)), kernel.arguments, constants, divisible, chosen.warps, chosen.stages
+    )
