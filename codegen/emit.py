@@ -32,7 +32,7 @@ _INFIX: dict[Callable[..., Any], str] = {
 }  # fmt: skip
 _PREFIX: dict[Callable[..., Any], str] = {operator.neg: "-", operator.invert: "~"}
 _LIBRARIES = (("torch.nn.functional", torch.nn.functional), ("torch", torch), ("operator", operator), ("math", math))
-_PACKAGES = ("functions", "cpu")
+_PACKAGES = ("functions", "cpu", "gpu")
 KERNELS = "_kernels"
 
 

@@ -16,6 +16,7 @@ from .facts import WORKING
 from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
+from .passes.attention_kernels import use_attention_kernels
 from .passes.bands import recognise_bands
 from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
@@ -52,6 +53,7 @@ BASIC_PASSES: tuple[Pass, ...] = (
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
+    Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     *BASIC_PASSES[1:],
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
 )

@@ -46,12 +46,14 @@ def attend(
 ) -> Tensor:
     """As `attend_packed`: `q [Nq, H, D]`, `k [Nk, G, D]`, `v [Nk, G, Dv]` to `[Nq, H, Dv]`.
 
-    score: a formula as nested tuples, in the words of functions/scores.py or written like a predicate, with ("score",)
-    for scale * q . k, and ("query" or "key", tensor `[rows]` or `[rows, H]`) for captured values; these get gradients.
-    intervals: the rows of either side that the other sees, in place of examples and band; the predicate still holds
-    besides. Heads of more than 256 entries are left to torch.
+    score: a formula as nested tuples, in the words of functions/scores.py or written like a predicate, with
+    ("score",) for scale * q . k, and ("query" or "key", tensor `[rows]` or `[rows, H]`) for captured values; these
+    get gradients.
+    intervals: the rows of either side that the other sees, in place of examples and band (those of a band may be
+    given beside the band, to be computed once for many calls); the predicate still holds besides. Heads of more
+    than 256 entries are left to torch.
     """
-    is_plain = score is None and intervals is None
+    is_plain = score is None and (intervals is None or intervals.is_band)
     # A tracer follows tensors only; what the machine has is asked when it runs.
     if is_plain and not torch.compiler.is_compiling() and target_of(q) is None:
         mask = {"low": low, "high": high, "predicate": predicate, "q_position": q_position, "k_position": k_position}

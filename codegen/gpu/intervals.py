@@ -29,11 +29,13 @@ class Intervals:
     """Keys of each query and queries of each key.
 
     is_exact: a query is in a key's bounds only if the key is in the query's.
+    is_band: they say no more than examples and a band of distances.
     """
 
     queries: Bounds
     keys: Bounds
     is_exact: bool = True
+    is_band: bool = False
 
 
 def row_examples(offsets: Tensor, rows: int) -> Tensor:
@@ -65,7 +67,14 @@ def band_intervals(
         keys = _band(k_offsets, q_offsets, k_rows, _negated(high), _negated(low), None)
     else:
         keys = _band(k_offsets, q_offsets, k_rows, None, None, None)
-    return Intervals(queries, keys, q_position is None or (low is None and high is None))
+    return Intervals(queries, keys, q_position is None or (low is None and high is None), is_band=True)
+
+
+def seen_rows(
+    q_offsets: Tensor, k_offsets: Tensor, q: Tensor, k: Tensor, low: int | None = None, high: int | None = None
+) -> Intervals:
+    """As `band_intervals`, for the rows of two packed tensors."""
+    return band_intervals(q_offsets, k_offsets, q.shape[0], k.shape[0], low, high)
 
 
 def run_intervals(q_ids: Tensor, k_ids: Tensor, q_offsets: Tensor, k_offsets: Tensor) -> Intervals:
