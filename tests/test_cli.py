@@ -484,7 +484,7 @@ def test_what_cannot_be_shown_leaves_stdout_empty(tmp_path: Path) -> None:
 
 def test_a_drawing_that_cannot_be_written(spec: Path) -> None:
     run = weft("inspect", str(spec), "graph", "--svg", "/nowhere/out.svg")
-    says(run, 1, "/nowhere/out.svg: no such file or folder")
+    says(run, 2, "/nowhere/out.svg: there is no folder /nowhere")
 
 
 def test_a_checkpoint_with_several_models(tmp_path: Path) -> None:
@@ -497,4 +497,4 @@ def test_a_checkpoint_with_several_models(tmp_path: Path) -> None:
     assert weft("generate", run, "--prompt", "one", "--tokens", "2").returncode == 0
     says(weft("generate", run, "--prompt", "one", "--of", "features"), 1, "generation needs one score for each vocab")
     says(weft("generate", run, "--prompt", "one", "--of", "none"), 2, "has no model none; it has m, features")
-    says(weft("generate", run, "--prompt", "one", "--device", "nowhere"), 1, "the device nowhere cannot be used")
+    says(weft("generate", run, "--prompt", "one", "--device", "nowhere"), 2, "the device nowhere cannot be used")
