@@ -21,6 +21,7 @@ from torch.nn import functional
 from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
 from .functions import attention, gathers, packing, pointwise, precision, shifts, statics
+from .gpu.attention import attend
 from .origin import defines, origin
 
 EXAMPLES = "examples"  # the level of values with one entry per example
@@ -421,7 +422,7 @@ _RULES: dict[Any, Rule] = {
     gathers.rows_of_table: _rows_of_table,
     torch.index_select: _index_select,
     gathers.entries: _entries,
-    attention.attend_packed: _attend,
+    **dict.fromkeys((attention.attend_packed, attend), _attend),
     torch.arange: _arange,
 }  # fmt: skip
 
