@@ -2,6 +2,7 @@
 
     model.py        the nn.Module; runs what the passes made of the graph
     kernels.py      the generated kernels it launches on a GPU, if the passes made any
+    attention.py    those of attention
     reference.py    the same, unfused: what the spec says, line by line
     functions/ ...  the functions both call, copied
     manifest.json   what it was made from, what it takes and gives, its weights
@@ -34,11 +35,16 @@ from .graph_context import CompilerBug
 from .lower import empty_weights, lower, signature
 from .pipeline import Pass, optimise
 from .rowwise.fused import FusedOp
+from .score.graph_keys import attention_keys
+from .score.kernels import module_text
+from .targets import TARGETS
 
 FORMAT = "weft-artifact"
 VERSION = 1
 MANIFEST = "manifest.json"
 HERE = Path(__file__).parent
+# Configurations of attention kernels differ by target; the folder has those of all, and of Triton's interpreter.
+ATTENTION_TARGETS = (*TARGETS, "interpreter")
 
 
 # What kernels take on the artifact's target, as data for the manifest.
@@ -127,11 +133,22 @@ def artifact_files(
         meanings = Imports({("gpu", "fused"), ("gpu", "rowwise")})
         files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")
         imports.modules |= meanings.modules
+    attentions = {key: None for graph in fused.values() for key in attention_keys(graph)}
+    for number, key in enumerate(attentions, 1):
+        name = "attention.py" if number == 1 else f"attention_{number}.py"
+        files[name] = module_text(key, ATTENTION_TARGETS, f"of {_file_name(checked)}")
+        imports.modules.add(("gpu", "attention"))
+    if attentions:
+        files["__init__.py"] = _PACKAGE.replace("from .model", f"from . import {_stems(len(attentions))}\nfrom .model")
     files.update(copied_modules(imports.modules))
     manifest = _manifest(checked, references, weights, dtype, passes, weft_version, files)
     manifest |= {"target": target, "kernels": inspect(tuple(imports.kernels.values())) if inspect else []}
     files[MANIFEST] = json.dumps(manifest, indent=1) + "\n"
     return files
+
+
+def _stems(count: int) -> str:
+    return ", ".join(["attention", *(f"attention_{number}" for number in range(2, count + 1))])
 
 
 def _module_text(

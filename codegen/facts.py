@@ -22,7 +22,7 @@ from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
 from .functions import attention, gathers, packing, pointwise, precision, shifts, statics
 from .gpu.attention import attend
-from .origin import defines, origin
+from .origin import origin
 
 EXAMPLES = "examples"  # the level of values with one entry per example
 WORKING = "weft_working"
@@ -64,8 +64,6 @@ def _fact(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Fact], wor
                 return found
     source = origin(node)
     if source.value is None or isinstance(source.value, Weight) or source.type is None:
-        return None
-    if node.op == "call_function" and not defines(node, source.value):
         return None
     return _of_type(source.type, working, source.precise)
 

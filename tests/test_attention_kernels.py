@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.attention_cases import CACHED, CASES, cached_errors, errors
 from weft.codegen.functions.attention import attend_packed
-from weft.codegen.gpu import attention_kernels, intervals
+from weft.codegen.gpu import attention, attention_decode, attention_kernels, intervals
 from weft.codegen.gpu.attention import attend
 from weft.codegen.gpu.attention_form import AttentionForm, Captured, read_form
 from weft.codegen.gpu.formula import FUNCTIONS, Apply, Number, Row, Score, derivative, evaluate, from_tuple
@@ -104,13 +104,13 @@ def _arguments(has_bias: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_ops_are_registered_well(has_bias: bool) -> None:
     arguments = _arguments(has_bias)
-    torch.library.opcheck(torch.ops.weft.attention_forward.default, arguments)
-    run = torch.ops.weft.attention_forward
+    torch.library.opcheck(attention.attention_forward, arguments)
+    run = attention.attention_forward
     assert torch.autograd.gradcheck(lambda q: run(q, *arguments[1:])[0], arguments[0], fast_mode=True)
     plain = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
     plain[8] = [t.detach() for t in arguments[8]]
-    out, lse = torch.ops.weft.attention_forward(*plain)
-    torch.library.opcheck(torch.ops.weft.attention_backward.default, (torch.randn_like(out), out, lse, *plain))
+    out, lse = attention.attention_forward(*plain)
+    torch.library.opcheck(attention.attention_backward, (torch.randn_like(out), out, lse, *plain))
 
 
 @pytest.mark.usefixtures("either")
@@ -118,7 +118,7 @@ def test_the_cached_op_is_registered_well() -> None:
     q, cache = torch.randn(2, 1, 4, 8), torch.randn(2, 2, 9, 8)
     form = AttentionForm(0.3).text
     arguments = (q, cache, cache.clone(), torch.tensor([3, 12]), 9, -5, 0, form)
-    torch.library.opcheck(torch.ops.weft.attention_decode.default, arguments)
+    torch.library.opcheck(attention_decode.attention_decode, arguments)
 
 
 def _model(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:

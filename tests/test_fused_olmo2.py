@@ -7,14 +7,13 @@ from collections import Counter
 import pytest
 import torch
 
-import weft
 from tests.fused_models import assert_equal, gradients
 from weft.codegen.gpu.attention import attend
 from weft.codegen.origin import origin
 from weft.codegen.pipeline import GPU_PASSES, optimise
 from weft.codegen.rowwise.fused import FusedOp
 from weft.runtime.kernels import attach_kernels
-from weft.runtime.model import Model
+from weft.runtime.model import Model, load
 
 LAYERS = 2
 # Examples of odd lengths, one of a single row.
@@ -22,7 +21,7 @@ OFFSETS = torch.tensor([0, 13, 14, 33], dtype=torch.int32)
 
 
 def olmo2(root, dtype: torch.dtype) -> Model:
-    model = weft.load(root / "specs" / "olmo2.weft", "tiny", {"layers": LAYERS}, dtype)
+    model = load(root / "specs" / "olmo2.weft", "tiny", {"layers": LAYERS}, dtype)
     assert isinstance(model, Model)
     return model
 

@@ -11,6 +11,7 @@ Letters: Nq query rows, Nk key rows, H heads, G key heads, D and Dv entries of a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from .intervals import Intervals, band_intervals, row_positions
 
 # Entries of a head that kernels hold.
 WIDEST = 256
+# A namespace of torch operators of this module's own: a compiled model carries a copy of it.
+LIBRARY = __name__.replace(".", "_")
 
 
 def attend(
@@ -59,6 +62,40 @@ def attend(
         mask = {"low": low, "high": high, "predicate": predicate, "q_position": q_position, "k_position": k_position}
         return attend_packed(q, k, v, q_offsets, k_offsets, scale, bias=bias, **mask)
 
+    call = call_of(
+        q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, score, q_position, k_position, intervals
+    )
+    return attention_forward(q, k, v, *call.bounds, call.bias, list(call.captured), call.form)[0]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the op is given beside q, k and v: lows and highs of the intervals of queries, then of keys."""
+
+    bounds: tuple[Tensor, Tensor, Tensor, Tensor]
+    bias: Tensor | None
+    captured: tuple[Tensor, ...]
+    form: str
+
+
+def call_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    scale: float,
+    low: int | None,
+    high: int | None,
+    predicate: Predicate | None,
+    bias: Tensor | None,
+    score: tuple[Any, ...] | None,
+    q_position: Tensor | None,
+    k_position: Tensor | None,
+    intervals: Intervals | None,
+) -> Call:
+    """The arguments of `attend` for the op: what is no tensor as text. Needs sizes and types only."""
+
     def position(side: str) -> Tensor:
         given, offsets, rows = (q_position, q_offsets, q) if side == "query" else (k_position, k_offsets, k)
         return row_positions(offsets, rows.shape[0]) if given is None else given
@@ -75,8 +112,8 @@ def attend(
     if bias is not None:
         bias = bias.expand(-1, q.shape[1])
     bounds = (intervals.queries.low, intervals.queries.high, intervals.keys.low, intervals.keys.high)
-    captured = [t.contiguous() if t.dim() == 1 else t.expand(-1, q.shape[1]) for t in capture.tensors]
-    return torch.ops.weft.attention_forward(q, k, v, *bounds, bias, captured, form.text)[0]
+    captured = tuple(t.contiguous() if t.dim() == 1 else t.expand(-1, q.shape[1]) for t in capture.tensors)
+    return Call(bounds, bias, captured, form.text)
 
 
 def _with_band(predicate: Predicate | None, low: int | None, high: int | None) -> Predicate | None:
@@ -93,7 +130,7 @@ def _with_band(predicate: Predicate | None, low: int | None, high: int | None) -
 # -- ops -------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("weft::attention_forward", mutates_args=())
+@torch.library.custom_op(f"{LIBRARY}::attention_forward", mutates_args=())
 def attention_forward(
     q: Tensor,
     k: Tensor,
@@ -142,7 +179,7 @@ def _(
     return _empty_results(q, v)
 
 
-@torch.library.custom_op("weft::attention_backward", mutates_args=())
+@torch.library.custom_op(f"{LIBRARY}::attention_backward", mutates_args=())
 def attention_backward(
     d_out: Tensor,
     out: Tensor,
@@ -219,7 +256,7 @@ def _differentiate(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Any, ...]:
     out, lse, *saved = ctx.saved_tensors
     tensors, rest = saved[:7], saved[7:]
     bias = rest.pop(0) if ctx.has_bias else None
-    found = torch.ops.weft.attention_backward(d_out, out, lse, *tensors, bias, rest, ctx.form)
+    found = attention_backward(d_out, out, lse, *tensors, bias, rest, ctx.form)
     dq, dk, dv = found[:3]
     trained = iter(found[3:])
     dbias = next(trained) if ctx.has_bias else None

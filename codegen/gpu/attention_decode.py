@@ -20,6 +20,8 @@ from .formula import Formula, Row, applied, evaluate, folded, from_tuple
 _POSITIONS = (Captured("query", "i32", False, False), Captured("key", "i32", False, False))
 # Stretches of a cache that are merged.
 _MOST_SPLITS = 64
+# A namespace of torch operators of this module's own: a compiled model carries a copy of it.
+LIBRARY = __name__.replace(".", "_")
 
 
 def attend_cached(
@@ -42,7 +44,7 @@ def attend_cached(
     formula = None if score is None else folded(_formula(score))
     form = AttentionForm(float(scale), formula, None, _POSITIONS)
     columns = min(columns, keys.shape[2])
-    return torch.ops.weft.attention_decode(q.to(keys.dtype), keys, values, position, columns, low, high, form.text)
+    return attention_decode(q.to(keys.dtype), keys, values, position, columns, low, high, form.text)
 
 
 def _formula(nested: tuple[Any, ...]) -> Formula:
@@ -57,7 +59,7 @@ def _formula(nested: tuple[Any, ...]) -> Formula:
             raise ValueError(f"a score over caches reads positions only, not {nested!r}")
 
 
-@torch.library.custom_op("weft::attention_decode", mutates_args=())
+@torch.library.custom_op(f"{LIBRARY}::attention_decode", mutates_args=())
 def attention_decode(
     q: Tensor, keys: Tensor, values: Tensor, position: Tensor, columns: int, low: int | None, high: int, form: str
 ) -> Tensor:

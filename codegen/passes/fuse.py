@@ -9,6 +9,7 @@ rotary angles) makes groups of its own, so that all layers share it, unless one 
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections import defaultdict
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from torch import fx
 from ..facts import Fact, facts
 from ..functions import packing
 from ..graph_context import CompilerBug
-from ..origin import inherit, origin
+from ..origin import inherit, mark, origin
 from ..rowwise.axes import CannotFuse
 from ..rowwise.axis_rules import tables
 from ..rowwise.build import Region, build, region_of, spec_name
@@ -237,6 +238,8 @@ def _replace(module: fx.GraphModule, region: Region, op: FusedOp, replaced: dict
     with graph.inserting_after(region.nodes[-1]):
         inputs = tuple(replaced.get(node, node) for node in region.inputs)
         call = inherit(graph.call_function(op, inputs), region.outputs[-1])
+        if len(region.outputs) > 1:
+            mark(call, dataclasses.replace(origin(call), value=None))  # its parts compute values
     for number, output in reversed(list(enumerate(region.outputs))):
         result = call
         if len(region.outputs) > 1:

@@ -8,7 +8,11 @@ attention_key_gradient     dk, dv, gradients of values captured at keys and of t
 
 from __future__ import annotations
 
-from ..emit_attention import attention_text
+from collections.abc import Sequence
+
+from ..emit_attention import Launch, attention_module, attention_text
+from ..gpu.attention_form import read_form
+from ..gpu.attention_kernels import AttentionKey
 from ..kernel_text import KernelText
 from .configurations import Configuration, default_configuration
 from .plan import (
@@ -213,6 +217,22 @@ def kernel_text(plan: AttentionPlan, name: str, target: str, configuration: Conf
 def training_kernels(plan: AttentionPlan, target: str) -> tuple[KernelText, ...]:
     """All that training needs, in default configurations. The forward kernel is the same whatever has a gradient."""
     return tuple(kernel_text(plan, name, target) for name in KERNELS)
+
+
+def plan_of(key: AttentionKey) -> AttentionPlan:
+    form = read_form(key.form)
+    return AttentionPlan(form, key.dtype, key.heads, key.key_heads, key.q_width, key.v_width, key.bias_type)
+
+
+def module_text(key: AttentionKey, targets: Sequence[str], made_from: str) -> str:
+    """A module with all kernels of an attention, in the default configurations of each target."""
+    plan = plan_of(key)
+    launches = []
+    for target in targets:
+        for text in training_kernels(plan, target):
+            arguments = tuple(argument for argument, _ in text.arguments)
+            launches.append(Launch(text.name, target, arguments, dict(text.constants), text.warps, text.stages))
+    return attention_module(key, tuple(make(plan) for make in KERNELS.values()), tuple(launches), made_from)
 
 
 def precision(dtype: str, target: str) -> str:

@@ -1,0 +1,50 @@
+"""Which attention kernels a graph will ask for, from its facts alone: for compiling them before there are tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..facts import EXAMPLES, Fact, facts
+from ..gpu.attention import attend, call_of
+from ..gpu.attention_kernels import AttentionKey, key_of
+from ..gpu.intervals import Bounds, Intervals
+
+# How many rows the stand-ins have changes nothing.
+_ROWS = 2
+
+
+def attention_keys(module: fx.GraphModule) -> dict[AttentionKey, list[fx.Node]]:
+    """The kernels by what they are made for, with the nodes that launch them."""
+    known = facts(module)
+    found: dict[AttentionKey, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.target is attend:
+            found.setdefault(_key(node, known), []).append(node)
+    return found
+
+
+def _key(node: fx.Node, known: Mapping[fx.Node, Fact]) -> AttentionKey:
+    rows = torch.zeros(_ROWS, dtype=torch.int32, device="meta")
+    given: dict[str, Any] = dict.fromkeys(("low", "high", "predicate", "bias", "score", "q_position", "k_position"))
+    given |= {name: _stand_in(value, known) for name, value in node.kwargs.items()}
+    if given.get("intervals") is not None or given["q_position"] is None:
+        given["intervals"] = Intervals(Bounds(rows, rows), Bounds(rows, rows), is_band=True)
+    q, k, v, _, _, scale = (_stand_in(value, known) for value in node.args)
+    call = call_of(q, k, v, rows, rows, scale, **given)
+    return key_of(q, k, v, call.bias, call.form)
+
+
+def _stand_in(value: Any, known: Mapping[fx.Node, Fact]) -> Any:
+    """Tensors without entries for the nodes of an argument."""
+    if isinstance(value, fx.Node):
+        fact = known.get(value, Fact(EXAMPLES, (), torch.int64))
+        lead = () if fact.level is None else (_ROWS,)
+        tensor: Tensor = torch.empty((*lead, *fact.dims), dtype=fact.dtype, device="meta")
+        return tensor.requires_grad_(fact.is_real)
+    if isinstance(value, tuple):
+        return tuple(_stand_in(part, known) for part in value)
+    return value
