@@ -76,10 +76,23 @@ def find(key: Key, name: str, target: str) -> Kernel:
     """The kernel `name` for a target such as "cuda:90" or "interpreter". KeyError: nobody has it or can make it."""
     found = _kernels.get((key, name, target))
     if found is None:
-        if not _makers:
+        found = _makers[0](key, name, target) if _makers else _nearest(key, name, target)
+        if found is None:
             raise KeyError(f"no kernel {name} for {target} was compiled with this model: {key}")
-        found = _kernels[key, name, target] = _makers[0](key, name, target)
+        _kernels[key, name, target] = found
     return found
+
+
+def _nearest(key: Key, name: str, target: str) -> Kernel | None:
+    """That of the newest architecture of the same maker that is no newer: its configuration fits."""
+    maker, _, number = target.partition(":")
+    known = {
+        int(other.removeprefix("cuda:")): kernel
+        for (known_key, known_name, other), kernel in _kernels.items()
+        if (known_key, known_name) == (key, name) and other.startswith("cuda:")
+    }
+    older = [version for version in known if maker == "cuda" and version <= int(number)]
+    return known[max(older)] if older else None
 
 
 def key_of(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, form: str) -> AttentionKey:

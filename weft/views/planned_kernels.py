@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .kernels import Planned
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from weft.dsl.check import Checked
     from weft.dsl.program import Program
     from weft.dsl.source import Span
+
+# Rows of an example, for the cost of attention.
+LENGTH = 4096
+# What tensor cores multiply float32 in.
+MATMUL_TYPES = {"fp32": "tf32"}
 
 
 def of_spec(checked: Checked, targets: Sequence[str], rows: int) -> list[Planned]:
@@ -43,7 +48,8 @@ def fused(program: Program) -> fx.GraphModule:
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
-    """Rowwise kernels, forward and backward, in the order of the graph; calls that share a kernel are counted."""
+    """Rowwise kernels, forward and backward, in the order of the graph, then those of attention; calls that share a
+    kernel are counted."""
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
 
@@ -55,21 +61,55 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
                 found[op.key] = [replace(one, count=one.count + 1) for one in found[op.key]]
             else:
                 found[op.key] = of_op(op, user_span(node), target, rows)
-    return [one for both in found.values() for one in both]
+    return [one for both in found.values() for one in both] + of_attention(module, target, rows)
+
+
+def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
+    """The attention kernels of training, for examples of LENGTH rows each."""
+    from weft.codegen.cost import Work
+    from weft.codegen.origin import user_span
+    from weft.codegen.score.cost import Rows, kernel_cost
+    from weft.codegen.score.graph_keys import attention_keys
+    from weft.codegen.score.kernels import plan_of, training_kernels
+
+    found = []
+    for key, nodes in attention_keys(module).items():
+        plan, span = plan_of(key), user_span(nodes[0])
+        pairs = rows * _seen(nodes[0].kwargs.get("low"), nodes[0].kwargs.get("high"), min(rows, LENGTH))
+        for kernel in training_kernels(plan, target):
+            cost = kernel_cost(plan, kernel.name, Rows(rows, rows, round(pairs)))
+            direction = "forward" if kernel.name == "attention_forward" else "backward"
+            work = Work(cost.bytes, 0, matmul=cost.flops, matmul_type=MATMUL_TYPES.get(plan.dtype, plan.dtype))
+            found.append(Planned(kernel, target, _place(span), direction, work, len(nodes), _line(span)))
+    return found
+
+
+def _seen(low: Any, high: Any, length: int) -> float:
+    """Keys that a row sees on average in an example, by the band of its mask alone."""
+    first = -length if low is None else int(low)
+    last = length if high is None else int(high)
+    counts = (max(0, min(length - 1, row + last) - max(0, row + first) + 1) for row in range(length))
+    return sum(counts) / length
 
 
 def of_op(op: FusedOp, span: Span | None, target: str, rows: int) -> list[Planned]:
     """The kernels of one fused call, forward first. `span`: the spec line it serves."""
     from weft.codegen.rowwise.kernel_texts import row_kernel_text, row_work
 
-    spec = "" if span is None else f"{span.source.name}:{span.line}"
-    written = "" if span is None else span.source.text.splitlines()[span.line - 1].strip()
     sides: list[tuple[Literal["forward", "backward"], RowPlan | None]] = [
         ("forward", op.forward),
         ("backward", op.backward),
     ]
     return [
-        Planned(row_kernel_text(plan), target, spec, direction, row_work(plan, rows), 1, written)
+        Planned(row_kernel_text(plan), target, _place(span), direction, row_work(plan, rows), 1, _line(span))
         for direction, plan in sides
         if plan is not None
     ]
+
+
+def _place(span: Span | None) -> str:
+    return "" if span is None else f"{span.source.name}:{span.line}"
+
+
+def _line(span: Span | None) -> str:
+    return "" if span is None else span.source.text.splitlines()[span.line - 1].strip()
