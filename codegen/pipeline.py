@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from .facts import WORKING
+from .gpu.attention import attend
 from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
@@ -30,6 +31,7 @@ from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.streamed_logits import stream_logits
+from .rowwise.fused import FusedOp
 from .weight_tree import WeightTree
 
 
@@ -125,3 +127,8 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
             watch(pass_, optimised)
     optimised.recompile()
     return optimised
+
+
+def asks_for_kernels(module: fx.GraphModule) -> bool:
+    """Whether calls of generated kernels stand in the graph."""
+    return any(isinstance(node.target, FusedOp) or node.target is attend for node in module.graph.nodes)

@@ -20,13 +20,13 @@ from torch import Tensor, fx
 from ..codegen.decode import DecodeGraphs, derive
 from ..codegen.graph_context import NotLowered
 from ..codegen.passes.constants import constants
-from ..codegen.pipeline import CPU_PASSES, CPU_STEP_PASSES, optimise
+from ..codegen.pipeline import CPU_PASSES, CPU_STEP_PASSES
 from ..codegen.signature import Slot
 from ..dsl.diagnostics import Mistake, SpecErrors
 from ..dsl.program import Program
 from ..dsl.render import render
 from .errors import GenerateFault, InputFault
-from .model import Model
+from .model import Model, run_passes
 from .packed import offsets_of, pack
 
 
@@ -217,7 +217,7 @@ def _derived(program: Program, model: Model) -> DecodeGraphs:
         raise GenerateFault(str(missing)) from None
     if not model.passes:
         return graphs
-    forms = {name: optimise(getattr(graphs, name), model.passes) for name in ("begin", "extend", "last")}
+    forms = {name: run_passes(getattr(graphs, name), model.passes) for name in ("begin", "extend", "last")}
     step_passes = CPU_STEP_PASSES if model.passes is CPU_PASSES else model.passes
-    forms["step"] = optimise(graphs.step, step_passes)
+    forms["step"] = run_passes(graphs.step, step_passes)
     return replace(graphs, **forms)

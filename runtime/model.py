@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from ..codegen.graph_context import NotLowered
 from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.ops import OPS
-from ..codegen.pipeline import Pass, optimise, passes_for
+from ..codegen.pipeline import Pass, asks_for_kernels, optimise, passes_for
 from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
 from ..dsl.check import Checked, check, read_source
@@ -107,7 +107,7 @@ class Model(WeightTree):
         key = (program, self.dtype, working or self.dtype, self.passes)
         if key not in self._graphs:
             reference = self.reference(program, working)
-            graph = optimise(reference, self.passes) if self.passes else reference
+            graph = run_passes(reference, self.passes) if self.passes else reference
             self._graphs[key] = graph
         return self._graphs[key]
 
@@ -185,6 +185,18 @@ class Model(WeightTree):
         if shape.draws:
             arguments += draw_arguments(draws or Draws(), batch.size, device)
         return graph(*arguments), batch
+
+
+def run_passes(reference: fx.GraphModule, passes: tuple[Pass, ...]) -> fx.GraphModule:
+    """The graph after passes, with kernels where they asked for some."""
+    graph = optimise(reference, passes)
+    if asks_for_kernels(graph):
+        try:
+            from .kernels import attach_kernels  # triton is an extra, for machines with a GPU
+        except ImportError:
+            raise RuntimeFault("generated kernels need triton: pip install 'weft[gpu]'") from None
+        attach_kernels(graph)
+    return graph
 
 
 def load(

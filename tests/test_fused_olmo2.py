@@ -12,6 +12,7 @@ from weft.codegen.gpu.attention import attend
 from weft.codegen.origin import origin
 from weft.codegen.pipeline import GPU_PASSES, optimise
 from weft.codegen.rowwise.fused import FusedOp
+from weft.runtime.generate import generate
 from weft.runtime.kernels import attach_kernels
 from weft.runtime.model import Model, load
 
@@ -84,3 +85,15 @@ def test_bfloat16_is_no_worse_than_unfused(root) -> None:
     for name, want in exact.items():
         ours, theirs = ((found[name].double() - want).norm().item() for found in (fused, unfused))
         assert ours <= 1.5 * theirs + 1e-3 * want.norm().item(), f"{name}: {ours:.3g}, unfused {theirs:.3g}"
+
+
+def test_loaded_with_kernels_it_generates_the_same(root) -> None:
+    """The model's own calls and its derived decoder, prompts of unequal length."""
+    plain = olmo2(root, torch.float32)
+    model = load(root / "specs" / "olmo2.weft", "tiny", {"layers": LAYERS}, passes=GPU_PASSES)
+    assert isinstance(model, Model)
+    model.load_state_dict(plain.state_dict())
+    prompts = [[1, 2, 3], [5], [7, 8, 9, 10, 11]]
+    for one, two in zip(model(prompts), plain(prompts), strict=True):
+        assert_equal(one, two, "logits", 1e-5)
+    assert generate(model, prompts, 5) == generate(plain, prompts, 5)
