@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from weft.codegen.cpu.attention import decode_attention, left_pad_mask, packed_attention, plan_documents
 from weft.codegen.cpu.fixed_norm import FixedNorm
 from weft.codegen.cpu.head import linear_cross_entropy
+from weft.codegen.cpu.joined import joined_linear
 from weft.codegen.cpu.linear import linear
 from weft.codegen.cpu.packed_linear import PackedLinear, strips_of
 from weft.codegen.cpu.rowwise import add_rms_norm, gated_unit, rms_norm, rope, rope_pairs, rope_tables
@@ -78,6 +79,22 @@ def test_rms_norm(shape, gain, dtype):
 def test_rms_norm_of_tiny_rows_uses_eps():
     compare(lambda x: rms_norm(x, eps=1e-6), lambda x: rms(x, eps=1e-6), [torch.randn(4, 8) * 1e-3], torch.float64)
     assert torch.equal(rms_norm(torch.zeros(2, 8)), torch.zeros(2, 8))
+
+
+def test_rms_norm_of_axes_that_changed_places():
+    """Several rows an entry of the batch, not side by side."""
+    inputs = [torch.randn(5, 6, 3), torch.randn(6)]
+    compare(lambda x, g: rms_norm(x.mT, g), lambda x, g: rms(x.mT, g), inputs, torch.float64)
+
+
+def test_no_rows():
+    """A batch may consist of empty examples."""
+    x, gain = torch.zeros(0, 3, 6, requires_grad=True), torch.ones(6, requires_grad=True)
+    y = rms_norm(linear(x, torch.ones(6, 6, requires_grad=True)), gain)
+    y.sum().backward()
+    assert y.shape == (0, 3, 6)
+    assert not gain.grad.any()
+    assert joined_linear(x, torch.ones(2, 6), torch.ones(1, 6)).shape == (0, 3, 3)
 
 
 def test_rms_norm_of_a_strided_slice():
