@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +22,17 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from ..codegen.decode import DecodeGraphs
+from ..codegen.functions.attention import attend_packed
+from ..codegen.gpu.attention import attend
 from ..codegen.lower import signature
-from ..codegen.origin import origin
+from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
 from ..codegen.rowwise.fused import FusedOp
 from ..codegen.signature import Signature, Slot
 from ..codegen.spec_comment import comment
 from ..dsl.check import Checked
 from ..dsl.diagnostics import SpecErrors
-from ..dsl.program import Program
+from ..dsl.program import Program, Weight
 from ..dsl.source import Span
 from .decoder import Decoder
 from .draws import Draws, draw_arguments
@@ -142,7 +145,7 @@ class _Check:
         self.model, self.exact, self.program, self.dtype = model, exact, program, dtype
         self.truth, self.unfused = exact.reference(program), model.reference(program)
         self.fused = optimise(self.unfused, model.passes)
-        self.calls = {node.name: node.target for node in self.fused.graph.nodes if isinstance(node.target, FusedOp)}
+        self.calls = _calls(self.fused)
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
         self.lengths = _lengths(self.signature)
@@ -173,49 +176,44 @@ class _Check:
         except Exception as error:  # noqa: BLE001 - whatever breaks a kernel is what is looked for
             node = runner.at
             name = "?" if node is None else _where(node)
-            span = None if node is None else self.line(node)
+            span = None if node is None else user_span(node)
             yield self.part("region", name, span, None, None, LIMITS[self.dtype], _said(error))
             return
         for node in self.fused.graph.nodes:
-            op = self.calls.get(node.name)
-            if op is not None:
-                yield from self.region(node, op, runner.operands[node], with_gradients)
+            call = self.calls.get(node.name)
+            if call is not None:
+                yield from self.region(node, call, runner.operands[node], with_gradients)
 
-    def region(self, node: fx.Node, op: FusedOp, operands: tuple[Tensor, ...], with_gradients: bool) -> Iterator[Part]:
+    def region(
+        self, node: fx.Node, call: _Call, operands: Mapping[fx.Node, Any], with_gradients: bool
+    ) -> Iterator[Part]:
         where, limit = _where(node), LIMITS[self.dtype]
-        given = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in operands]
-        wide = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in operands]
-        got, want = _listed(node.target(*given)), _listed(_Wide(op.meaning).run(*wide))
-        spans = [self.line(result) for result in _results(op)]
+        given = {name: _leaf(value, None) for name, value in operands.items()}
+        wide = {name: _leaf(value, torch.float64) for name, value in operands.items()}
+        kernel: Any = node.target
+        got = _listed(kernel(*_filled(node.args, given), **_filled(node.kwargs, given)))
+        want = _listed(call.truth(_filled(node.args, wide), _filled(node.kwargs, wide)))
         for number, (one, two) in enumerate(zip(got, want, strict=True)):
             name = where if len(got) == 1 else f"{where}[{number}]"
-            yield self.part("region", name, spans[number], one, two, limit)
-        if not with_gradients or op.derivative is None:
+            yield self.part("region", name, user_span(call.results[number]), one, two, limit)
+        if not with_gradients:
             return
         grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(x) for x in got]
         _back(got, grads)
         _back(want, [grad.double() for grad in grads])
-        for operand, one, two in zip(node.args, given, wide, strict=True):
+        for operand, one in given.items():
             # A value that no weight or input reaches has no gradient in the fused graph.
-            if one.grad is not None:
-                name = f"{where}, d {operand}"
-                yield self.part("region gradient", name, spans[-1], one.grad, two.grad, GRADIENT * limit)
-
-    def line(self, node: fx.Node) -> Span | None:
-        """The line of the spec itself: inside a block of a library, the call of that block."""
-        known = origin(node)
-        spans = [known.span, *(frame.span for frame in reversed(known.scope))]
-        own = [span for span in spans if span is not None and span.source is self.model.checked.source]
-        return own[0] if own else known.span
+            if isinstance(one, Tensor) and one.grad is not None:
+                name, span = f"{where}, d {operand}", user_span(call.results[-1])
+                yield self.part("region gradient", name, span, one.grad, wide[operand].grad, GRADIENT * limit)
 
     # -- whole graphs ------------------------------------------------------------------------------
 
     def whole(self, with_gradients: bool) -> Iterator[Part]:
         names = [name for name, _ in self.program.outputs]
-        spans = [value.span for _, value in self.program.outputs]
         for term in self.program.losses:
             names += [f"{term.name}, sum", f"{term.name}, rows"]
-            spans += [term.value.span] * 2
+        spans = self.output_spans()
         kind = "loss" if self.program.losses else "output"
         want, near = _run(self.truth, self.arguments(torch.float64)), _run(self.unfused, self.arguments(self.dtype))
         try:
@@ -231,11 +229,25 @@ class _Check:
                 _gradients(tree, results)
                 for tree, results in ((self.model, got), (self.exact, want), (self.model, near))
             ]
+            reads = self.weight_spans()
             for path, weight in self.model.weights.items():
                 one, two, three = (found.get(path) for found in made)
                 if two is not None:
                     limit = GRADIENT * LIMITS[self.dtype] + WHOLE * _error(three, two)
-                    yield self.part("gradient", path, weight.span, one, two, limit)
+                    yield self.part("gradient", path, reads.get(path, weight.span), one, two, limit)
+
+    def output_spans(self) -> list[Span | None]:
+        results: Any = self.truth.graph.output_node().args[0]
+        return [user_span(node) if isinstance(node, fx.Node) else None for node in _listed(results)]
+
+    def weight_spans(self) -> dict[str, Span | None]:
+        """Where each weight is first read."""
+        found: dict[str, Span | None] = {}
+        for node in self.truth.graph.find_nodes(op="get_attr"):
+            value = origin(node).value
+            if isinstance(value, Weight) and node.users:
+                found.setdefault(value.path, user_span(next(iter(node.users))))
+        return found
 
     # -- decoding ----------------------------------------------------------------------------------
 
@@ -255,9 +267,10 @@ class _Check:
         rows, once = self._split(axis)
         counts = lengths[axis]
         got = _decoded(decoder, rows, once, counts)
-        for (name, value), one, two, three in zip(self.program.outputs, got, want, near, strict=True):
+        names = [name for name, _ in self.program.outputs]
+        for name, span, one, two, three in zip(names, self.output_spans(), got, want, near, strict=True):
             limit = LIMITS[self.dtype] + WHOLE * _error(three, two)
-            yield self.part("decode", name, value.span, one, two.detach(), limit)
+            yield self.part("decode", name, span, one, two.detach(), limit)
 
     def _split(self, axis: str) -> tuple[dict[str, list[Tensor]], dict[str, Any]]:
         """Inputs along the decoded axis, one tensor a sequence, and the others as the runtime takes them."""
@@ -272,21 +285,61 @@ class _Check:
         return rows, once
 
 
-class _Operands(fx.Interpreter):
-    """Keeps the operands of fused calls, by node. `at`: the node that is being run."""
+@dataclass(frozen=True)
+class _Call:
+    """What a call of the fused graph stands for: `truth(args, kwargs)`, and the nodes its results come from."""
 
-    def __init__(self, module: fx.GraphModule, calls: Mapping[str, FusedOp]) -> None:
+    truth: Callable[[Any, Any], Any]
+    results: list[fx.Node]
+
+
+def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
+    """The calls of generated kernels by node name, before the kernels are put in."""
+    found = {}
+    for node in graph.graph.nodes:
+        if isinstance(node.target, FusedOp):
+            meaning = node.target.meaning
+            results: Any = meaning.graph.output_node().args[0]
+            found[node.name] = _Call(partial(_run_wide, meaning), _listed(results))
+        elif node.target is attend:
+            found[node.name] = _Call(_attend, [node])
+    return found
+
+
+def _run_wide(meaning: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return _Wide(meaning).run(*args, **kwargs)
+
+
+def _attend(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    # Intervals only say again, once for many calls, what the band says.
+    return attend_packed(*args, **{name: value for name, value in kwargs.items() if name != "intervals"})
+
+
+class _Operands(fx.Interpreter):
+    """Keeps what calls read, by node. `at`: the node that is being run."""
+
+    def __init__(self, module: fx.GraphModule, calls: Mapping[str, _Call]) -> None:
         super().__init__(module)
         self.calls = calls
-        self.operands: dict[fx.Node, tuple[Tensor, ...]] = {}
+        self.operands: dict[fx.Node, dict[fx.Node, Any]] = {}
         self.at: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.at = n
         if n.name in self.calls:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self.operands[n] = args
+            self.operands[n] = {operand: self.env[operand] for operand in n.all_input_nodes}
         return super().run_node(n)
+
+
+def _leaf(value: Any, dtype: torch.dtype | None) -> Any:
+    """An operand of its own, with a gradient where there may be one."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().to(dtype or value.dtype).requires_grad_()
+    return value
+
+
+def _filled(args: Any, values: Mapping[fx.Node, Any]) -> Any:
+    return map_aggregate(args, lambda arg: values[arg] if isinstance(arg, fx.Node) else arg)
 
 
 class _Wide(fx.Interpreter):
@@ -397,11 +450,6 @@ def _where(node: fx.Node) -> str:
     """A call by its kernel and the loop turns around it: `layer.3 attention_rms_norm`."""
     turns = [f"{frame.name}.{frame.index}" for frame in origin(node).scope if frame.index is not None]
     return " ".join((*turns, str(getattr(node.target, "name", node.name))))
-
-
-def _results(op: FusedOp) -> list[fx.Node]:
-    results: Any = op.meaning.graph.output_node().args[0]
-    return _listed(results)
 
 
 def _said(error: Exception) -> str:

@@ -164,6 +164,7 @@ class _Spec:
         if len(outputs) == 1:
             # Whatever the model's body binds once may be read.
             inner = [v for v in self.writer.values if v.text[0] == "h" and v.is_real and v.level is not None]
+            inner = [v for v in inner if v.is_bound_once] or outputs
             read = {f"run.{v.text}": v for v in inner}
             lines = [f"objective o({parameters}):", f"    run = {call}"]
         else:
@@ -268,7 +269,8 @@ def choice(writer: Writer) -> bool:
         inner.line(f"{name} = {made.text}")
         ahead = ahead or made.ahead
         writer.adopt(inner)
-    writer.values.append(replace(x, text=name, ahead=ahead or x.ahead, is_plain=False, size=2 * x.size + 2))
+    made = replace(x, text=name, ahead=ahead or x.ahead, is_plain=False, size=2 * x.size + 2, is_bound_once=False)
+    writer.values.append(made)
     return True
 
 
@@ -316,7 +318,7 @@ def loop(writer: Writer) -> bool:
     inner.line(f"{carried.text} = tanh({carried.text}) + {made.text}")
     writer.adopt(inner)
     at = writer.values.index(carried)
-    writer.values[at] = replace(carried, size=3.0)
+    writer.values[at] = replace(carried, size=3.0, is_bound_once=False)
     return True
 
 
@@ -339,7 +341,7 @@ def family(writer: Writer) -> bool:
     else:
         writer.bind(joined(REAL, f"({name}[{turns - 1}] * 0.5 + {name}[0])", [carried], size=3.0))
     at = writer.values.index(carried)
-    writer.values[at] = replace(carried, size=4.0)
+    writer.values[at] = replace(carried, size=4.0, is_bound_once=False)
     return True
 
 

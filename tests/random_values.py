@@ -25,7 +25,7 @@ class Typed:
 
     `ahead`: on rows, it may depend on later rows of the main axis; elsewhere, on any of them. `is_plain`: its entries
     differ, and none is near zero, almost surely: rounding cannot turn a decision about them. `size`: how large its
-    entries tend to be.
+    entries tend to be. `is_bound_once`: an objective may read it by its name.
     """
 
     text: str
@@ -36,6 +36,7 @@ class Typed:
     ahead: bool = False
     is_plain: bool = False
     size: float = 1.0
+    is_bound_once: bool = True
 
     @property
     def is_real(self) -> bool:

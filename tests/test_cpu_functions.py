@@ -95,6 +95,7 @@ def test_no_rows():
     assert y.shape == (0, 3, 6)
     assert not gain.grad.any()
     assert joined_linear(x, torch.ones(2, 6), torch.ones(1, 6)).shape == (0, 3, 3)
+    assert rope_pairs(x, torch.ones(0, 1, 3, dtype=torch.complex64)).shape == (0, 3, 6)
 
 
 def test_rms_norm_of_a_strided_slice():

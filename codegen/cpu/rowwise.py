@@ -206,7 +206,7 @@ class _RopePairs(torch.autograd.Function):
 
 def _turn(x: Tensor, turns: Tensor) -> Tensor:
     real = torch.float64 if turns.dtype == torch.complex128 else torch.float32
-    pairs = torch.view_as_complex(x.to(real).contiguous().view(*x.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x.to(real).contiguous().view(*x.shape[:-1], x.shape[-1] // 2, 2))
     return torch.view_as_real(pairs * turns).view(x.shape).to(x.dtype)
 
 

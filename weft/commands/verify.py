@@ -36,6 +36,7 @@ def run(
 
     settings = spec_files.overrides(set_ or [])
     checked = spec_files.checked(file, size, settings)
+    spec_files.program(checked, None)  # says so when there is no model
 
     import torch
 
