@@ -56,7 +56,8 @@ LENGTHS = (0, 1, 7, 3, 0, 5)
 @dataclass(frozen=True)
 class Part:
     """One comparison. `kind`: region, region gradient, output, loss, gradient or decode. `place` is the spec line it
-    serves. `error`: the largest difference, of the truth's largest entry; infinite where `note` says what broke."""
+    serves (of a region, its result's, with the numbers of all that it serves). `error`: the largest difference, of the
+    truth's largest entry; infinite where `note` says what broke."""
 
     program: str
     kind: str
@@ -159,11 +160,14 @@ class _Check:
             given += draw_arguments(Draws(), len(LENGTHS), self.model.device)
         return given
 
-    def part(self, kind: str, name: str, span: Span | None, got: Any, want: Any, limit: float, note: str = "") -> Part:
+    def part(
+        self, kind: str, name: str, place: Span | str | None, got: Any, want: Any, limit: float, note: str = ""
+    ) -> Part:
         if not note and isinstance(got, Tensor) and not got.is_floating_point():
             limit = DIFFERENT[self.dtype]
         error = math.inf if note else _error(got, want)
-        return Part(self.program.name, kind, name, "" if span is None else comment(span), error, limit, note)
+        said = place if isinstance(place, str) else "" if place is None else comment(place)
+        return Part(self.program.name, kind, name, said, error, limit, note)
 
     # -- regions -----------------------------------------------------------------------------------
 
@@ -176,8 +180,9 @@ class _Check:
         except Exception as error:  # noqa: BLE001 - whatever breaks a kernel is what is looked for
             node = runner.at
             name = "?" if node is None else _where(node)
-            span = None if node is None else user_span(node)
-            yield self.part("region", name, span, None, None, LIMITS[self.dtype], _said(error))
+            call = None if node is None else self.calls.get(node.name)
+            place = call.place() if call is not None else None if node is None else user_span(node)
+            yield self.part("region", name, place, None, None, LIMITS[self.dtype], _said(error))
             return
         for node in self.fused.graph.nodes:
             call = self.calls.get(node.name)
@@ -195,7 +200,7 @@ class _Check:
         want = _listed(call.truth(_filled(node.args, wide), _filled(node.kwargs, wide)))
         for number, (one, two) in enumerate(zip(got, want, strict=True)):
             name = where if len(got) == 1 else f"{where}[{number}]"
-            yield self.part("region", name, user_span(call.results[number]), one, two, limit)
+            yield self.part("region", name, call.place(number), one, two, limit)
         if not with_gradients:
             return
         grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(x) for x in got]
@@ -204,8 +209,8 @@ class _Check:
         for operand, one in given.items():
             # A value that no weight or input reaches has no gradient in the fused graph.
             if isinstance(one, Tensor) and one.grad is not None:
-                name, span = f"{where}, d {operand}", user_span(call.results[-1])
-                yield self.part("region gradient", name, span, one.grad, wide[operand].grad, GRADIENT * limit)
+                name, limit_ = f"{where}, d {operand}", GRADIENT * limit
+                yield self.part("region gradient", name, call.place(), one.grad, wide[operand].grad, limit_)
 
     # -- whole graphs ------------------------------------------------------------------------------
 
@@ -287,10 +292,21 @@ class _Check:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a call of the fused graph stands for: `truth(args, kwargs)`, and the nodes its results come from."""
+    """What a call of the fused graph stands for: `truth(args, kwargs)`, the nodes its results come from, all nodes."""
 
     truth: Callable[[Any, Any], Any]
     results: list[fx.Node]
+    nodes: list[fx.Node]
+
+    def place(self, number: int = -1) -> str:
+        """The spec line of a result, and the numbers of all lines that the call serves."""
+        span = user_span(self.results[number])
+        if span is None:
+            return ""
+        spans = [span, *(found for node in self.nodes if (found := user_span(node)) is not None)]
+        lines = sorted({other.line for other in spans if other.source is span.source})
+        name, _, text = comment(span).partition(f":{span.line}")
+        return f"{name}:{', '.join(map(str, lines))}{text}"
 
 
 def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
@@ -300,9 +316,10 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
         if isinstance(node.target, FusedOp):
             meaning = node.target.meaning
             results: Any = meaning.graph.output_node().args[0]
-            found[node.name] = _Call(partial(_run_wide, meaning), _listed(results))
+            inside = [inner for inner in meaning.graph.nodes if inner.op == "call_function"]
+            found[node.name] = _Call(partial(_run_wide, meaning), _listed(results), inside)
         elif node.target is attend:
-            found[node.name] = _Call(_attend, [node])
+            found[node.name] = _Call(_attend, [node], [node])
     return found
 
 
@@ -439,7 +456,7 @@ def _gradients(tree: Model, results: Sequence[Tensor]) -> dict[str, Tensor | Non
 def _back(results: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     pairs = [(x, grad) for x, grad in zip(results, grads, strict=True) if x.requires_grad]
     if pairs:
-        torch.autograd.backward(*(list(column) for column in zip(*pairs, strict=True)))
+        torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])
 
 
 def _listed(results: Any) -> list[Any]:

@@ -72,7 +72,7 @@ def outer(writer: Writer) -> Typed | None:
 
 
 def reduction(writer: Writer) -> Typed | None:
-    x = writer.value(lambda v: v.kind in (REAL, INT, FLAG) and (v.axes or v.has_rows))
+    x = writer.value(lambda v: v.kind in (REAL, INT, FLAG) and (bool(v.axes) or v.has_rows))
     if x is None:
         return None
     over, level, ahead = _some(writer, x.axes, 2), x.level, x.ahead
@@ -96,7 +96,7 @@ def reduction(writer: Writer) -> Typed | None:
 
 
 def softmax(writer: Writer) -> Typed | None:
-    x = writer.value(lambda v: v.is_real and (v.axes or v.has_rows))
+    x = writer.value(lambda v: v.is_real and (bool(v.axes) or v.has_rows))
     if x is None:
         return None
     if x.has_rows and not x.missing and (not x.axes or writer.maybe(0.2)):

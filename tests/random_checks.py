@@ -170,8 +170,7 @@ def _one_by_one(
 ) -> None:
     """Every example alone: its rows of each output, and losses that add up."""
     count = len(lengths["seq"])
-    if program.losses:
-        sums = [torch.zeros_like(result) for result in whole]
+    sums = [torch.zeros_like(result) for result in whole] if program.losses else []
     for number in range(count):
         alone = {axis: (counts[number],) for axis, counts in lengths.items()}
         given = op_samples.example(values, program, number, lengths)

@@ -53,8 +53,11 @@ def unary(writer: Writer) -> Typed | None:
 
 def binary(writer: Writer) -> Typed | None:
     x = writer.value(lambda v: v.is_real)
-    y = x and writer.value(lambda v: v.is_real and v != x and meet(v, x) and contains(v, x))
-    if x is None or y is None:
+    if x is None:
+        return None
+    first = x
+    y = writer.value(lambda v: v.is_real and v != first and meet(v, first) and contains(v, first))
+    if y is None:
         return None
     forms = EXTREMES if x.is_plain and y.is_plain and writer.maybe() else BINARY
     x, y = (x, y) if writer.maybe() else (y, x)
@@ -87,7 +90,9 @@ def comparison(writer: Writer) -> Typed | None:
         case 0:
             x = writer.real()
             y = x and writer.real(lambda v: meet(v, x) and contains(v, x))
-            return y and joined(FLAG, f"({decided(writer, x)} {writer.pick('<>')} {y.text})", [x, y])
+            if x is None or y is None:
+                return None
+            return joined(FLAG, f"({decided(writer, x)} {writer.pick('<>')} {y.text})", [x, y])
         case 1:
             tag = writer.value(lambda v: v.kind == TAG)
             return tag and joined(FLAG, f"({tag.text} {writer.pick(('==', '!='))} tone.{writer.pick(TONES)})", [tag])
