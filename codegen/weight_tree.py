@@ -2,7 +2,7 @@
 
 A path part may be any name of the spec, and some are also methods of `torch.nn.Module` (`half`, `type`, `train`).
 Such a part is registered under its own name, where `state_dict` and `named_parameters` find it, and read by attribute
-with a prefix.
+with a prefix. So are names that the roots of trees use themselves: the runtime's `Model`, and a compiled model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ from typing import Any
 import torch
 
 PREFIX = "part_"
+# What a root has beside its parameters, so that a part of that name is not found in its place. Every weight that an
+# objective makes is below `objective`.
+OF_ROOTS = frozenset({
+    "add", "by_path", "checked", "decoders", "device", "dtype", "graph", "load", "loss", "objective",
+    "parameter_count", "passes", "program", "reference", "reset", "run", "signature", "weights",
+})  # fmt: skip
 
 
 class WeightTree(torch.nn.Module):
@@ -54,9 +60,12 @@ class WeightTree(torch.nn.Module):
 
 def attribute_path(path: str) -> str:
     """The dotted attribute path that reads a weight from a tree."""
-    return ".".join(
-        PREFIX + part if hasattr(torch.nn.Module, part) or part in _INSTANCE else part for part in path.split(".")
-    )
+    return ".".join(PREFIX + part if _is_taken(part) else part for part in path.split("."))
 
 
-_INSTANCE = frozenset(vars(torch.nn.Module())) | {"add", "by_path"}
+def _is_taken(part: str) -> bool:
+    # A compiled model has a method `loss_NAME` for each objective.
+    return hasattr(torch.nn.Module, part) or part in _INSTANCE or part in OF_ROOTS or part.startswith("loss_")
+
+
+_INSTANCE = frozenset(vars(torch.nn.Module()))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from weft.codegen.cpu.attention import decode_attention, left_pad_mask, packed_attention, plan_documents
 from weft.codegen.cpu.fixed_norm import FixedNorm
 from weft.codegen.cpu.head import linear_cross_entropy
+from weft.codegen.cpu.joined import joined_linear
 from weft.codegen.cpu.linear import linear
 from weft.codegen.cpu.packed_linear import PackedLinear, strips_of
 from weft.codegen.cpu.rowwise import add_rms_norm, gated_unit, rms_norm, rope, rope_pairs, rope_tables
@@ -78,6 +79,23 @@ def test_rms_norm(shape, gain, dtype):
 def test_rms_norm_of_tiny_rows_uses_eps():
     compare(lambda x: rms_norm(x, eps=1e-6), lambda x: rms(x, eps=1e-6), [torch.randn(4, 8) * 1e-3], torch.float64)
     assert torch.equal(rms_norm(torch.zeros(2, 8)), torch.zeros(2, 8))
+
+
+def test_rms_norm_of_axes_that_changed_places():
+    """Several rows an entry of the batch, not side by side."""
+    inputs = [torch.randn(5, 6, 3), torch.randn(6)]
+    compare(lambda x, g: rms_norm(x.mT, g), lambda x, g: rms(x.mT, g), inputs, torch.float64)
+
+
+def test_no_rows():
+    """A batch may consist of empty examples."""
+    x, gain = torch.zeros(0, 3, 6, requires_grad=True), torch.ones(6, requires_grad=True)
+    y = rms_norm(linear(x, torch.ones(6, 6, requires_grad=True)), gain)
+    y.sum().backward()
+    assert y.shape == (0, 3, 6)
+    assert not gain.grad.any()
+    assert joined_linear(x, torch.ones(2, 6), torch.ones(1, 6)).shape == (0, 3, 3)
+    assert rope_pairs(x, torch.ones(0, 1, 3, dtype=torch.complex64)).shape == (0, 3, 6)
 
 
 def test_rms_norm_of_a_strided_slice():
@@ -249,6 +267,20 @@ def test_packed_attention_on_views_with_a_scale(dtype):
     compare(ours, formula, [torch.randn(11, 48)], dtype)
 
 
+def test_packed_attention_of_entries_that_lie_apart():
+    """Heads and entries have changed places: nothing is copied until the kernel needs it. Nor in the gradient."""
+
+    def ours(q, k, v):
+        return packed_attention(q.mT, k.mT, v.mT, plan_documents([0, 4, 11]))
+
+    def formula(q, k, v):
+        return plain_attention(q.mT, k.mT, v.mT, [0, 4, 11], [0, 4, 11], True, None, None)
+
+    inputs = [torch.randn(11, 8, 2) for _ in range(3)]
+    compare(ours, formula, inputs, torch.float64)
+    compare(lambda *x: ours(*x).mean(-1), lambda *x: formula(*x).mean(-1), inputs, torch.float64)
+
+
 @pytest.mark.parametrize("value_width", [4, 12])
 def test_packed_attention_with_another_value_width(value_width):
     compare(
@@ -262,6 +294,7 @@ def test_packed_attention_with_another_value_width(value_width):
 def test_packed_attention_without_documents():
     x = torch.randn(0, 2, 8)
     assert packed_attention(x, x, x, plan_documents([0])).shape == (0, 2, 8)
+    assert packed_attention(x, x, x[..., :3], plan_documents([0])).shape == (0, 2, 3)
 
 
 def test_plans_cover_equal_lengths_in_one_call_and_few_calls_for_many():

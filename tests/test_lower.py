@@ -14,6 +14,7 @@ from weft.codegen.artifact import ArtifactError, compile_to
 from weft.codegen.lower import empty_weights, graph_text, lower, signature
 from weft.codegen.origin import origin
 from weft.codegen.pipeline import BASIC_PASSES, CPU_PASSES, optimise
+from weft.codegen.weight_tree import OF_ROOTS
 from weft.runtime.checkpoint import ModelIdentity, SpecText, save_checkpoint
 from weft.runtime.errors import InputFault, LoadFault
 from weft.runtime.initialise import initialise
@@ -72,6 +73,31 @@ model m(x: real[seq, dim]) -> real[seq, dim]:
     for weight in small.state_dict().values():
         expected = expected @ weight.T
     torch.testing.assert_close(small([x])[0], expected)
+
+
+def test_weights_of_an_objective_are_read():
+    """Their paths begin with `objective`, which a Model has a method for."""
+    text = """
+size dim = 4
+axis seq
+model m(x: real[seq, dim]) -> real[seq, dim]:
+    run = linear(x, dim -> dim)
+    return run
+objective o(x: real[seq, dim]):
+    loss error = sum(linear(m(x), dim -> dim) as probe, over=dim)
+"""
+    small = model(text)
+    assert list(small.state_dict()) == ["run.linear.weight", "objective.o.probe.weight"]
+    total, count = small.loss(x=[torch.ones(3, 4, dtype=torch.float64)])["error"]
+    assert count == 3
+    first, second = small.state_dict().values()
+    torch.testing.assert_close(total, 3 * (second @ first).sum())
+
+
+def test_names_of_roots_are_known(spec):
+    """What a Model has beside its parameters, a weight of that name must not be looked up as."""
+    own = {name for name in dir(Model(spec)) if not name.startswith("_")} - set(dir(torch.nn.Module()))
+    assert own - {path.split(".")[0] for path in spec.weights} <= OF_ROOTS
 
 
 def test_types(spec):

@@ -101,6 +101,27 @@ def test_formula_is_one_kernel(text: str, dtype: torch.dtype) -> None:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
 
 
+# Found by random specs: each is one way in which a number or a lone entry went wrong.
+NUMBERS = {
+    "a flag as a number": "f: flag[seq] => real(f) - 0.4",
+    "numbers in calls": "x: real[seq, dim] => maximum(x, 0.3) + where(x > 0.1, x, 0.7) + clamp(x, low=-1.3, high=0.6)",
+    "an exponent of numbers": "x: real[seq, dim] => (x^2 + 1.5)^0.7",
+    "one entry of a row": "x: real[seq, dim]; param g: real[dim] => select(x * g, dim, 2) * 0.3",
+}
+
+
+@pytest.mark.parametrize("text", NUMBERS.values(), ids=NUMBERS.keys())
+def test_numbers_are_double_where_rows_are(text: str) -> None:
+    program = op_samples.elaborate(text)
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program))
+    want, want_gradients = gradients(graph, arguments)
+    got, got_gradients = gradients(fused(graph)[0], arguments)
+    assert_equal(got[0], want[0], "result", 1e-13)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-13)
+
+
 LONG = """
 size wide = 20011
 axis seq

@@ -44,6 +44,17 @@ def test_unit() -> None:
     close(found, functional.normalize(x, dim=-1))
 
 
+def test_unit_of_nothing_has_a_gradient() -> None:
+    """A row that attends to no key is all zeros."""
+    graph = op_samples.module(op_samples.elaborate("x: real[seq, dim] => unit(x)"))
+    x = torch.zeros(sum(LENGTHS["seq"]), 5, dtype=torch.float64, requires_grad=True)
+    found = graph(*op_samples.arguments(graph, [x]))[0]
+    found.sum().backward()
+    assert not found.any()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("name", "function"),
     [

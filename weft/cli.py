@@ -25,6 +25,7 @@ COMMANDS = {
     "fmt": "Rewrite specs in the canonical form.",
     "explain": "Explain an error code, with a wrong and a right spec.",
     "inspect": "Show what a spec means: graph, axes, params, causality, decoding.",
+    "verify": "Compare what the compiler makes of a spec with float64.",
     "compile": "Lower a spec and write it to a folder.",
     "train": "Train a spec's objective on files.",
     "generate": "Continue a prompt with a trained checkpoint.",

@@ -180,6 +180,7 @@ class _PackedAttention(torch.autograd.Function):
         q, k, v, out, *sums = ctx.saved_tensors
         plan, (h, g) = ctx.plan, (q.shape[1], k.shape[1])
         order, key_order = plan.query_order, plan.key_order
+        dout = _dense(dout)
         if order is not None:
             dout = dout[order]
         # Blocks of a window share keys: their gradients are added. Otherwise each row is written once, if it is at all.
@@ -208,13 +209,19 @@ class _PackedAttention(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
+def _dense(x: Tensor) -> Tensor:
+    """The fused kernel reads the entries of a head side by side, whatever their stride says."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = None) -> Tensor:
     """softmax(q k^T * scale) v inside each document of the plan.
 
-    q [N, H, K], k and v [M, G, K], any strides as long as K is dense -> [N, H, K]. scale defaults to 1 / sqrt(K).
+    q [N, H, K], k and v [M, G, K], any strides -> [N, H, K]. scale defaults to 1 / sqrt(K).
     """
     if not plan.pieces:
-        return torch.zeros_like(q)
+        return q.new_zeros((*q.shape[:-1], v.shape[-1]))
+    q, k, v = _dense(q), _dense(k), _dense(v)
     if q.shape[-1] == v.shape[-1]:
         return _PackedAttention.apply(q, k, v, plan, scale)
     width = max(q.shape[-1], v.shape[-1])

@@ -73,4 +73,4 @@ def joined_linear(x: Tensor, *weights: Tensor) -> Tensor:
         y = _JoinedLinear.apply(flat, *weights)
     else:
         y = product(flat, joined(weights))
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])

@@ -47,4 +47,4 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = _Linear.apply(flat, weight, bias)
     else:
         y = product(flat, weight, bias)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])

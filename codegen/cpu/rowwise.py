@@ -85,9 +85,10 @@ class _RmsNorm(torch.autograd.Function):
         if needs_gain:
             rows, groups = rstd.numel() // max(gain[..., 0].numel(), 1), gain[..., 0].numel()
             if groups == 1:
-                dgain = torch.mv(product.view(rows, -1).t(), rstd.view(rows))
+                dgain = torch.mv(product.reshape(rows, x.shape[-1]).t(), rstd.reshape(rows))
             else:
-                dgain = torch.einsum("rgd,rg->gd", product.view(rows, groups, -1), rstd.view(rows, groups))
+                parts = product.reshape(rows, groups, x.shape[-1])
+                dgain = torch.einsum("rgd,rg->gd", parts, rstd.reshape(rows, groups))
             dgain = dgain.view(gain.shape).to(gain.dtype)
         if needs_x:
             # dx = rstd * g * dy - x * rstd^3 / D * sum(g * dy * x)
@@ -205,7 +206,7 @@ class _RopePairs(torch.autograd.Function):
 
 def _turn(x: Tensor, turns: Tensor) -> Tensor:
     real = torch.float64 if turns.dtype == torch.complex128 else torch.float32
-    pairs = torch.view_as_complex(x.to(real).contiguous().view(*x.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x.to(real).contiguous().view(*x.shape[:-1], x.shape[-1] // 2, 2))
     return torch.view_as_real(pairs * turns).view(x.shape).to(x.dtype)
 
 

@@ -117,18 +117,13 @@ STOP = Function("stop", "{0}", torch.detach, lambda m, x, y, g: (None,), cost=0)
 STRAIGHT = Function("straight_through", "{0}", lambda value, carrier: value, lambda m, x, y, g: (None, g), cost=0)
 
 
-def clamp(low: int | float | None, high: int | float | None) -> Function:
-    """At the bounds the gradient passes, as in torch."""
-    text = "{0}" if low is None else f"tl.maximum({{0}}, {low!r})"
-    text = text if high is None else f"tl.minimum({text}, {high!r})"
-
-    def gradient(m: Make, x: tuple[Val, ...], y: Val, g: Val) -> tuple[Val | None, ...]:
-        inside = None if low is None else m(AT_LEAST, x[0], low)
-        below = None if high is None else m(AT_MOST, x[0], high)
-        both = m(AND, inside, below) if inside is not None and below is not None else inside or below
-        return (g if both is None else m(WHERE, both, g, 0.0),)
-
-    return Function("clamp", text, lambda x: torch.clamp(x, low, high), gradient, cost=2)
+# `clamp`: at a bound the gradient passes, as in torch.
+AT_LOW = Function(
+    "clamp", "tl.maximum({0}, {1})", torch.maximum, lambda m, x, y, g: (m(WHERE, m(AT_LEAST, x[0], x[1]), g, 0.0), None)
+)
+AT_HIGH = Function(
+    "clamp", "tl.minimum({0}, {1})", torch.minimum, lambda m, x, y, g: (m(WHERE, m(AT_MOST, x[0], x[1]), g, 0.0), None)
+)
 
 
 def _shared(make: Make, x: tuple[Val, ...], g: Val, loses: Function) -> tuple[Val, ...]:

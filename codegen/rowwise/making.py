@@ -34,6 +34,9 @@ def make(function: Function, *operands: Val | float, origin: Origin | None = Non
             for value in values
         ]
         compared = values[1:] if function is f.WHERE else values
+    if function in _FOLDED and all(isinstance(value, Constant) for value in values):
+        # Triton would hold what is computed of numbers alone in a float32.
+        return constant(function.torch(*(value.number for value in values if isinstance(value, Constant))))
     if function.result is not None:
         kind = Kind(function.result)
     else:
@@ -42,6 +45,9 @@ def make(function: Function, *operands: Val | float, origin: Origin | None = Non
     axes = frozenset().union(*(value.axes for value in values))
     by_row = any(value.by_row for value in values)
     return Map(axes, by_row, kind, origin or UNKNOWN, function, tuple(values))
+
+
+_FOLDED = (f.ADD, f.SUB, f.MUL, f.NEG)
 
 
 def reduce(how: How, value: Val, over: frozenset[Axis], origin: Origin | None = None) -> Val:

@@ -43,7 +43,9 @@ class Writer:
     def __init__(self, tiles: Tiles) -> None:
         program = tiles.program
         self.tiles, self.program, self.axes = tiles, program, tiles.axes
-        self.real = "tl.float64" if any(s.dtype == torch.float64 for s in program.sources) else "tl.float32"
+        # A result may be wider than all that is read, where flags become numbers.
+        is_double = any(tensor.dtype == torch.float64 for tensor in (*program.sources, *program.results))
+        self.real = "tl.float64" if is_double else "tl.float32"
         self.names: dict[Val, str] = {}
         self.taken = set(RESERVED)
         self.pointers = {source: self.unique(f"{source.name}_ptr") for source in program.sources}
@@ -115,6 +117,13 @@ class Writer:
             case _:
                 return self.names[value]
 
+    def _read_exactly(self, value: Val) -> str:
+        text = self._read(value)
+        if isinstance(value, Constant) and isinstance(value.number, float) and self.real == "tl.float64":
+            exact = value.number == torch.tensor(value.number, dtype=torch.float32).item()
+            return text if exact or value.number != value.number else f"tl.full([], {text}, tl.float64)"
+        return text
+
     def _text(self, value: Val) -> str | None:
         match value:
             case Constant() | Iota():
@@ -123,7 +132,9 @@ class Writer:
                 return self._load(value)
             case Map():
                 assert value.function is not None
-                text = value.function.text.format(*map(self._read, value.args), real=self.real)
+                # Between two operands a number takes the other's type; anywhere else Triton makes it a float32.
+                read = self._read if value.function.text.startswith("(") else self._read_exactly
+                text = value.function.text.format(*map(read, value.args), real=self.real)
                 return text[1:-1] if _is_wrapped(text) else text
             case Reduce():
                 return self._reduction(value)
@@ -239,7 +250,8 @@ class Writer:
         shape = self._shape(False, axes)
         mask = self._mask(False, axes)
         name = self.totals[store]
-        if not address:
+        if not axes:
+            # The sum is a block of one entry, and so must its place be.
             pointer += f" + tl.zeros({shape}, tl.int32)"
         guard = f", mask={mask}" if mask else ""
         return name, shape, Step(f"tl.store({pointer}, {name}{guard})")

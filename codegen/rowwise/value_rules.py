@@ -72,7 +72,9 @@ _ROOTS: dict[float, Callable[[Builder, Val], Val]] = {
 
 def _value_clamp(b: Builder, node: fx.Node, where: Where) -> Val:
     x, low, high = (*args(node), None, None)[:3]
-    return b.map(f.clamp(low, high), b.value(x, where))
+    found = b.value(x, where)
+    found = found if low is None else b.map(f.AT_LOW, found, low)
+    return found if high is None else b.map(f.AT_HIGH, found, high)
 
 
 def _value_where(b: Builder, node: fx.Node, where: Where) -> Val:

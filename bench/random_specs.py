@@ -1,0 +1,108 @@
+"""Random specs, as many as one likes: checked, formatted, run in every way, compared with the unfused graph in float64.
+
+    python bench/random_specs.py --count 2000 [--seed 0] [--jobs 2]
+
+Each spec follows from its number, which counts from --seed. The first failure of each sort is made smaller, printed and
+kept in `random_spec_failures/`; run it again with --seed N --count 1. What must hold stands in tests/random_checks.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Kernels run on this machine's CPU; read when triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    seed: int
+    seconds: float
+    sort: str | None
+    why: str
+    text: str
+    decoded: int
+    kernels: int
+    undecodable: tuple[str, ...]
+
+
+def attempt(seed: int) -> Outcome:
+    """Runs one spec. Every tenth is also compiled to a folder, twice."""
+    from tests.random_checks import Seen, failure_of
+    from tests.random_specs import random_spec
+
+    started, seen = time.monotonic(), Seen()
+    spec = random_spec(seed, 2 + seed % 15)
+    failure = failure_of(spec, seed % 10 == 0, seen)
+    sort, why = (None, "") if failure is None else (failure.sort, failure.why)
+    took = time.monotonic() - started
+    return Outcome(seed, took, sort, why, spec.text, seen.decoded, seen.kernels, tuple(seen.undecodable))
+
+
+def outcomes(first: int, count: int, jobs: int) -> Iterator[Outcome]:
+    seeds = range(first, first + count)
+    if jobs == 1:
+        yield from map(attempt, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=200) as pool:
+        yield from pool.imap(attempt, seeds, chunksize=4)
+
+
+def minimised(outcome: Outcome) -> str:
+    from tests.random_checks import Failure, failure_of, smaller
+    from tests.random_specs import random_spec
+
+    spec = random_spec(outcome.seed, 2 + outcome.seed % 15)
+    small = smaller(spec, Failure(outcome.sort or "", outcome.why))
+    failure = failure_of(small)
+    return f"{small.text}\n# {failure.why.strip().splitlines()[-1] if failure else 'does not fail alone'}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="number of the first spec")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    options = parser.parse_args()
+    folder = Path("random_spec_failures")
+    sorts: Counter[str] = Counter()
+    undecodable: Counter[str] = Counter()
+    decoded = kernels = done = 0
+    started = reported = time.monotonic()
+    for outcome in outcomes(options.seed, options.count, options.jobs):
+        done += 1
+        decoded, kernels = decoded + outcome.decoded, kernels + outcome.kernels
+        undecodable.update(outcome.undecodable)
+        if outcome.sort is not None:
+            sorts[outcome.sort] += 1
+            if sorts[outcome.sort] == 1:
+                folder.mkdir(exist_ok=True)
+                file = folder / f"{outcome.seed}.weft"
+                file.write_text(minimised(outcome), encoding="utf-8")
+                print(f"---- seed {outcome.seed}: {outcome.why}\n{file.read_text('utf-8')}", flush=True)
+        if time.monotonic() - reported > 30:
+            reported = time.monotonic()
+            print(f"{done} of {options.count} in {reported - started:.0f} s, {sum(sorts.values())} failed", flush=True)
+    print(
+        f"{done} specs from seed {options.seed} in {time.monotonic() - started:.0f} s: {decoded} decoded, "
+        f"{kernels} fused calls, {sum(sorts.values())} failures of {len(sorts)} sorts"
+    )
+    for what, count in (*sorts.most_common(), *undecodable.most_common()):
+        print(f"  {count:5}  {what}")
+    sys.exit(bool(sorts))
+
+
+if __name__ == "__main__":
+    main()
