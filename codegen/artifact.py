@@ -130,7 +130,8 @@ def artifact_files(
     files["model.py"] = _module_text(checked, fused, weights, dtype, imports, weft_version, "Model")
     files["reference.py"] = _module_text(checked, references, weights, dtype, imports, weft_version, "Reference")
     if imports.kernels:
-        meanings = Imports({("gpu", "fused"), ("gpu", "rowwise")})
+        launchers = ("fused", "rowwise", "logits", "logits_form", "logits_tiles")
+        meanings = Imports({("gpu", launcher) for launcher in launchers})
         files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")
         imports.modules |= meanings.modules
     attentions = {key: None for graph in fused.values() for key in attention_keys(graph)}

@@ -20,6 +20,7 @@ from torch import fx
 
 from ..dsl.program import Weight
 from .graph_context import CompilerBug
+from .logits.op import LogitsOp
 from .origin import origin
 from .rowwise.fused import FusedOp
 from .spec_comment import comment
@@ -34,6 +35,8 @@ _PREFIX: dict[Callable[..., Any], str] = {operator.neg: "-", operator.invert: "~
 _LIBRARIES = (("torch.nn.functional", torch.nn.functional), ("torch", torch), ("operator", operator), ("math", math))
 _PACKAGES = ("functions", "cpu", "gpu")
 KERNELS = "_kernels"
+# Calls of generated kernels.
+KernelOp = FusedOp | LogitsOp
 
 
 @dataclass
@@ -45,11 +48,11 @@ class Imports:
 
     modules: set[tuple[str, str]] = field(default_factory=set)
     libraries: set[str] = field(default_factory=set)
-    kernels: dict[object, FusedOp] = field(default_factory=dict)  # by what they are, so that equal ones are one
+    kernels: dict[object, KernelOp] = field(default_factory=dict)  # by what they are, so that equal ones are one
     home: str = "."
 
-    def kernel(self, op: FusedOp) -> str:
-        """The name of a fused call among all that the text makes."""
+    def kernel(self, op: KernelOp) -> str:
+        """The name of a call among all that the text makes."""
         if op.key not in self.kernels:
             taken = {known.name for known in self.kernels.values()}
             name, number = op.name, 1
@@ -182,7 +185,7 @@ def _call(node: fx.Node, names: dict[fx.Node, str], imports: Imports) -> str:
 
 def function_name(function: Any, imports: Imports) -> str:
     """The dotted name that means `function` in the text."""
-    if isinstance(function, FusedOp):
+    if isinstance(function, KernelOp):
         return f"{KERNELS}.{imports.kernel(function)}"
     name = getattr(function, "__name__", "")
     module = getattr(function, "__module__", "") or ""

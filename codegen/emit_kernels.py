@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .emit import Imports, function
+from .emit import Imports, KernelOp, function
+from .logits import text as logits_text
+from .logits.op import LogitsOp
 from .rowwise.fused import FusedOp
 from .rowwise.plan import RowPlan
 
@@ -20,10 +22,13 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def kernels_text(ops: Iterable[FusedOp], imports: Imports, made_from: str) -> str:
+def kernels_text(ops: Iterable[KernelOp], imports: Imports, made_from: str) -> str:
     """A module with a callable for each fused call: what it means, its kernels, and how they are launched."""
     parts = []
     for op in ops:
+        if isinstance(op, LogitsOp):
+            parts += logits_text.parts(op, render)
+            continue
         meaning = function(f"{op.name}_meaning", op.meaning, imports)
         kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
         parts += [meaning, *kernels, render("fused.py.j2", op=_call(op))]

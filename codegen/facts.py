@@ -26,6 +26,8 @@ from .origin import origin
 
 EXAMPLES = "examples"  # the level of values with one entry per example
 WORKING = "weft_working"
+# On nodes that a pass made of functions of its own: it says what they are.
+FACT = "weft_fact"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def facts(module: fx.GraphModule) -> dict[fx.Node, Fact]:
 
 
 def _fact(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Fact], working: torch.dtype) -> Fact | None:
+    if FACT in node.meta:
+        return node.meta[FACT]
     if node.op == "get_attr":
         parameter = module.get_parameter(str(node.target))
         return Fact(None, tuple(parameter.shape), parameter.dtype)

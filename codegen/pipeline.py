@@ -30,7 +30,8 @@ from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
-from .passes.streamed_logits import stream_logits
+from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
+from .passes.tables import read_tables
 from .rowwise.fused import FusedOp
 from .weight_tree import WeightTree
 
@@ -57,7 +58,9 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     *BASIC_PASSES[1:],
+    Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
+    Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
 )
 
 CPU_PASSES: tuple[Pass, ...] = (

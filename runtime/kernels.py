@@ -15,10 +15,9 @@ from types import ModuleType
 
 from torch import fx
 
-from ..codegen.emit import Imports
+from ..codegen.emit import Imports, KernelOp
 from ..codegen.emit_kernels import kernels_text
 from ..codegen.gpu.attention import attend
-from ..codegen.rowwise.fused import FusedOp
 from ..codegen.score.load import connect
 
 
@@ -26,14 +25,14 @@ def attach_kernels(module: fx.GraphModule) -> None:
     """Afterwards fused calls launch their kernels on a GPU, and run what they stand for on a CPU."""
     if any(node.target is attend for node in module.graph.nodes):
         connect()
-    ops = {node.target.name: node.target for node in module.graph.nodes if isinstance(node.target, FusedOp)}
+    ops = {node.target.name: node.target for node in module.graph.nodes if isinstance(node.target, KernelOp)}
     if not ops:
         return
     home = Imports.__module__.rpartition(".")[0]
     text = kernels_text(ops.values(), Imports(home=f"{home}."), f"of {module._get_name()}")
     kernels = _load(text)
     for node in module.graph.nodes:
-        if isinstance(node.target, FusedOp):
+        if isinstance(node.target, KernelOp):
             node.target = getattr(kernels, node.target.name)
     module.recompile()
 

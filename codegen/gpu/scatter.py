@@ -2,15 +2,75 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
+# Positions of a program: enough to be worth its start, few enough that all processors have some.
+TILE = 32
+# Entries of a row and parts of a run that a program holds.
+BLOCK_E = 512
+BLOCK_T = 16
+WARPS = 4
+
 
 def add_rows(index: Tensor, rows: Tensor, count: int) -> Tensor:
-    """`rows [*index.shape, entries]` added into `[count, entries]` at `index`."""
-    flat = rows.reshape(-1, rows.shape[-1])
-    wide = torch.zeros(
-        (count, flat.shape[-1]), dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device
-    )
-    # On CUDA an accumulating index_put sorts the index, so the order of the additions is fixed.
-    return wide.index_put_((index.reshape(-1),), flat.to(wide.dtype), accumulate=True).to(rows.dtype)
+    """`rows [*index.shape, entries]` added into `[count, entries]` at `index`, ids in 0 .. count - 1; sums in at least
+    float32, rounded once."""
+    ids = index.reshape(-1)
+    flat = rows.reshape(ids.shape[0], rows.shape[-1])
+    if rows.device.type == "cpu" and not _is_interpreting():
+        wide = torch.zeros((count, flat.shape[1]), dtype=_wide(rows))
+        return wide.index_add_(0, ids, flat.to(wide.dtype)).to(rows.dtype)
+    sums = flat.new_zeros((count, flat.shape[1]))
+    if flat.numel():
+        _add(ids, flat.contiguous(), sums)
+    return sums
+
+
+def _add(ids: Tensor, rows: Tensor, sums: Tensor) -> None:
+    """`rows [N, entries]` into `sums`, which are zero."""
+    # Here, because a model on a CPU reads tables too, without Triton.
+    from . import scatter_kernels
+
+    kernels: Any = scatter_kernels
+
+    n_rows, width = rows.shape
+    # Shorter keys sort faster.
+    keys = ids.to(torch.int32) if sums.shape[0] < 2**31 else ids
+    in_order, order = torch.sort(keys, stable=True)
+    tiles = -(-n_rows // TILE)
+    parts = rows.new_empty((tiles, 2, width), dtype=_wide(rows))
+    block = block_entries(width)
+    grid = (tiles, -(-width // block))
+    kernels.sum_runs[grid](
+        in_order, order, rows, sums, parts, n_rows, WIDTH=width, TILE=TILE, BLOCK_E=block, num_warps=WARPS
+    )  # fmt: skip
+    if tiles > 1:
+        last = in_order[TILE - 1 :: TILE].contiguous()
+        run_end = torch.searchsorted(in_order, last, right=True)
+        # The last tile has none after it.
+        kernels.join_parts[(tiles - 1, grid[1])](
+            in_order, run_end, parts, sums, n_rows, WIDTH=width, TILE=TILE, BLOCK_E=block, BLOCK_T=BLOCK_T,
+            num_warps=WARPS,
+        )  # fmt: skip
+
+
+@cache
+def _is_interpreting() -> bool:
+    try:
+        from triton import knobs
+    except ImportError:
+        return False
+    return bool(knobs.runtime.interpret)
+
+
+def block_entries(width: int) -> int:
+    """Entries of a program's block."""
+    return min(BLOCK_E, max(16, 1 << (width - 1).bit_length()))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,68 +1,144 @@
-"""Logits that losses only read through logsumexp and the target's entry are not stored as a whole.
+"""Logits that are only reduced along their row are not stored as a whole.
 
     logits = linear(x, w)
-    lse = logsumexp(logits);  at = logits[target]     ->     lse, at = partition_and_logit(x, w, target)
+    lse = logsumexp(logits);  at = logits[target]     ->     lse, at = rows_of_logits(x, w, target)
 
-Everything else the spec makes of the two stays as it is. A model whose logits have another reader keeps them.
+Everything else the spec makes of the results stays as it is. A model whose logits have another reader keeps them.
+`maker` knows the function that a device has for what is asked, or that it has none.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
+from functools import partial
+from typing import Any
 
+import torch
 from torch import fx
 from torch.nn import functional
 
 from ..cpu.logits import partition_and_logit
-from ..functions.gathers import entries
-from ..functions.statics import logsumexp_static
+from ..facts import FACT, Fact, facts
+from ..gpu.logits_form import LogitsForm
+from ..logits.op import LogitsOp
 from ..origin import inherit, origin
-from .matching import bare, is_call, readers, replace, tuple_at
+from .fuse import needs_gradient
+from .logit_readers import LogitReaders, readers_of
+from .matching import is_call, node_at, replace
 
 
-def stream_logits(module: fx.GraphModule) -> None:
+@dataclass(frozen=True)
+class Streamed:
+    """A function of `operands` and what its results are, in their order."""
+
+    function: Callable[..., Any]
+    operands: tuple[fx.Node, ...]
+    results: tuple[str, ...]
+
+
+Maker = Callable[[fx.Node, LogitReaders], Streamed | None]
+
+
+def stream_logits(module: fx.GraphModule, maker: Maker | None = None) -> None:
+    """Without a maker, as CPUs do."""
+    known = facts(module)
     for node in list(module.graph.nodes):
-        if is_call(node, functional.linear) and len(node.args) <= 3 and node.args[2:] in ((), (None,)):
-            _stream(module, node)
+        if not is_call(node, functional.linear):
+            continue
+        found = readers_of(node)
+        made = (maker or _on_cpu)(node, found) if found is not None else None
+        if found is not None and made is not None:
+            _rewrite(module, node, found, made, known)
 
 
-def _stream(module: fx.GraphModule, logits: fx.Node) -> None:
-    partitions, picks = [], []
-    for reader in set(readers(logits)):
-        if is_call(reader, logsumexp_static) and tuple_at(reader, 1) == (-1,):
-            partitions.append(reader)
-        elif is_call(reader, entries) and bare(reader.args[0]) is logits and reader.args[2] == 1:
-            picks.append(reader)
-        else:
-            return
-    targets = {reader.args[1] for reader in picks}
-    if not partitions or len(targets) != 1 or not _is_one_id_per_row(logits, picks):
-        return
-    graph, (target,) = module.graph, targets
-    # The target may be computed after the logits; both readers stand after it.
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    after = max((logits, target), key=order.__getitem__)
+def stream_logits_on_gpu(module: fx.GraphModule) -> None:
+    stream_logits(module, _on_gpu(module))
+
+
+def _on_cpu(logits: fx.Node, found: LogitReaders) -> Streamed | None:
+    if set(found.nodes) != {"partition", "pick_0"} or logits.args[2:] not in ((), (None,)):
+        return None
+    operands = (node_at(logits, 0), node_at(logits, 1), *found.ids)
+    return Streamed(partition_and_logit, operands, ("partition", "pick_0"))
+
+
+def _on_gpu(module: fx.GraphModule) -> Maker:
+    known = facts(module)
+    ops: dict[object, LogitsOp] = {}
+    return partial(_kernels, known=known, wanted=needs_gradient(module, known), ops=ops)
+
+
+def _kernels(
+    logits: fx.Node,
+    found: LogitReaders,
+    known: dict[fx.Node, Fact],
+    wanted: set[fx.Node],
+    ops: dict[object, LogitsOp],
+) -> Streamed | None:
+    operands = {
+        name: operand
+        for name, operand in zip(("x", "weight", "bias"), logits.args, strict=False)
+        if isinstance(operand, fx.Node)
+    }
+    x, weight = known.get(operands["x"]), known.get(operands["weight"])
+    if x is None or weight is None or len(x.dims) != 1 or x.level is None:
+        return None
+    form = LogitsForm(
+        partition="partition" in found.nodes or "mean" in found.nodes,
+        mean="mean" in found.nodes,
+        top="top" in found.nodes,
+        place="place" in found.nodes,
+        picks=len(found.ids),
+        has_bias="bias" in operands,
+        gradients=tuple(name for name, operand in operands.items() if operand in wanted)
+        if set(found.nodes) != {"place"}
+        else (),
+    )
+    op = LogitsOp(_name(logits), form, weight.dims[1], weight.dims[0], x.dtype)
+    if op.key not in ops:
+        same = sum(other.name.startswith(op.name) for other in ops.values())
+        ops[op.key] = op.renamed(f"{op.name}_{same + 1}") if same else op
+    return Streamed(ops[op.key], (*operands.values(), *found.ids), form.results)
+
+
+def _name(logits: fx.Node) -> str:
+    """After the block or binding that the linear stands in, as the spec calls it."""
+    frames = [frame.name for frame in origin(logits).scope if frame.index is None and frame.name.isidentifier()]
+    return f"{frames[-1]}_logits" if frames else "logits"
+
+
+def _rewrite(
+    module: fx.GraphModule, logits: fx.Node, found: LogitReaders, made: Streamed, known: dict[fx.Node, Fact]
+) -> None:
+    graph = module.graph
+    # Ids may be computed after the logits.
+    place = {node: position for position, node in enumerate(graph.nodes)}
+    after = max((logits, *found.ids), key=place.__getitem__)
+    if any(place[user] < place[after] for reader in found.all for user in reader.users):
+        return  # a reader's result is used before the last id is known
     with graph.inserting_after(after):
-        both = inherit(graph.call_function(partition_and_logit, (logits.args[0], logits.args[1], target)), logits)
-    with graph.inserting_after(both):
-        logit = inherit(graph.call_function(operator.getitem, (both, 1)), picks[0])
-        partition = inherit(graph.call_function(operator.getitem, (both, 0)), partitions[0])
-    early = [reader for reader in (*partitions, *picks) for user in reader.users if order[user] < order[after]]
-    if early:
-        return  # a reader stands before the target is known; leave the dead call to the dead-code pass
-    for reader in partitions:
-        replace(reader, partition)
-    for reader in picks:
-        replace(reader, logit)
+        call = inherit(graph.call_function(made.function, made.operands), logits)
+    for name, nodes in found.nodes.items():
+        for node in nodes:
+            replace(node, _read(graph, call, made.results, name, node, known))
 
 
-def _is_one_id_per_row(logits: fx.Node, picks: list[fx.Node]) -> bool:
-    """Rows along one packed axis, one id each."""
-    ranks = [_static_rank(node) for node in (logits, *picks)]
-    return ranks[0] == 1 and all(rank == 0 for rank in ranks[1:])
-
-
-def _static_rank(node: fx.Node) -> int | None:
-    """The number of static axes of a value along a packed axis; None for any other value."""
-    type = origin(node).type
-    return None if type is None or type.rows is None else len(type.static_axes)
+def _read(
+    graph: fx.Graph, call: fx.Node, results: tuple[str, ...], name: str, node: fx.Node, known: dict[fx.Node, Fact]
+) -> fx.Node:
+    """The result of the call that stands for a reader, in the reader's type: real results are wide."""
+    last, fact = call, known.get(node)
+    if len(results) > 1:
+        with graph.inserting_after(last):
+            last = inherit(graph.call_function(operator.getitem, (call, results.index(name))), node)
+    if fact is None:
+        return last
+    wide = torch.promote_types(fact.dtype, torch.float32) if fact.is_real else fact.dtype
+    last.meta[FACT] = replace_fields(fact, dtype=wide)
+    if wide != fact.dtype:
+        with graph.inserting_after(last):
+            last = inherit(graph.call_function(torch.Tensor.to, (last, fact.dtype)), node)
+    return last

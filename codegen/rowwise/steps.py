@@ -25,7 +25,7 @@ _STORED = {
 # What the text of a kernel calls otherwise: the frame's variables, Triton, and the functions of the prelude.
 RESERVED: tuple[str, ...] = (
     "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "tl", "triton", "range", "float", "bool",
-    "INTERPRETED", "to_bfloat16", "tanh", "softplus", "sign", "power",
+    "INTERPRETED", "to_bfloat16", "tanh", "softplus", "sign", "power", "factor",
 )  # fmt: skip
 
 
