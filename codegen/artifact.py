@@ -29,12 +29,11 @@ from torch import fx
 
 from ..dsl.check import Checked
 from ..dsl.program import Weight
-from .emit import Imports, method
+from .emit import Imports, KernelOp, method
 from .emit_kernels import kernels_text
 from .graph_context import CompilerBug
 from .lower import empty_weights, lower, signature
 from .pipeline import Pass, optimise
-from .rowwise.fused import FusedOp
 from .score.graph_keys import attention_keys
 from .score.kernels import module_text
 from .targets import TARGETS
@@ -48,7 +47,7 @@ ATTENTION_TARGETS = (*TARGETS, "interpreter")
 
 
 # What kernels take on the artifact's target, as data for the manifest.
-Inspect = Callable[[tuple[FusedOp, ...]], list[dict[str, Any]]]
+Inspect = Callable[[tuple[KernelOp, ...]], list[dict[str, Any]]]
 
 
 class ArtifactError(Exception):

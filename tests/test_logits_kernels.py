@@ -19,6 +19,7 @@ from weft.codegen.gpu import logits_torch
 from weft.codegen.gpu.logits import Logits
 from weft.codegen.gpu.logits_blocks import MOST_ENTRIES, blocks
 from weft.codegen.gpu.logits_form import LogitsForm
+from weft.codegen.logits.cost import logits_work
 from weft.codegen.logits.op import LogitsOp
 from weft.codegen.logits.text import kernel_texts
 from weft.codegen.passes.streamed_logits import stream_logits_on_gpu
@@ -387,10 +388,31 @@ def test_what_is_not_trained_has_no_gradient() -> None:
 def test_no_spills_at_real_size(target: str) -> None:
     """OLMo 2 7B's loss in both ways, in bfloat16."""
     ops = [LogitsOp(way, LOSS, 4096, 100352, torch.bfloat16, in_tiles=way == "tiles") for way in ("blocks", "tiles")]
-    texts = [text for op in ops for text in kernel_texts(op, target, render)]
+    texts = [text for op in ops for text in kernel_texts(op, target, render).values()]
     assert [text.name for text in texts] == [
         "blocks_statistics", "blocks_merge", "blocks_slopes",
         "tiles_statistics", "tiles_merge", "tiles_x_gradient", "tiles_weight_gradient",
     ]  # fmt: skip
     for made in compile_ahead(texts, [target]):
         assert problems(made) == [], made.kernel
+
+
+def test_planned_work() -> None:
+    """Each block is read once and its gradient written once; tiles read x and the weight only."""
+    rows, width, vocabulary = 32768, 4096, 100352
+    op = LogitsOp("head", LOSS, width, vocabulary, torch.bfloat16)
+    work = logits_work(op, rows)
+    assert work.keys() == op.kernels.launched.keys()
+    least = {"statistics": 4 * rows * vocabulary, "slopes": 6 * rows * vocabulary}
+    for name, entries in least.items():
+        one, launches = work[name]
+        assert launches == len(list(blocks(rows, vocabulary, width)))
+        assert entries <= launches * one.bytes < 1.01 * entries
+        assert one.matmul == 0
+    tiled = logits_work(replace(op, in_tiles=True), rows)
+    assert tiled.keys() == {"statistics", "merge", "x_gradient", "weight_gradient"}
+    product = 2 * rows * width * vocabulary
+    assert [tiled[name][0].matmul for name in ("statistics", "x_gradient", "weight_gradient")] == [
+        product, 2 * product, 2 * product,
+    ]  # fmt: skip
+    assert tiled["statistics"][0].bytes < 1.01 * 2 * (rows + vocabulary) * width

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...dsl.source import Span
 from ..gpu import logits_torch
 from ..gpu.logits_form import LogitsForm
 from .kernels import LogitsKernels, block_kernels, tile_kernels
@@ -19,7 +20,8 @@ class LogitsOp:
     """`width` of x, `vocabulary` of the outputs, `dtype` of both. Called, it stores the outputs: that is its meaning.
 
     As codegen/gpu/logits.py: `(x, weight, bias if there is one, ids ..) -> results`, in the order of `form.results`.
-    `in_tiles`: by kernels that multiply themselves, instead of in blocks by the matrix library.
+    `in_tiles`: by kernels that multiply themselves, instead of in blocks by the matrix library. `span`: the line of the
+    spec that the linear serves.
     """
 
     name: str
@@ -28,6 +30,7 @@ class LogitsOp:
     vocabulary: int
     dtype: torch.dtype
     in_tiles: bool = False
+    span: Span | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, *rest: Tensor) -> Any:
         has_bias = self.form.has_bias

@@ -26,11 +26,11 @@ def _text(kernel: LogitsKernel, render: Render) -> str:
     return render(kernel.template, plan=kernel)
 
 
-def kernel_texts(op: LogitsOp, target: str, render: Render) -> tuple[KernelText, ...]:
-    """As an ahead-of-time compiler needs them, for a target such as "cuda:90"."""
+def kernel_texts(op: LogitsOp, target: str, render: Render) -> dict[str, KernelText]:
+    """As an ahead-of-time compiler needs them, for a target such as "cuda:90"; by the launcher's names."""
     made = op.kernels
     head = "\n\n\n".join([_HEAD, render("prelude.py.j2"), *(_text(helper, render) for helper in made.helpers)])
-    return tuple(_kernel_text(kernel, op, target, head, render) for kernel in made.launched.values())
+    return {role: _kernel_text(kernel, op, target, head, render) for role, kernel in made.launched.items()}
 
 
 def _kernel_text(kernel: LogitsKernel, op: LogitsOp, target: str, head: str, render: Render) -> KernelText:

@@ -24,7 +24,7 @@ from ..cpu.logits import partition_and_logit
 from ..facts import FACT, Fact, facts
 from ..gpu.logits_form import LogitsForm
 from ..logits.op import LogitsOp
-from ..origin import inherit, origin
+from ..origin import inherit, origin, user_span
 from .fuse import needs_gradient
 from .logit_readers import LogitReaders, readers_of
 from .matching import is_call, node_at, replace
@@ -97,7 +97,7 @@ def _kernels(
         if set(found.nodes) != {"place"}
         else (),
     )
-    op = LogitsOp(_name(logits), form, weight.dims[1], weight.dims[0], x.dtype)
+    op = LogitsOp(_name(logits), form, weight.dims[1], weight.dims[0], x.dtype, span=user_span(logits))
     if op.key not in ops:
         same = sum(other.name.startswith(op.name) for other in ops.values())
         ops[op.key] = op.renamed(f"{op.name}_{same + 1}") if same else op

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from weft.codegen.rowwise.fused import FusedOp
+    from weft.codegen.emit import KernelOp
 
 # Rows of a step, for bytes and operations in the manifest.
 ROWS = 16384
@@ -79,18 +79,22 @@ def run(
         print(f"  {name:13} {lines:6,} lines: {what}")
 
 
-def _taken(target: str, ops: tuple[FusedOp, ...]) -> list[dict[str, Any]]:
+def _taken(target: str, ops: tuple[KernelOp, ...]) -> list[dict[str, Any]]:
     """What each kernel takes on the target: compiled here, one after another, without a GPU."""
     from rich.console import Console
 
     from weft import spec_files
+    from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.views import kernels, planned_kernels
 
     planned = []
     for op in ops:
-        last = next(node for node in reversed(op.meaning.graph.nodes) if node.op == "call_function")
-        planned += planned_kernels.of_op(op, user_span(last), target, ROWS)
+        if isinstance(op, LogitsOp):
+            span = op.span
+        else:
+            span = user_span(next(node for node in reversed(op.meaning.graph.nodes) if node.op == "call_function"))
+        planned += planned_kernels.of_op(op, span, target, ROWS)
     with Console(stderr=True).status(f"compiling {len(planned)} kernels for {target}"):
         rows = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
     found = kernels.data(rows)["kernels"]

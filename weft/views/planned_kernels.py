@@ -11,8 +11,9 @@ from .kernels import Planned
 if TYPE_CHECKING:
     from torch import fx
 
+    from weft.codegen.emit import KernelOp
     from weft.codegen.kernel_text import KernelText
-    from weft.codegen.rowwise.fused import FusedOp
+    from weft.codegen.logits.op import LogitsOp
     from weft.codegen.rowwise.plan import RowPlan
     from weft.dsl.check import Checked
     from weft.dsl.program import Program
@@ -48,19 +49,21 @@ def fused(program: Program) -> fx.GraphModule:
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
-    """Rowwise kernels, forward and backward, in the order of the graph, then those of attention; calls that share a
-    kernel are counted."""
+    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention;
+    calls that share a kernel are counted."""
+    from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
 
     found: dict[object, list[Planned]] = {}
     for node in module.graph.nodes:
         op = node.target
-        if isinstance(op, FusedOp):
-            if op.key in found:
-                found[op.key] = [replace(one, count=one.count + 1) for one in found[op.key]]
-            else:
-                found[op.key] = of_op(op, user_span(node), target, rows)
+        if isinstance(op, FusedOp | LogitsOp):
+            made = of_op(op, user_span(node), target, rows)
+            known = found.get(op.key)
+            found[op.key] = made if known is None else [
+                replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
+            ]  # fmt: skip
     return [one for both in found.values() for one in both] + of_attention(module, target, rows)
 
 
@@ -92,10 +95,13 @@ def _seen(low: Any, high: Any, length: int) -> float:
     return sum(counts) / length
 
 
-def of_op(op: FusedOp, span: Span | None, target: str, rows: int) -> list[Planned]:
-    """The kernels of one fused call, forward first. `span`: the spec line it serves."""
+def of_op(op: KernelOp, span: Span | None, target: str, rows: int) -> list[Planned]:
+    """The kernels of one call, forward first. `span`: the spec line it serves."""
+    from weft.codegen.logits.op import LogitsOp
     from weft.codegen.rowwise.kernel_texts import row_kernel_text, row_work
 
+    if isinstance(op, LogitsOp):
+        return _of_logits(op, span, target, rows)
     sides: list[tuple[Literal["forward", "backward"], RowPlan | None]] = [
         ("forward", op.forward),
         ("backward", op.backward),
@@ -105,6 +111,19 @@ def of_op(op: FusedOp, span: Span | None, target: str, rows: int) -> list[Planne
         for direction, plan in sides
         if plan is not None
     ]
+
+
+def _of_logits(op: LogitsOp, span: Span | None, target: str, rows: int) -> list[Planned]:
+    """A kernel that works in blocks is launched for each."""
+    from weft.codegen.emit_kernels import render
+    from weft.codegen.logits.cost import logits_work
+    from weft.codegen.logits.text import kernel_texts
+
+    found, work = [], logits_work(op, rows)
+    for role, text in kernel_texts(op, target, render).items():
+        direction = "forward" if role in ("statistics", "merge") else "backward"
+        found.append(Planned(text, target, _place(span), direction, *work[role], _line(span)))
+    return found
 
 
 def _place(span: Span | None) -> str:
