@@ -93,6 +93,7 @@ def test_no_rows():
     y = rms_norm(linear(x, torch.ones(6, 6, requires_grad=True)), gain)
     y.sum().backward()
     assert y.shape == (0, 3, 6)
+    assert gain.grad is not None
     assert not gain.grad.any()
     assert joined_linear(x, torch.ones(2, 6), torch.ones(1, 6)).shape == (0, 3, 3)
     assert rope_pairs(x, torch.ones(0, 1, 3, dtype=torch.complex64)).shape == (0, 3, 6)
