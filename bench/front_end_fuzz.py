@@ -1,6 +1,7 @@
 """Fuzz the front end: broken texts in, a result or diagnostics out, never an exception, never a long wait.
 
     python bench/front_end_fuzz.py --minutes 10 [--seed 3]
+    python bench/front_end_fuzz.py --count 100000
 
 Texts are shipped specs, the syntax corpus and the broken specs, with pieces deleted, doubled, swapped, replaced by
 pieces of others and by what tends to break compilers. A failure prints the text and stays in `fuzz_failures/`.
@@ -199,11 +200,13 @@ def failures(seed: int, count: int | None = None, seconds: float | None = None) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--count", type=int, help="so many texts, however long they take")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = Path("fuzz_failures")
     seen: Counter[str] = Counter()
-    for failure in failures(options.seed, seconds=60 * options.minutes):
+    seconds = None if options.count else 60 * options.minutes
+    for failure in failures(options.seed, options.count, seconds):
         why = failure.why.strip().splitlines()
         where = next((line.strip() for line in reversed(why) if line.lstrip().startswith("File")), "")
         key = f"{why[-1]} {where}"

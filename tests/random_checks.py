@@ -254,13 +254,16 @@ def smaller(
         found = fails(RandomSpec(spec.seed, text, spec.is_causal))
         return found is not None and found.sort == failure.sort
 
-    text, changed = spec.text, True
-    while changed:
-        changed = False
-        for attempt in _attempts(text):
-            if attempt != text and still(attempt):
-                text, changed = attempt, True
-                break
+    text, place, changed = spec.text, 0, False
+    while True:
+        attempts = list(_attempts(text))
+        found = next((n for n in range(place, len(attempts)) if attempts[n] != text and still(attempts[n])), None)
+        if found is not None:
+            text, place, changed = attempts[found], found, True
+        elif changed:
+            place, changed = 0, False  # what was needed before may not be any more
+        else:
+            break
     return RandomSpec(spec.seed, text, spec.is_causal)
 
 

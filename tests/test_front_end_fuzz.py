@@ -30,7 +30,7 @@ def fuzz() -> ModuleType:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_text(seed: int, fuzz: ModuleType) -> None:
-    for failure in fuzz.failures(seed, count=300):
+    for failure in fuzz.failures(seed, count=900):
         pytest.fail(f"{failure.why}\n{failure.text}")
 
 

@@ -5,14 +5,26 @@ bench/random_specs.py runs as many as one likes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 from hypothesis import given, settings
 
 from .random_checks import Failure, Seen, failure_of, run, smaller
 from .random_specs import RandomSpec, random_spec, random_specs
 
 # Each takes about a third of a second.
-COUNT = 100
+COUNT = 40
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For small tensors a second thread costs more than it does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("first", range(0, COUNT, 10))
@@ -23,7 +35,7 @@ def test_seeds(first: int) -> None:
         assert failure is None, f"seed {seed}: {failure.why}\n{spec.text}"
 
 
-@settings(deadline=None, max_examples=12, derandomize=True, database=None)
+@settings(deadline=None, max_examples=6, derandomize=True, database=None)
 @given(random_specs(most=6))
 def test_drawn(spec: RandomSpec) -> None:
     run(spec, artifact=False, seen=Seen())
@@ -36,10 +48,24 @@ def test_a_seed_gives_one_text() -> None:
 
 def test_most_models_decode() -> None:
     seen = Seen()
-    for seed in range(200, 206):
+    for seed in range(200, 204):
         run(random_spec(seed, 4), artifact=False, seen=seen)
-    assert seen.decoded >= 3
-    assert seen.kernels >= 6
+    assert seen.decoded >= 2
+    assert seen.kernels >= 4
+
+
+BIG = """
+size dim = 4
+axis seq
+
+model m(x: real[seq, dim], y: real[seq, dim]):
+    a = x + y
+    for i in 0 .. 2:
+        a = tanh(a)
+    b = softmax(a, over=dim)
+    c = relu(b)
+    return c, a
+"""
 
 
 def test_failing_specs_get_smaller() -> None:
@@ -48,10 +74,8 @@ def test_failing_specs_get_smaller() -> None:
     def fails(spec: RandomSpec) -> Failure | None:
         return Failure("fused", "fused: off by 1 of 2") if "softmax(" in spec.text else None
 
-    seed = next(seed for seed in range(1000) if "= softmax(" in random_spec(seed, 12).text)
-    spec = random_spec(seed, 12)
-    failure = fails(spec)
+    failure = fails(RandomSpec(0, BIG, True))
     assert failure is not None
-    small = smaller(spec, failure, fails)
-    model = small.text[small.text.index("model m(") :].strip().splitlines()
-    assert len(model) <= 5, small.text
+    small = smaller(RandomSpec(0, BIG, True), failure, fails).text
+    model = small[small.index("model m(") :].strip().splitlines()
+    assert len(model) <= 4, small

@@ -248,6 +248,7 @@ def previous_extend(
     old = cache[row_example, (position - k) % slots].to(x.dtype)
     new = position - lengths[row_example]
     result = torch.where(_broad(new >= k, x), torch.roll(x, k, 0), old) if offsets is not None else old
+    first = first if isinstance(first, Tensor) else torch.full((), first, dtype=x.dtype, device=x.device)
     result = torch.where(_broad(position >= k, x), result, first)
     if offsets is None:
         cache[row_example, position % slots] = x.to(cache.dtype)

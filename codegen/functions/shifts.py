@@ -9,6 +9,8 @@ from torch import Tensor
 def previous_rows(x: Tensor, position: Tensor, k: int, first: Tensor | int | float | bool) -> Tensor:
     """`x [rows, ...]` k rows earlier; the first k rows of an example read `first`."""
     shifted = torch.roll(x, k, 0)
+    # A flag beside the number 0 would become one.
+    first = first if isinstance(first, Tensor) else torch.full((), first, dtype=x.dtype, device=x.device)
     return torch.where(_broad(position >= k, x), shifted, first)
 
 

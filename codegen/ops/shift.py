@@ -134,6 +134,7 @@ PREVIOUS = OpDef(
         "x: real[seq, dim] => previous(x)",
         "x: real[seq, dim] => previous(x, 2)",
         "i: id[seq] in vocab => previous(i, 1, first=3)",
+        "f: flag[seq], x: real[seq, dim] => where(previous(f), x, 0)",
         "x: real[seq, dim], y: real[dim] => previous(x, 2, first=y)",
     ),
 )
