@@ -256,8 +256,9 @@ def smaller(
 
     text, place, changed = spec.text, 0, False
     while True:
-        attempts = list(_attempts(text))
-        found = next((n for n in range(place, len(attempts)) if attempts[n] != text and still(attempts[n])), None)
+        # Only shorter ones, or two equals would take turns for ever.
+        attempts = [attempt for attempt in _attempts(text) if len(attempt) < len(text)]
+        found = next((n for n in range(place, len(attempts)) if still(attempts[n])), None)
         if found is not None:
             text, place, changed = attempts[found], found, True
         elif changed:
