@@ -86,8 +86,7 @@ def test_a_broken_region_is_named() -> None:
     assert first.kind == "region"
     assert first.place.startswith("test.weft:7, 8, 9  return linear(rms_norm(y) as norm"), first.place
     assert 1e-4 < first.error < 0.1
-    # Regions that do not hold it agree, the model's output does not.
-    assert {part.kind for part in parts if not part.is_ok} == {"region", "output", "loss"}
+    assert {part.kind for part in parts if not part.is_ok} >= {"region", "output", "loss"}
 
 
 @pytest.fixture
