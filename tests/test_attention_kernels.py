@@ -153,7 +153,7 @@ def test_exported_and_read_back(tmp_path: Path) -> None:
     program = torch.export.export(Model(), (q, k, v, offsets), dynamic_shapes=shapes)
     torch.export.save(program, tmp_path / "attention.pt2")
     again = torch.export.load(tmp_path / "attention.pt2").module()
-    assert "weft.attention_forward" in program.graph_module.code
+    assert "attention_forward" in program.graph_module.code
     for rows_kept, ends_kept in ((11, 5), (6, 4), (5, 2)):
         shorter, ends = [t[:rows_kept] for t in (q, k, v)], offsets[:ends_kept]
         wanted = attend_packed(shorter[0], shorter[1], shorter[2], ends, ends, 0.5, high=0)
