@@ -24,18 +24,25 @@ def _bench() -> ModuleType:
     return module
 
 
+# Seconds in which a bare interpreter starts where the limits were set, when nothing else runs there.
+QUIET_INTERPRETER = 0.026
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("name", ["help", "check"])
 def test_cold_start_is_within_its_limit(name: str) -> None:
-    """Median of ten. On a machine that is busy for a moment the measurement is taken again, twice at most."""
+    """Median of ten. A machine that is slower for a while starts a bare interpreter more slowly too, in the same run:
+    by as much as that the limit moves. It never falls."""
     bench = _bench()
     limit = bench.COMMANDS[name][1]
-    medians = []
+    found = []
     for _ in range(3):
-        medians.append(bench.measure()[name]["median_s"])
-        if medians[-1] < limit:
+        measured = bench.measure()
+        median, bare = (measured[which]["median_s"] for which in (name, "interpreter"))
+        found.append((median, bare))
+        if median < limit * max(1.0, bare / QUIET_INTERPRETER):
             return
-    pytest.fail(f"weft {name}: medians {medians} s, limit {limit} s")
+    pytest.fail(f"weft {name}: medians beside those of a bare interpreter {found} s, limit {limit} s")
 
 
 @pytest.mark.parametrize(
