@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from .gpu.scatter import BLOCK_T, TILE, WARPS, block_entries
+from .gpu.triton_types import TRITON_TYPES
 from .kernel_text import KernelText
-from .rowwise.steps import TRITON_TYPES
 
 _FILE = Path(__file__).parent / "gpu" / "scatter_kernels.py"
 

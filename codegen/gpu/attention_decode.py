@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..functions.precision import narrow, widen
-from .attention_form import TRITON_TYPES, AttentionForm, Captured, read_form
+from .attention_form import AttentionForm, Captured, read_form
 from .attention_kernels import DecodeKey, find, target_of
 from .formula import Formula, Row, applied, evaluate, folded, from_tuple
+from .triton_types import TRITON_TYPES
 
 _POSITIONS = (Captured("query", "i32", False, False), Captured("key", "i32", False, False))
 # Stretches of a cache that are merged.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention_form import TRITON_TYPES
+from .triton_types import TRITON_TYPES
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from ..cost import Work
 from ..gpu.logits_blocks import blocks
-from ..rowwise.steps import TRITON_TYPES
+from ..gpu.triton_types import TRITON_TYPES
 from .lines import gradient_names, real_of, result_type_of, type_of
 from .op import LogitsOp
 

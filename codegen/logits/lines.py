@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..gpu.logits_form import WHOLE_NUMBERS, LogitsForm
-from ..rowwise.steps import TRITON_TYPES
+from ..gpu.triton_types import TRITON_TYPES
 
 # Vary from block to block: a kernel for each of their values would be compiled again and again.
 NUMBERS = ("first_row", "first_column", "first_part", "n_rows", "n_columns", "part_columns", "all_rows", "n_parts")

@@ -119,8 +119,7 @@ class _Groups:
         return True
 
     def _is_program(self, nodes: set[fx.Node]) -> bool:
-        inside = nodes
-        if any(node.args[place] in inside for node in nodes for place in tables(node)):
+        if any(node.args[place] in nodes for node in nodes for place in tables(node)):
             return False
         if _work(nodes) < self.fewest:
             return True

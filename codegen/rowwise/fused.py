@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -40,7 +41,7 @@ class FusedOp:
     def __name__(self) -> str:
         return self.name
 
-    @property
+    @cached_property
     def key(self) -> object:
         """Equal for calls that one kernel can serve."""
         return self.operands, _text(self.forward), _text(self.backward)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..gpu.triton_types import TRITON_TYPES
 from .row_program import Reduce, RowProgram, Val
-from .steps import TRITON_TYPES, Step, Writer, grouped, needed
+from .steps import Step, Writer, grouped, needed
 from .tiles import TILE, Tiles
 
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..gpu.triton_types import TRITON_TYPES
 from ..origin import UNKNOWN, Origin
 from ..spec_comment import comment
 from .row_program import Axis, Constant, How, Iota, Kind, Layout, Load, Map, Part, Reduce, Store, Val, extent
 from .tiles import Tiles
 
-TRITON_TYPES = {
-    torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
-    torch.int64: "i64", torch.int32: "i32", torch.bool: "i1",
-}  # fmt: skip
 _STORED = {
     torch.float64: "tl.float64", torch.float32: "tl.float32", torch.float16: "tl.float16",
     torch.int64: "tl.int64", torch.int32: "tl.int32", torch.bool: "tl.int1",

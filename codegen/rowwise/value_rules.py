@@ -199,10 +199,10 @@ def _value_entries(b: Builder, node: fx.Node, where: Where) -> Val:
     return b.reduce(How.SUM, picked, resolved(dim), where)
 
 
-def _value_gather(table: int, index: int | None) -> Callable[[Builder, fx.Node, Where], Val]:
+def _value_gather(table: int, index: int) -> Callable[[Builder, fx.Node, Where], Val]:
     def rule(b: Builder, node: fx.Node, where: Where) -> Val:
         source = args(node)[table]
-        picked = args(node)[index if index is not None else 0]
+        picked = args(node)[index]
         own = len(b.dims[picked])
         rest = tuple(leaf for dim in b.dims[node][own:] for leaf in resolved(dim))
         return b.load(source, rest, where, b.value(picked, where))
