@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .functions import attention, draws, gathers, pointwise, precision, segments, shifts, statics
+    from .functions import attention, cuts, draws, gathers, pointwise, precision, segments, shifts, statics
 else:
     from .lazy import _LazyModule
 
     _package = __name__.rpartition(".")[0] + ".functions."
     attention = _LazyModule(_package + "attention")
+    cuts = _LazyModule(_package + "cuts")
     draws = _LazyModule(_package + "draws")
     gathers = _LazyModule(_package + "gathers")
     pointwise = _LazyModule(_package + "pointwise")
@@ -19,4 +20,4 @@ else:
     shifts = _LazyModule(_package + "shifts")
     statics = _LazyModule(_package + "statics")
 
-__all__ = ["attention", "draws", "gathers", "pointwise", "precision", "segments", "shifts", "statics"]
+__all__ = ["attention", "cuts", "draws", "gathers", "pointwise", "precision", "segments", "shifts", "statics"]

@@ -16,6 +16,7 @@ from torch import fx
 from ..dsl.axes import Axis
 from ..dsl.program import Constant, Node, Value, Weight
 from ..dsl.value_type import Flag, Int, Real, ValueType
+from .cut_plans import CutFlags, CutPlans
 from .functions import packing
 from .origin import UNKNOWN, Origin, defines, mark, origin
 from .signature import DRAW_ARGUMENTS, sizes
@@ -38,7 +39,7 @@ class NotLowered(Exception):
         self.node = node
 
 
-class GraphContext:
+class GraphContext(CutPlans):
     """One graph under construction; see `lowering.LowerContext` for what each method promises.
 
     `working` is the type in which reals are computed, `stored` the type of the weights. Where they differ a weight is
@@ -60,6 +61,7 @@ class GraphContext:
         self._rows_of: dict[Axis, fx.Node] = {}
         self._per_example: fx.Node | None = None
         self._offsets: dict[Axis, fx.Node] = {}
+        self._cuts: dict[Axis, CutFlags] = {}
         for value in inputs:
             node = self.argument(value.name, Origin(value.span, value.type, value=value))
             self._values[value] = node
@@ -196,6 +198,8 @@ class GraphContext:
             self._rows_of.setdefault(rows, node)
 
     def offsets(self, axis: Axis) -> fx.Node:
+        if axis in self._cuts:
+            return self.cut_offsets(axis)
         if axis not in self._offsets:
             raise NotLowered(f"rows of the axis {axis.name}", self._node)
         return self._offsets[axis]
@@ -286,6 +290,16 @@ class GraphContext:
             self._cached[key] = make()
         return self._cached[key]
 
+    def planned(self, key: tuple[object, ...], axis: Axis, type: ValueType, make: Callable[[], Any]) -> Any:
+        def under_axis() -> Any:
+            before, self._origin = self._origin, Origin(axis.span, type)
+            try:
+                return make()
+            finally:
+                self._origin = before
+
+        return self._once(key, under_axis)
+
     def _plan(self, make: Callable[[Any], fx.Node], axis: Axis | None) -> fx.Node:
         """Plans belong to no expression of the spec; they may be made in the middle of one."""
         span = self._origin.span if axis is None else axis.span
@@ -298,7 +312,7 @@ class GraphContext:
 
     def _make_row_example(self, axis: Axis) -> fx.Node:
         offsets = self.offsets(axis)
-        rows = self._rows_of.get(axis)
+        rows = self.segment_row(axis, "first") if axis in self._cuts else self._rows_of.get(axis)
         return (
             self.call(packing.row_example_of, offsets)
             if rows is None

@@ -62,6 +62,33 @@ class LowerContext(Protocol):
         start)."""
         ...
 
+    def cut(self, cut: Axis, along: Axis, ends: Any, inside: Any) -> None:
+        """Says where a cut's segments end: flags `[rows of along]`, and with gaps which rows are in one. `offsets`,
+        `row_example` and `position` of the cut follow from it."""
+        ...
+
+    def segment_of(self, cut: Axis, which: str) -> fx.Node:
+        """int64 `[rows]`: the packed row of the cut that a row reads: `own`, `before` or `closed`; -1 for none."""
+        ...
+
+    def segment_index(self, cut: Axis, which: str) -> fx.Node:
+        """int64 `[rows]`: the same (`own` or `closed`) counted in the example. In a gap, `own` is the segment to
+        come."""
+        ...
+
+    def segment_row(self, cut: Axis, which: str) -> fx.Node:
+        """int64 `[segments]`: the `first` or `last` row of each segment."""
+        ...
+
+    def segment_inside(self, cut: Axis) -> fx.Node | None:
+        """bool `[rows]`: whether a row is in a segment. None: every row is."""
+        ...
+
+    def segment_rows(self, cut: Axis) -> tuple[fx.Node | None, fx.Node, fx.Node]:
+        """The rows that are in a segment (None: all), the segment of each of them, and the offsets of segments in
+        them."""
+        ...
+
     def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:
         """int64 `[rows]` (or `[batch]`, or a scalar at weight level): the counter a random op draws from at each row,
         mixed from run seed, step, example id, site path and row, so that packing changes nothing."""

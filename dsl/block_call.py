@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from . import syntax
-from .axes import Axis, Static
+from .axes import Axis, Cut, Nested, Scaled, Selected, Static
 from .body import NESTING_LIMIT, Body
 from .diagnostics import Mistake, Noted
 from .errors.names import BadArguments, CircularUse, NoResult, WrongArgument
@@ -18,11 +18,21 @@ from .modules import Instance
 from .op_call import OpCalls, as_value, bind_arguments, none_of
 from .opdef import Accepts, AxisMapping, Param
 from .program import Constant, Frame, Value
+from .segment_statements import optional_names
 from .signatures import STATIC_KINDS, Signatures, parameter
 from .source import Span
 from .static_math import is_static, number_of
 from .statics import NONE, UNKNOWN, BlockRef, Record, describe
 from .value_type import ordered_first
+
+
+def _cut_chain(axis: Axis) -> set[Axis]:
+    """The axis and what it is cut from, selected from or scaled from."""
+    chain = {axis}
+    while isinstance(axis.kind, Cut | Selected | Scaled | Nested):
+        axis = axis.kind.parent
+        chain.add(axis)
+    return chain
 
 
 class BlockCalls(Signatures, Expressions, OpCalls):
@@ -31,6 +41,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
     def expand(self, block: BlockRef, call: syntax.Call, piped: syntax.Expression | None) -> object:
         """A block or model called in the text."""
         params = tuple(parameter(p) for p in block.declaration.parameters)
+        optional = optional_names(block.declaration) if block.declaration.form == "model" else {}
+        params += tuple(Param(name, Accepts.VALUE, None) for name in optional)
         bound = bind_arguments(block.name, call, piped, params)
         arguments: dict[str, object] = {}
         for param in params:
@@ -54,11 +66,17 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         is_model = declaration.form == "model"
         if is_model:
             arguments = {name: self._handed_over(value, block.home, at) for name, value in arguments.items()}
-        home = self._bind_ordered_axes(block, arguments) if is_model else block.home
+        home = self._home_of_call(block, arguments) if is_model else block.home
         path = self._model_path(block) if is_model else (*self.path, *site)
         frame = Frame(declaration.name.text, None, at)
         body = type(self)(self.build, home, declaration.form, path, (*self.frames, frame))
         body.precise = self.precise
+        if is_model:
+            body.given_inputs = {
+                name: (as_value(self, arguments[name], spans.get(name, at), name), spans.get(name, at))
+                for name in optional_names(declaration)
+                if arguments.get(name) is not None
+            }
         known = len(self.problems)
         with self._entered(block, at):
             if id(declaration) in self.build.failed:
@@ -67,6 +85,8 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             if is_model:
                 with self.build.book.instance():
                     body.run(declaration.body)
+                for name, (_, where) in body.given_inputs.items():
+                    raise Mistake(BadArguments(where, block.name, f"has no input `{name}` as its options are set"))
             else:
                 body.run(declaration.body)
             result = body.checked_result(declaration)
@@ -207,6 +227,20 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         """A model is an instance: its weights have one path whoever calls it."""
         several = len(block.home.models) > 1
         return (*block.home.path, block.name) if several else block.home.path
+
+    def _home_of_call(self, block: BlockRef, arguments: dict[str, object]) -> Instance:
+        """The file as one call of its model sees it: ordered axes are those of the arguments, and cuts that an
+        earlier call has made are born again."""
+        home = self._bind_ordered_axes(block, arguments)
+        born = {axis for axis in home.axes.values() if isinstance(axis, Axis) and axis in self.build.cuts}
+        if not born:
+            return home
+        kept = {
+            name: axis
+            for name, axis in home.axes.items()
+            if not isinstance(axis, Axis) or not (_cut_chain(axis) & born)
+        }
+        return replace(home, axes=kept)
 
     def _bind_ordered_axes(self, block: BlockRef, arguments: dict[str, object]) -> Instance:
         """A model's ordered axes are bound at each call: the file's view for this call has the caller's instead."""

@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from . import program, syntax
-from .axes import Axis, Static
+from .axes import Axis, Cut, Static
 from .diagnostics import Mistake, Noted, Problems, SpecError
+from .errors.cuts import NotSegmented
 from .errors.weights import TooLarge
 from .length import Length
 from .located import located, users_place
 from .modules import Instance, Library
 from .opdef import OpDef, OpTable
-from .program import LossTerm, Node, Value
+from .program import LossTerm, Node, Segmented, Value
 from .repeats import Turns
 from .scope import Scope
 from .source import Span
@@ -53,6 +54,8 @@ class Build:
     calls: list[tuple[object, str]] = field(default_factory=list)  # blocks being expanded, for circles and depth
     failed: set[int] = field(default_factory=set)  # declarations of blocks with a mistake in them, by id
     expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
+    cuts: dict[Axis, Segmented] = field(default_factory=dict)  # what made each cut
+    optional: dict[str, Value | None] = field(default_factory=dict)  # inputs with a default; None: two of one name
     steps: int = 0
     tried: set[int] = field(default_factory=set)  # branches not taken that were checked, by id
     is_dead: bool = False  # runs a branch that is not taken, for its mistakes
@@ -96,6 +99,7 @@ class Body(ABC):
         self.precise = False
         self.result: tuple[object, Span] | None = None
         self.losses: list[LossTerm] = []
+        self.given_inputs: dict[str, tuple[Value, Span]] = {}  # optional inputs that the call gives
 
     @property
     def problems(self) -> Problems:
@@ -158,6 +162,14 @@ class Body(ABC):
         if label is not None:
             return (label,)
         return (self.binding, callee) if self.binding is not None else (callee,)
+
+    def segmented(self, axis: Axis, at: Span) -> Segmented | None:
+        """What made a cut; None for other axes."""
+        if not isinstance(axis.kind, Cut):
+            return None
+        if axis not in self.build.cuts:
+            raise Mistake(NotSegmented(at, axis.name, axis.kind.parent.name, axis.span))
+        return self.build.cuts[axis]
 
     def emit(
         self, op: OpDef, attrs: object, inputs: tuple[Value, ...], types: tuple[ValueType, ...], span: Span

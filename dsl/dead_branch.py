@@ -98,7 +98,7 @@ def replace_build(build: Build, problems: Problems) -> Build:
     book = WeightBook(problems, (), (), lambda rule, fan_in, fan_out: DEFAULT_INIT)
     return replace(
         build, problems=problems, book=book, make_nodes=False, turns=Turns(), nodes=[], calls=list(build.calls),
-        failed=set(), steps=2 * OPERATION_LIMIT - STEPS, is_dead=True,
+        cuts=dict(build.cuts), optional={}, failed=set(), steps=2 * OPERATION_LIMIT - STEPS, is_dead=True,
     )  # fmt: skip
 
 

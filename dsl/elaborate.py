@@ -190,11 +190,23 @@ def _program(
             bindings[name] = value.main
     program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
-        tuple(body.losses), declaration.span, trains, bindings,
+        tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs),
     )  # fmt: skip
     if body.build.turns is not None:
         spec.shortened.append((program, body.build.turns))
     return program
+
+
+def _optional(body: Elaboration, inputs: tuple[Value, ...]) -> dict[str, Value]:
+    """Inputs with a default, of the program and of the models it calls; an input of the program hides one of its
+    name. None along an axis that no other input has: its lengths would be unknown while it is not given."""
+    taken = {value.name for value in inputs}
+    rows = {axis for value in inputs for axis in value.type.axes}
+    return {
+        name: value
+        for name, value in body.build.optional.items()
+        if value is not None and name not in taken and (value.type.rows is None or value.type.rows in rows)
+    }
 
 
 def check_shared(spec: Spec) -> None:

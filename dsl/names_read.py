@@ -100,7 +100,7 @@ def later_statements(statements: tuple[syntax.Statement, ...]) -> Iterator[synta
     """Statements that are not built yet, outermost only."""
     for statement in statements:
         match statement:
-            case syntax.Routed() | syntax.Match() | syntax.Segment() | syntax.OptionalInput():
+            case syntax.Routed() | syntax.Match():
                 yield statement
             case syntax.For():
                 yield from later_statements(statement.body)

@@ -14,7 +14,7 @@ from .errors.syntax import BadMapping
 from .length import Length
 from .masks import Mask
 from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
-from .program import Constant, Distribution, Node, Value, Weight
+from .program import Constant, Distribution, Node, Segmented, Value, Weight
 from .source import Span
 from .static_math import equal, number_of
 from .statics import NONE, UNKNOWN, BlockRef, Member, Record, describe
@@ -56,6 +56,9 @@ class Call:
 
     def equal(self, left: Length, right: Length) -> bool:
         return equal(left, right, self._body.build.facts)
+
+    def segmented(self, axis: Axis) -> Segmented | None:
+        return self._body.segmented(axis, self.span)
 
     def traced(self, block: BlockRef, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:
         build = self._body.build

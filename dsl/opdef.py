@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .axes import Axis
 from .diagnostics import SpecError
 from .length import Length
-from .program import Distribution, Node, Value, Weight
+from .program import Distribution, Node, Segmented, Value, Weight
 from .record import record
 from .source import Span
 from .value_type import ValueType
@@ -100,6 +100,11 @@ class OpCall(Protocol):
 
     def equal(self, left: Length, right: Length) -> bool:
         """Whether two lengths are equal, as formulas or by the conditions around the call."""
+        ...
+
+    def segmented(self, axis: Axis) -> Segmented | None:
+        """What the `segment` statement of a cut made; None for an axis that is no cut. Fails where there has been
+        none yet."""
         ...
 
     def traced(self, block: Any, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:

@@ -7,7 +7,8 @@ chain of block calls and loop turns around it), so that structure can be shown a
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Iterable
+from dataclasses import field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,21 @@ class Node:
         return f"{outs} = {self.op.name}({', '.join(v.name for v in self.inputs)})"
 
 
+@record(eq=False)
+class Segmented:
+    """What a `segment` statement made: which rows of `along` end a segment, and with gaps which rows are in one."""
+
+    along: Axis
+    ends: Value
+    inside: Value | None
+    span: Span
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """What an operator that groups rows by the cut has among its inputs."""
+        return (self.ends,) if self.inside is None else (self.ends, self.inside)
+
+
 @record
 class LossTerm:
     """`loss NAME = value only cond`: the mean of the rows of `value` over the whole optimiser step (SEMANTICS 9)."""
@@ -156,7 +172,7 @@ class Program:
     `inputs` in the order of the signature. `nodes` in an order that respects use. A model has `outputs` (named
     fields; a single
     result is called `output`), an objective has `losses`. `bindings` are the once-bound names of the body (hook sites,
-    `run.name`, inspection).
+    `run.name`, inspection). `optional` are values that a caller may give instead, by the name of their input.
     """
 
     name: str
@@ -169,6 +185,20 @@ class Program:
     span: Span
     trains: tuple[str, ...] = ()
     bindings: dict[str, Value] = field(default_factory=dict)
+    optional: dict[str, Value] = field(default_factory=dict)
+
+    def given(self, names: Iterable[str]) -> Program:
+        """The program whose optional inputs `names` are given: what would have made them is not run for them."""
+        chosen = {name: self.optional[name] for name in self.optional if name in set(names)}
+        if not chosen:
+            return self
+        made = set(chosen.values())
+        return replace(
+            self,
+            inputs=(*self.inputs, *chosen.values()),
+            nodes=tuple(node for node in self.nodes if not made.intersection(node.outputs)),
+            optional={name: value for name, value in self.optional.items() if name not in chosen},
+        )
 
     @property
     def ordered_axes(self) -> tuple[Axis, ...]:

@@ -81,7 +81,7 @@ def _has_effects(statements: tuple[syntax.Statement, ...]) -> bool:
             case syntax.If():
                 if _has_effects((*statement.body, *statement.orelse)):
                     return True
-            case syntax.Loss():
+            case syntax.Loss() | syntax.Segment() | syntax.OptionalInput():
                 return True
     return False
 

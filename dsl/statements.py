@@ -28,6 +28,7 @@ from .opdef import OpDef
 from .program import Constant, Distribution, Frame, LossTerm, Value
 from .repeats import alike
 from .scope import Branched, Scope
+from .segment_statements import optional_input, segment
 from .shared_calls import DEFAULT_INIT, SharedCalls
 from .source import Span
 from .static_math import number_of
@@ -188,7 +189,11 @@ class Elaboration(SharedCalls, MaskCalls):
                 self.scope.bind(name, axis)
             case syntax.Evaluate():
                 self.evaluate(statement.value)
-            case syntax.Routed() | syntax.Match() | syntax.Segment() | syntax.OptionalInput():
+            case syntax.Segment():
+                segment(self, statement)
+            case syntax.OptionalInput():
+                optional_input(self, statement)
+            case syntax.Routed() | syntax.Match():
                 raise Mistake(not_built(statement))
             case syntax.Send() | syntax.On():
                 raise Mistake(MisplacedStatement(first_line(statement.span), "this belongs in a `generate` program"))
@@ -394,10 +399,7 @@ class Elaboration(SharedCalls, MaskCalls):
 
 
 def not_built(statement: syntax.Statement) -> NotBuiltYet:
-    what = {
-        syntax.Routed: "`routed by`", syntax.Match: "`match`", syntax.Segment: "`segment`",
-        syntax.OptionalInput: "an optional `input`",
-    }[type(statement)]  # fmt: skip
+    what = {syntax.Routed: "`routed by`", syntax.Match: "`match`"}[type(statement)]
     return NotBuiltYet(first_line(statement.span), what)
 
 

@@ -7,6 +7,7 @@ from .arithmetic import ARITHMETIC
 from .attend import ATTEND
 from .comparison import COMPARISON
 from .conversion import CONVERSION
+from .cut import CUTS
 from .draw import DRAWS
 from .elementwise import ELEMENTWISE
 from .gather import GATHERS
@@ -33,6 +34,7 @@ ALL_OPS: tuple[OpDef, ...] = (
     *PARTS,
     *SHIFTS,
     *ROWS,
+    *CUTS,
     *DRAWS,
     *LATER,
 )

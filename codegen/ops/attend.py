@@ -40,10 +40,12 @@ from ...dsl.program import Node, Value
 from ...dsl.record import record
 from ...dsl.statics import BlockRef
 from ...dsl.value_type import Real, ValueType
-from ..functions_lazy import attention
+from ..functions_lazy import attention, cuts
 from ..lazy import torch
 from ..lowering import LowerContext
 from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
+from .cut import seen_cut
+from .mask_cuts import MaskCut, mask_cuts, same_segment
 from .operands import entries, result_type, sizes, traffic
 from .score import score_formula
 
@@ -68,7 +70,8 @@ class Heads:
 
 @record
 class AttendAttrs:
-    """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures.
+    """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures, then what made the cuts
+    it reads, `cut_inputs` of them.
 
     `query_rows` is the ordered axis of the queries, None at example level. `query_side`: q itself has the static axis
     `along`.
@@ -84,6 +87,12 @@ class AttendAttrs:
     query_rows: Axis | None
     query_side: bool
     score: tuple[Any, ...] | None = None  # see functions/scores.py
+    cuts: tuple[MaskCut, ...] = ()
+
+    def captured(self, node: Node) -> tuple[Value, ...]:
+        """What the mask captures."""
+        end = len(node.inputs) - sum(cut.inputs for cut in self.cuts)
+        return node.inputs[end - len(self.mask.captures) : end]
 
 
 def _infer(
@@ -128,8 +137,11 @@ def _infer(
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
     factor: float = math.prod(sizes(over)) ** -0.5 if scale is None else float(scale)
     formula = None if score is None else score_formula(call, score)
-    attrs = AttendAttrs(over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side, formula)
-    return Inferred(attrs, (*inputs, *mask.captures), (type,))
+    cuts, made = mask_cuts(call, mask, along, query_rows)
+    attrs = AttendAttrs(
+        over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side, formula, cuts
+    )
+    return Inferred(attrs, (*inputs, *mask.captures, *made), (type,))
 
 
 def _check_levels(call: OpCall, q: Value, k: Value, v: Value, along: Axis) -> None:
@@ -208,8 +220,6 @@ def _check_mask(call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None) 
             )
         if along.is_static:
             raise call.fail(NotBuiltYet(call.at("mask"), "a mask that reads values, along a static axis,"))
-    if mask.formula is not None and _reads_segments(mask.formula):
-        raise call.fail(NotBuiltYet(call.at("mask"), "a mask that reads `index(..)` or compares segments"))
 
 
 def _check_bias(call: OpCall, bias: Value, heads: Heads, along: Axis) -> None:
@@ -231,26 +241,6 @@ def _check_bias(call: OpCall, bias: Value, heads: Heads, along: Axis) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _reads_segments(formula: Formula) -> bool:
-    match formula:
-        case Both(left, right) | Either(left, right):
-            return _reads_segments(left) or _reads_segments(right)
-        case Not(inner):
-            return _reads_segments(inner)
-        case Compare(_, left, right):
-            return _term_reads_segments(left) or _term_reads_segments(right)
-
-
-def _term_reads_segments(term: Term) -> bool:
-    match term:
-        case Side(_, SegmentIndex()):
-            return True
-        case Arithmetic(_, left, right):
-            return _term_reads_segments(left) or (right is not None and _term_reads_segments(right))
-        case _:
-            return False
-
-
 @record
 class _Predicates:
     """Writes a formula as nested tuples (functions/masks.py), with captured values read at the rows of either side."""
@@ -269,7 +259,22 @@ class _Predicates:
             case Not(inner):
                 return ("not", self.formula(inner))
             case Compare(operator, left, right):
-                return (operator, self.term(left), self.term(right))
+                compared = (operator, self.term(left), self.term(right))
+                # A row in a gap is in the segment of no other row.
+                for side in (left, right) if operator == "==" else ():
+                    if isinstance(side, Side) and isinstance(side.read, SegmentIndex):
+                        inside = self._inside(side.side, side.read)
+                        compared = compared if inside is None else ("and", compared, inside)
+                return compared
+
+    def _inside(self, side: str, read: SegmentIndex) -> tuple[Any, ...] | None:
+        if self._rows(side) is read.axis:
+            return None
+        inside = self.ctx.segment_inside(read.axis)
+        return None if inside is None else ("==", (side, inside), ("number", True))
+
+    def _rows(self, side: str) -> Axis | None:
+        return self.queries if side == "query" else self.keys
 
     def term(self, term: Term) -> tuple[Any, ...]:
         match term:
@@ -278,8 +283,11 @@ class _Predicates:
             case Side(side, Position()):
                 return (side, "position")
             case Side(side, Captured(index)):
-                rows = self.queries if side == "query" else self.keys
+                rows = self._rows(side)
                 return (side, self.ctx.aligned(self.captures[index], (), rows, rows is None))
+            case Side(side, SegmentIndex(axis, which)):
+                # The row number of a side that runs along the cut is the index of its own row.
+                return (side, "position" if self._rows(side) is axis else self.ctx.segment_index(axis, which))
             case Arithmetic("abs", left, _):
                 return ("abs", self.term(left))
             case Arithmetic(_, left, None):
@@ -290,14 +298,15 @@ class _Predicates:
                 raise AssertionError(term)
 
 
-def _mask_arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> dict[str, Any]:
+def _mask_arguments(
+    ctx: LowerContext, node: Node, attrs: AttendAttrs, formula: Formula | None
+) -> dict[str, Any]:
     """`low`, `high`, `score` and `predicate`, as far as they say something."""
-    formula = attrs.mask.formula
     band = masks.distance(formula)
     arguments: dict[str, Any] = {"low": band.low, "high": band.high, "score": attrs.score}
     if not masks.is_exactly_distance(formula):
         assert formula is not None
-        captures = node.inputs[len(node.inputs) - len(attrs.mask.captures) :]
+        captures = attrs.captured(node)
         arguments["predicate"] = _Predicates(ctx, captures, attrs.query_rows, attrs.along).formula(formula)
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -331,7 +340,8 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     q, k, v = node.inputs[:3]
     heads = attrs.heads
     at_queries, at_keys = (attrs.query_rows, attrs.query_rows is None, True), (attrs.along, False, True)
-    arguments = _mask_arguments(ctx, node, attrs)
+    grouped, formula = same_segment(attrs.mask.formula, attrs.query_rows, attrs.along, ctx)
+    arguments = _mask_arguments(ctx, node, attrs, formula)
     if attrs.query_rows is None:
         q_read = ctx.full(q, (*heads.of_queries, *attrs.over), None, True)
         q_read = ctx.call(torch.reshape, q_read, (-1, math.prod(sizes(heads.of_queries)), math.prod(sizes(attrs.over))))
@@ -343,10 +353,24 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     v_read = _as_heads(ctx, v, (), heads.of_keys, attrs.value_axes, at_keys)
     if attrs.has_bias:
         arguments["bias"] = _bias(ctx, node, attrs)
-    result = ctx.call(
-        attention.attend_packed, q_read, k_read, v_read, q_offsets, ctx.offsets(attrs.along), attrs.scale, **arguments
-    )
+    k_offsets = ctx.offsets(attrs.along)
+    if grouped is not None:
+        assert attrs.query_rows is not None
+        q_offsets, k_offsets = (_segment_offsets(ctx, grouped, rows) for rows in (attrs.query_rows, attrs.along))
+        # Rows count from the start of their segment; where that matters, their numbers in the example are given.
+        if attrs.query_rows is not attrs.along and len(arguments) > ("bias" in arguments):
+            arguments |= {"q_position": ctx.position(attrs.query_rows), "k_position": ctx.position(attrs.along)}
+        elif "predicate" in arguments:
+            arguments |= {"q_position": ctx.position(attrs.query_rows), "k_position": ctx.position(attrs.along)}
+    result = ctx.call(attention.attend_packed, q_read, k_read, v_read, q_offsets, k_offsets, attrs.scale, **arguments)
     ctx.define(node.outputs[0], _unpacked(ctx, node, attrs, result, (), True))
+
+
+def _segment_offsets(ctx: LowerContext, cut: Axis, rows: Axis) -> Any:
+    """Offsets of the rows of each segment: with them, segments are examples."""
+    if rows is cut:
+        return ctx.call(cuts.each_alone, ctx.segment_row(cut, "first"))
+    return ctx.segment_rows(cut)[2]
 
 
 def _bias(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> Any:
@@ -363,7 +387,7 @@ def _lower_static(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     place, heads = result_type(node), attrs.heads
     rows, per_example = place.rows, place.per_example
     leading = rows is not None or per_example
-    arguments = _mask_arguments(ctx, node, attrs)
+    arguments = _mask_arguments(ctx, node, attrs, attrs.mask.formula)
 
     def read(value: Value, lead: tuple[Axis, ...], axes: tuple[Axis, ...], last: tuple[Axis, ...]) -> Any:
         """`[rows, entries of lead or 1, heads, D]`."""
@@ -404,8 +428,12 @@ def _frontier(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     assert isinstance(attrs, AttendAttrs)
     bias = 4 if attrs.has_bias else 3
     queries = attrs.along if attrs.query_side else attrs.query_rows
-    reach = frontier.reach_of(attrs.mask, attrs.along, queries)
-    return frontier.attend(given[0], given[1:bias], reach, given[bias:])
+    captured, seen = given[bias:], {}
+    for cut in reversed(attrs.cuts):
+        captured, made = captured[: -cut.inputs], captured[-cut.inputs :]
+        seen[cut.axis] = seen_cut(cut.axis, cut.along, made)
+    reach = frontier.reach_of(attrs.mask, attrs.along, queries, seen)
+    return frontier.attend(given[0], given[1:bias], reach, captured)
 
 
 def _cost(node: Node, rows: Mapping[Axis, int]) -> Cost:

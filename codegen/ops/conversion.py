@@ -157,6 +157,10 @@ WHERE = OpDef(
         "i: id[seq] in vocab => where(i == 2, 0, i)",
     ),
 )
+def _lower_optional(ctx: LowerContext, node: Node) -> None:
+    ctx.define(node.outputs[0], own(ctx, node.inputs[0]))
+
+
 OR_MISSING = OpDef(
     name="or_missing",
     params=(X, Param("value", Accepts.VALUE)),
@@ -188,4 +192,17 @@ STRAIGHT_THROUGH = OpDef(
     samples=("x: real[seq, dim] => straight_through(round(x), x)",),
 )
 
-CONVERSION = (REAL, INT, WRAP, WHERE, OR_MISSING, STOP_GRADIENT, STRAIGHT_THROUGH)
+OPTIONAL_INPUT = OpDef(
+    name="optional_input",
+    params=(X,),
+    infer=_infer_stop,
+    frontier=frontier.row_wise,
+    lower=_lower_optional,
+    doc=(
+        "`input ends: flag[seq] = f`: a statement that declares an input with a default. Where a caller gives it, the "
+        "default is not computed; its causal frontier is that of the default either way."
+    ),
+    cost=cost_per_entry(0),
+)
+
+CONVERSION = (OPTIONAL_INPUT, REAL, INT, WRAP, WHERE, OR_MISSING, STOP_GRADIENT, STRAIGHT_THROUGH)

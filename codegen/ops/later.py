@@ -1,4 +1,4 @@
-"""Operators that the language has and this version types but does not lower: cuts, selections, scans, convolutions.
+"""Operators that the language has and this version types but does not lower: selections, scans, convolutions.
 
 The type and causality rules are whole; a spec that uses one is told so (E901) once its types are right.
 """
@@ -38,73 +38,6 @@ def _lower(ctx: LowerContext, node: Node) -> None:
     raise AssertionError(f"{node.op.name} passed its type rule")
 
 
-def _pair(call: OpCall, operator: str, axes: AxisMapping) -> tuple[Axis, Axis]:
-    if len(axes.left) != 1 or len(axes.right) != 1:
-        names = " and ".join(axis_names((*axes.left, *axes.right)))
-        raise call.fail(WrongAxisKind(call.at("axes"), operator, names, "one axis on each side", "a list"))
-    return axes.left[0], axes.right[0]
-
-
-def _want_along(call: OpCall, operator: str, x: Value, axis: Axis) -> None:
-    if x.type.rows is not axis:
-        raise call.fail(NotAlong(call.at("axes"), operator, axis.name, level_words(x.type), call.at("x")))
-
-
-def _moved(x: Value, source: Axis, target: Axis) -> ValueType:
-    """x's type along another ordered axis."""
-    return x.type.with_axes(tuple(target if axis is source else axis for axis in x.type.axes))
-
-
-@record
-class PoolAttrs:
-    source: Axis
-    cut: Axis
-    by: str
-
-
-def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
-    want_real(call, "pool", x=x)
-    want_whole(call, "pool", x=x)
-    source, cut = _pair(call, "pool", axes)
-    _want_along(call, "pool", x, source)
-    if not (isinstance(cut.kind, Cut) and cut.kind.parent is source) and source.parent is not cut:
-        raise call.fail(NotACut(call.at("axes"), "pool", source.name, cut.name, "a cut of"))
-    return Inferred(PoolAttrs(source, cut, by), (x,), (_moved(x, source, cut),))
-
-
-def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
-    attrs = node.attrs
-    assert isinstance(attrs, PoolAttrs)
-    # The second operand, when there is one, is the value that the `segment` made: where segments end.
-    read, *ends = given
-    cut = frontier.segments(attrs.cut, ends[0] if ends else None, attrs.source)
-    return frontier.pool(read, cut, attrs.by)
-
-
-@record
-class SpreadAttrs:
-    cut: Axis
-    target: Axis
-    which: str
-
-
-def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Inferred:
-    want_whole(call, "spread", x=x)
-    cut, target = _pair(call, "spread", axes)
-    _want_along(call, "spread", x, cut)
-    if not (isinstance(cut.kind, Cut) and cut.kind.parent is target):
-        raise call.fail(NotACut(call.at("axes"), "spread", target.name, cut.name, "a cut of"))
-    return Inferred(SpreadAttrs(cut, target, which), (x,), (_moved(x, cut, target),))
-
-
-def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
-    attrs = node.attrs
-    assert isinstance(attrs, SpreadAttrs)
-    read, *ends = given
-    cut = frontier.segments(attrs.cut, ends[0] if ends else None, attrs.target)
-    return frontier.spread(read, cut, attrs.which)
-
-
 @record
 class TakeAttrs:
     source: Axis
@@ -112,11 +45,11 @@ class TakeAttrs:
 
 
 def _infer_take(call: OpCall, x: Value, axes: AxisMapping) -> Inferred:
-    source, target = _pair(call, "take", axes)
-    _want_along(call, "take", x, source)
+    source, target = one_pair(call, "take", axes)
+    want_along(call, "take", x, source)
     if not (isinstance(target.kind, Selected) and target.kind.parent is source):
         raise call.fail(NotACut(call.at("axes"), "take", source.name, target.name, "a selection of"))
-    return Inferred(TakeAttrs(source, target), (x,), (_moved(x, source, target),))
+    return Inferred(TakeAttrs(source, target), (x,), (moved(x, source, target),))
 
 
 def _frontier_take(node: Node, given: tuple[Frontier, ...]) -> Frontier:
@@ -149,7 +82,7 @@ def _infer_join(call: OpCall, values: tuple[Value, ...], axes: AxisMapping) -> I
             BadNumber(call.at("axes"), "join", "axes", "selections by several tags", "selections by one tag")
         )
     lifted = tuple(
-        Operand(Value(value.name, _moved(value, part, whole), value.span), call.at("values"))
+        Operand(Value(value.name, moved(value, part, whole), value.span), call.at("values"))
         for value, part in zip(values, axes.left, strict=True)
     )
     return Inferred(JoinAttrs(axes.left, whole), values, (join(call, "join", lifted).type(kind),))
@@ -226,27 +159,6 @@ def _frontier_conv(node: Node, given: tuple[Frontier, ...]) -> Frontier:
 
 
 X, AXES = Param("x", Accepts.VALUE), Param("axes", Accepts.MAPPING)
-POOL = OpDef(
-    name="pool",
-    params=(X, AXES, Param("by", Accepts.CHOICE, "mean", ("max", "mean", "sum", "first", "last"))),
-    infer=not_built(_infer_pool, "`pool`"),
-    frontier=_frontier_pool,
-    lower=_lower,
-    row_wise=False,
-    doc="`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows.",
-)
-SPREAD = OpDef(
-    name="spread",
-    params=(X, AXES, Param("which", Accepts.CHOICE, "own", ("own", "before", "closed"))),
-    infer=not_built(_infer_spread, "`spread`"),
-    frontier=_frontier_spread,
-    lower=_lower,
-    row_wise=False,
-    doc=(
-        "`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one "
-        "`closed`."
-    ),
-)
 TAKE = OpDef(
     name="take",
     params=(X, AXES),
@@ -295,4 +207,4 @@ CONV = OpDef(
     ),
 )
 
-LATER = (POOL, SPREAD, TAKE, JOIN, SCAN, CONV)
+LATER = (TAKE, JOIN, SCAN, CONV)

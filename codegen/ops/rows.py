@@ -1,18 +1,19 @@
-"""`position`, `index`, `length`: where a row stands."""
+"""`position`, `length`: where a row stands."""
 
 from __future__ import annotations
 
 from ...dsl import frontier
-from ...dsl.axes import Axis
+from ...dsl.axes import Axis, Cut
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node
 from ...dsl.record import record
-from ...dsl.value_type import Id, Int, ValueType
+from ...dsl.value_type import Int, ValueType
 from ..functions_lazy import shifts
 from ..lazy import torch
 from ..lowering import LowerContext
+from .cut import read_cut, seen_cut
 from .operands import cost_per_entry
 
 
@@ -22,13 +23,8 @@ class RowAttrs:
 
 
 def _infer_position(call: OpCall, axis: Axis) -> Inferred:
-    return Inferred(RowAttrs(axis), (), (ValueType(Int(), (axis,)),))
-
-
-def _infer_index(call: OpCall, axis: Axis, which: str) -> Inferred:
-    if axis.is_static:
-        return Inferred(RowAttrs(axis), (), (ValueType(Id(axis), (axis,)),))
-    raise call.fail(NotBuiltYet(call.span, f"`index({axis.name})`"))
+    # That there is such a segment is data.
+    return Inferred(RowAttrs(axis), read_cut(call, axis), (ValueType(Int(), (axis,)),))
 
 
 def _infer_length(call: OpCall, axis: Axis) -> Inferred:
@@ -54,6 +50,12 @@ def _lower_length(ctx: LowerContext, node: Node) -> None:
         ctx.define(node.outputs[0], ctx.call(shifts.lengths, ctx.offsets(axis)))
 
 
+def _frontier_position(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    assert isinstance(node.attrs, RowAttrs)
+    axis = node.attrs.axis
+    return frontier.row_number(seen_cut(axis, axis.kind.parent, given)) if isinstance(axis.kind, Cut) else frontier.NONE
+
+
 def _frontier_length(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     assert isinstance(node.attrs, RowAttrs)
     return frontier.NONE if node.attrs.axis.is_static else frontier.length_of(node.attrs.axis)
@@ -64,7 +66,7 @@ POSITION = OpDef(
     name="position",
     params=(AXIS,),
     infer=_infer_position,
-    frontier=frontier.no_data,
+    frontier=_frontier_position,
     lower=_lower_position,
     cost=cost_per_entry(0),
     doc=(
@@ -72,16 +74,6 @@ POSITION = OpDef(
         "along the axis."
     ),
     samples=("x: real[seq, dim] => x + real(position(seq))", "x: real[seq, dim] => x + real(position(dim))"),
-)
-INDEX = OpDef(
-    name="index",
-    params=(AXIS, Param("which", Accepts.CHOICE, "own", ("own", "closed"))),
-    infer=_infer_index,
-    frontier=frontier.no_data,
-    lower=_lower_position,
-    cost=cost_per_entry(0),
-    doc="`index(A)`: the entries of a static axis as ids in it, along it. Of a cut, which segment a row is in.",
-    samples=("x: real[seq, dim] => x * real(index(dim))",),
 )
 LENGTH = OpDef(
     name="length",
@@ -94,4 +86,4 @@ LENGTH = OpDef(
     samples=("x: real[seq, dim] => x / real(length(seq))",),
 )
 
-ROWS = (POSITION, INDEX, LENGTH)
+ROWS = (POSITION, LENGTH)

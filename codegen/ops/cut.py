@@ -1,0 +1,328 @@
+"""Cuts: `segment`, and what groups rows by one: `pool`, `spread`, `index` (SEMANTICS 4).
+
+A cut is born in a `segment` statement. What it made (where segments end, and with gaps which rows are in one) is among
+the inputs of every operator that groups rows by the cut, because which rows those are is data (SEMANTICS 6).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...dsl import frontier
+from ...dsl.axes import Axis, Cut
+from ...dsl.errors.axes import KindMismatch
+from ...dsl.errors.later import NotBuiltYet
+from ...dsl.errors.operators import BadNumber, NotACut
+from ...dsl.frontier import Frontier, Segments
+from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
+from ...dsl.program import Node, Value
+from ...dsl.record import record
+from ...dsl.value_type import Flag, Id, Int, Real, Tag, ValueType
+from ..functions_lazy import cuts, segments
+from ..lazy import torch
+from ..lowering import LowerContext
+from .axis_pairs import moved, one_pair, want_along
+from .joining import Operand, join, kind_words, want_flag, want_real, want_whole
+from .operands import cost_per_entry, own
+
+
+def read_cut(call: OpCall, axis: Axis) -> tuple[Value, ...]:
+    """What an operator reads when it groups rows by an axis, or counts the rows of it: of a cut, what made it."""
+    made = call.segmented(axis)
+    return () if made is None else made.values
+
+
+def seen_cut(cut: Axis, along: Axis, made: tuple[Frontier, ...]) -> Segments:
+    """A cut as a source sees it. `made`: the frontiers of what `read_cut` gave."""
+    return frontier.segments(cut, made[0] if made else None, along, gaps=len(made) > 1)
+
+
+# -- segment ---------------------------------------------------------------------------------------
+
+
+@record
+class SegmentAttrs:
+    """`at_most` rows in a segment; None: any number. `by` says that ids are given, and segments are their runs."""
+
+    cut: Axis
+    along: Axis
+    at_most: int | None = None
+    by: bool = False
+
+
+def _parent(cut: Axis) -> Axis:
+    assert isinstance(cut.kind, Cut)
+    return cut.kind.parent
+
+
+def _infer_segment(call: OpCall, ends: Value, cut: Axis, at_most: int | None) -> Inferred:
+    want_flag(call, "segment", ends=ends)
+    want_whole(call, "segment", ends=ends)
+    along = _parent(cut)
+    _want_one_per_row(call, "ends", ends, along)
+    if at_most is not None and at_most < 1:
+        raise call.fail(BadNumber(call.at("at_most"), "segment", "at most", str(at_most), "at least 1"))
+    return Inferred(SegmentAttrs(cut, along, at_most), (ends,), (ValueType(Flag(), (along,)),))
+
+
+def _infer_segment_by(call: OpCall, x: Value, cut: Axis) -> Inferred:
+    want_whole(call, "segment", x=x)
+    kind, along = x.type.kind, _parent(cut)
+    if not isinstance(kind, Id | Int | Tag):
+        raise call.fail(KindMismatch(call.at("x"), "segment", kind_words(x), "an id, a tag or an int"))
+    _want_one_per_row(call, "x", x, along)
+    flag = ValueType(Flag(), (along,))
+    has_gaps = isinstance(kind, Id) and kind.or_none
+    return Inferred(SegmentAttrs(cut, along, by=True), (x,), (flag, flag) if has_gaps else (flag,))
+
+
+def _want_one_per_row(call: OpCall, name: str, x: Value, along: Axis) -> None:
+    joint = join(call, "segment", (Operand(x, call.at(name)),))
+    rows = joint.rows
+    if any(axis.is_static for axis in joint.axes):
+        raise call.fail(
+            KindMismatch(call.at(name), "segment", f"`{x.type}`", f"one {kind_words(x).split()[-1]} per row")
+        )
+    if rows is not None and rows is not along and rows not in along.ancestors:
+        want_along(call, "segment", x, along, name)
+
+
+def _lower_segment(ctx: LowerContext, node: Node) -> None:
+    attrs, (given,) = node.attrs, node.inputs
+    assert isinstance(attrs, SegmentAttrs)
+    rows = ctx.row_example(attrs.along)
+    x: Any = ctx.full(given, (), attrs.along)
+    if not attrs.by:
+        if attrs.at_most is not None:
+            x = ctx.call(cuts.capped, x, rows, attrs.at_most)
+        ctx.define(node.outputs[0], x)
+        ctx.cut(attrs.cut, attrs.along, x, None)
+        return
+    none = given.type.kind.axis.size if isinstance(given.type.kind, Id) and len(node.outputs) > 1 else None
+    ends = ctx.call(cuts.ends_of_runs, x, none, rows)
+    inside = None if none is None else ctx.call(cuts.in_a_run, x, none)
+    for value, made in zip(node.outputs, (ends, inside), strict=False):
+        ctx.define(value, made)
+    ctx.cut(attrs.cut, attrs.along, ends, inside)
+
+
+def _frontier_segment(node: Node, given: tuple[Frontier, ...]) -> tuple[Frontier, ...]:
+    assert isinstance(node.attrs, SegmentAttrs)
+    rule = frontier.segment_by_value if node.attrs.by else frontier.segment_by_flags
+    return (rule(given[0]), *given[: len(node.outputs) - 1])
+
+
+SEGMENT = OpDef(
+    name="segment",
+    params=(
+        Param("ends", Accepts.VALUE),
+        Param("cut", Accepts.AXIS),
+        Param("at_most", Accepts.INTEGER, None),
+    ),
+    infer=_infer_segment,
+    frontier=_frontier_segment,
+    lower=_lower_segment,
+    row_wise=False,
+    cost=cost_per_entry(2),
+    doc=(
+        "`segment seq into patch ends where f, at most 16`: a statement that cuts an axis into segments. A flag at a "
+        "row says that a segment ends after it; `at most` also ends one after so many rows. An example's last segment "
+        "is open unless its last flag is true."
+    ),
+)
+SEGMENT_BY = OpDef(
+    name="segment_by",
+    params=(Param("x", Accepts.VALUE), Param("cut", Accepts.AXIS)),
+    infer=_infer_segment_by,
+    frontier=_frontier_segment,
+    lower=_lower_segment,
+    row_wise=False,
+    cost=cost_per_entry(2),
+    doc=(
+        "`segment seq into line by x`: a statement that cuts an axis where an id changes. Rows of id `none` are in no "
+        "segment."
+    ),
+)
+
+
+# -- pool ------------------------------------------------------------------------------------------
+
+
+@record
+class PoolAttrs:
+    source: Axis
+    cut: Axis
+    by: str
+
+
+def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
+    want_real(call, "pool", x=x)
+    want_whole(call, "pool", x=x)
+    source, cut = one_pair(call, "pool", axes)
+    want_along(call, "pool", x, source)
+    if source.parent is cut:
+        raise call.fail(NotBuiltYet(call.at("axes"), f"`pool` of the nested axis {source.name}"))
+    if not (isinstance(cut.kind, Cut) and cut.kind.parent is source):
+        raise call.fail(NotACut(call.at("axes"), "pool", source.name, cut.name, "a cut of"))
+    return Inferred(PoolAttrs(source, cut, by), (x, *read_cut(call, cut)), (moved(x, source, cut),))
+
+
+def _lower_pool(ctx: LowerContext, node: Node) -> None:
+    attrs = node.attrs
+    assert isinstance(attrs, PoolAttrs)
+    x = own(ctx, node.inputs[0])
+    if attrs.by in ("first", "last"):
+        ctx.define(node.outputs[0], ctx.call(torch.index_select, x, 0, ctx.segment_row(attrs.cut, attrs.by)))
+        return
+    function = {"max": segments.max_rows, "mean": segments.mean_rows, "sum": segments.sum_rows}[attrs.by]
+    rows, number, bounds = ctx.segment_rows(attrs.cut)
+    if rows is not None:
+        x = ctx.call(torch.index_select, x, 0, rows)
+    ctx.define(node.outputs[0], ctx.call(function, x, number, bounds))
+
+
+def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    attrs = node.attrs
+    assert isinstance(attrs, PoolAttrs)
+    read, *made = given
+    return frontier.pool(read, seen_cut(attrs.cut, attrs.source, tuple(made)), attrs.by)
+
+
+POOL = OpDef(
+    name="pool",
+    params=(
+        Param("x", Accepts.VALUE),
+        Param("axes", Accepts.MAPPING),
+        Param("by", Accepts.CHOICE, "mean", ("max", "mean", "sum", "first", "last")),
+    ),
+    infer=_infer_pool,
+    frontier=_frontier_pool,
+    lower=_lower_pool,
+    row_wise=False,
+    cost=cost_per_entry(1),
+    doc="`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows.",
+    samples=tuple(
+        f"x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f, at most 3; "
+        f"p = pool(x, seq -> patch, by={by}) => spread(p, patch -> seq, own)"
+        for by in ("max", "mean", "sum", "first", "last")
+    ),
+)
+
+
+# -- spread ----------------------------------------------------------------------------------------
+
+
+@record
+class SpreadAttrs:
+    cut: Axis
+    target: Axis
+    which: str
+
+
+def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Inferred:
+    want_whole(call, "spread", x=x)
+    cut, target = one_pair(call, "spread", axes)
+    want_along(call, "spread", x, cut)
+    if not (isinstance(cut.kind, Cut) and cut.kind.parent is target):
+        raise call.fail(NotACut(call.at("axes"), "spread", target.name, cut.name, "a cut of"))
+    return Inferred(SpreadAttrs(cut, target, which), (x, *read_cut(call, cut)), (moved(x, cut, target),))
+
+
+def _lower_spread(ctx: LowerContext, node: Node) -> None:
+    attrs = node.attrs
+    assert isinstance(attrs, SpreadAttrs)
+    number = ctx.segment_of(attrs.cut, attrs.which)
+    ctx.define(node.outputs[0], ctx.call(cuts.spread, own(ctx, node.inputs[0]), number))
+
+
+def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    attrs = node.attrs
+    assert isinstance(attrs, SpreadAttrs)
+    read, *made = given
+    return frontier.spread(read, seen_cut(attrs.cut, attrs.target, tuple(made)), attrs.which)
+
+
+SPREAD = OpDef(
+    name="spread",
+    params=(
+        Param("x", Accepts.VALUE),
+        Param("axes", Accepts.MAPPING),
+        Param("which", Accepts.CHOICE, "own", ("own", "before", "closed")),
+    ),
+    infer=_infer_spread,
+    frontier=_frontier_spread,
+    lower=_lower_spread,
+    row_wise=False,
+    cost=cost_per_entry(0),
+    doc=(
+        "`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one "
+        "`closed`. Where there is none, 0."
+    ),
+    samples=(
+        "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f; p = pool(x, seq -> patch, by=sum); "
+        "y = spread(p, patch -> seq, before) => y + 2 * spread(p, patch -> seq, closed)",
+        "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i; "
+        "p = pool(x, seq -> patch, by=mean); y = spread(p, patch -> seq, before) => "
+        "y + 2 * spread(p, patch -> seq, closed) - spread(p, patch -> seq)",
+    ),
+)
+
+
+# -- index -----------------------------------------------------------------------------------------
+
+
+@record
+class IndexAttrs:
+    axis: Axis
+    which: str
+
+
+def _infer_index(call: OpCall, axis: Axis, which: str) -> Inferred:
+    if axis.is_static:
+        return Inferred(IndexAttrs(axis, which), (), (ValueType(Id(axis), (axis,)),))
+    if not isinstance(axis.kind, Cut):
+        raise call.fail(NotACut(call.at("axis"), "index", "an axis", axis.name, "a cut of"))
+    return Inferred(IndexAttrs(axis, which), read_cut(call, axis), (ValueType(Int(), (axis.kind.parent,)),))
+
+
+def _lower_index(ctx: LowerContext, node: Node) -> None:
+    attrs = node.attrs
+    assert isinstance(attrs, IndexAttrs)
+    axis = attrs.axis
+    ctx.define(
+        node.outputs[0],
+        ctx.call(torch.arange, axis.size) if axis.is_static else ctx.segment_index(axis, attrs.which),
+    )
+
+
+def _frontier_index(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    attrs = node.attrs
+    assert isinstance(attrs, IndexAttrs)
+    if not isinstance(attrs.axis.kind, Cut):
+        return frontier.NONE
+    return frontier.segment_index(seen_cut(attrs.axis, attrs.axis.kind.parent, given), attrs.which)
+
+
+INDEX = OpDef(
+    name="index",
+    params=(Param("axis", Accepts.AXIS), Param("which", Accepts.CHOICE, "own", ("own", "closed"))),
+    infer=_infer_index,
+    frontier=_frontier_index,
+    lower=_lower_index,
+    row_wise=False,
+    row_wise_when=lambda node: isinstance(node.attrs, IndexAttrs) and node.attrs.axis.is_static,
+    cost=cost_per_entry(0),
+    doc=(
+        "`index(A)`: the entries of a static axis as ids in it, along it. Of a cut, which segment of its example a row "
+        "is in, counted from 0; with `closed` the last one that has ended, -1 for none."
+    ),
+    samples=(
+        "x: real[seq, dim] => x * real(index(dim))",
+        "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f => "
+        "x * real(index(patch)) + real(index(patch, closed))",
+        "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i => "
+        "x * real(index(patch)) + real(index(patch, closed))",
+    ),
+)
+
+CUTS = (SEGMENT, SEGMENT_BY, POOL, SPREAD, INDEX)
