@@ -18,7 +18,7 @@ from torch import fx
 from ..dsl.program import Constant, LossTerm, Node, Program, Value, Weight
 from .facts import WORKING
 from .functions import packing
-from .graph_context import CompilerBug, GraphContext
+from .graph_context import PER_EXAMPLE, CompilerBug, GraphContext
 from .origin import Origin, origin
 from .signature import Signature, signature_of
 from .weight_tree import WeightTree
@@ -45,6 +45,9 @@ def lower(
     for node in kept:
         context.lower(node, node.op.lower)
     returned: list[Any] = [whole_result(context, value) for _, value in program.outputs]
+    for axis in program.born_axes:
+        context.under(Origin(axis.span, PER_EXAMPLE))
+        returned.append(context.offsets(axis))
     for term in program.losses:
         returned += _loss(context, term)
     context.finish(returned)

@@ -2,8 +2,8 @@
 artifact stores.
 
 Order of a graph's arguments: the model's inputs, the offsets of each ordered axis, the draw arguments (when the graph
-draws), the decoding state (in a decoding graph). Order of results: the outputs, or for an objective a sum and a count
-for each loss.
+draws), the decoding state (in a decoding graph). Order of results: the outputs and then the offsets of axes that the
+graph makes rows of, or for an objective a sum and a count for each loss.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Signature:
-    """`outputs` of a model; `losses` of an objective. `draws`: the graph takes the draw arguments."""
+    """`outputs` of a model; `losses` of an objective. `draws`: the graph takes the draw arguments. `born`: axes whose
+    rows the graph makes; it gives their offsets after the outputs."""
 
     name: str
     inputs: tuple[Slot, ...]
@@ -61,6 +62,7 @@ class Signature:
     outputs: tuple[Slot, ...]
     losses: tuple[str, ...] = ()
     draws: bool = False
+    born: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,6 +72,7 @@ class Signature:
             "outputs": [_slot_to_json(slot) for slot in self.outputs],
             "losses": list(self.losses),
             "draws": self.draws,
+            "born": list(self.born),
         }
 
     @staticmethod
@@ -81,6 +84,7 @@ class Signature:
             outputs=tuple(map(_slot_from_json, data["outputs"])),
             losses=tuple(map(str, data["losses"])),
             draws=bool(data["draws"]),
+            born=tuple(map(str, data["born"])),
         )
 
 
@@ -93,6 +97,7 @@ def signature_of(program: Program, draws: bool = False) -> Signature:
         outputs=tuple(slot(name, value.type) for name, value in program.outputs),
         losses=tuple(term.name for term in program.losses),
         draws=draws,
+        born=tuple(axis.name for axis in program.born_axes),
     )
 
 

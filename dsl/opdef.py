@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .axes import Axis
@@ -163,6 +164,11 @@ class OpTable:
     """The primitives by name."""
 
     ops: Mapping[str, OpDef] = field(default_factory=dict)
+
+    @cached_property
+    def choices(self) -> frozenset[str]:
+        """Every word that some parameter takes as one of its choices."""
+        return frozenset(word for op in self.ops.values() for param in op.params for word in param.choices)
 
     def __contains__(self, name: str) -> bool:
         return name in self.ops

@@ -207,6 +207,13 @@ class Program:
         return tuple(dict.fromkeys(axes))
 
 
+    @property
+    def born_axes(self) -> tuple[Axis, ...]:
+        """Ordered axes of the outputs that no input has: the program itself makes their rows."""
+        axes = [value.type.rows for _, value in self.outputs]
+        return tuple(dict.fromkeys(axis for axis in axes if axis is not None and axis not in self.ordered_axes))
+
+
 def _size(axis: Axis) -> int:
     assert axis.size is not None, f"weight axis {axis.name} is not static"
     return axis.size

@@ -338,7 +338,7 @@ class Elaboration(SharedCalls, MaskCalls):
         types are checked under the sizes and options that run it."""
         local = set(bound_names(statements))
         for name in names_read(statements):
-            if name.text in local or name.text in MASK_WORDS:
+            if name.text in local or name.text in MASK_WORDS or name.text in self.build.ops.choices:
                 continue
             try:
                 found = self.find(name.text, name.span)

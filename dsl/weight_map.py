@@ -13,6 +13,7 @@ from .diagnostics import Mistake
 from .elaborate import Spec
 from .errors.names import did_you_mean
 from .errors.weights import BadWeightMap
+from .names_read import all_words
 from .patterns import captures
 from .program import Program, Weight
 from .record import record
@@ -111,6 +112,8 @@ def _tensors(spec: Spec, entry: syntax.TensorEntry, weights: Mapping[str, Weight
     first = entry.patterns[0]
     stars = entry.foreign.value.count("*")
     found = [(path, caught) for path in weights if (caught := captures(first.text, path)) is not None]
+    if not found and _is_of_another_choice(spec, first.text, weights):
+        return []
     if not found:
         problems.add(
             BadWeightMap(
@@ -119,12 +122,18 @@ def _tensors(spec: Spec, entry: syntax.TensorEntry, weights: Mapping[str, Weight
         )
         return []
     lines: list[TensorLine] = []
+    most = len(found[0][1])
+    if stars > most or (stars < most and len(entry.patterns) > 1):
+        problems.add(BadWeightMap(entry.foreign.span, f"{stars} `*` in the foreign name, {most} in the path"))
+        return []
+    if stars < most:
+        # What the foreign name does not tell apart is one tensor, in the order of the weights.
+        joined: dict[tuple[str, ...], list[str]] = {}
+        for path, caught in found:
+            joined.setdefault(caught[:stars], []).append(path)
+        layout = _layout(spec, entry, weights[found[0][0]])
+        return [TensorLine(_filled(entry.foreign.value, key), tuple(paths), layout) for key, paths in joined.items()]
     for path, caught in found:
-        if len(caught) != stars:
-            problems.add(
-                BadWeightMap(entry.foreign.span, f"{stars} `*` in the foreign name, {len(caught)} in the path")
-            )
-            return []
         paths = [path]
         for other in entry.patterns[1:]:
             filled = _filled(other.text, caught)
@@ -139,6 +148,16 @@ def _tensors(spec: Spec, entry: syntax.TensorEntry, weights: Mapping[str, Weight
         layout = _layout(spec, entry, weights[path])
         lines.append(TensorLine(_filled(entry.foreign.value, caught), tuple(paths), layout))
     return lines
+
+
+def _is_of_another_choice(spec: Spec, pattern: str, weights: Mapping[str, Weight]) -> bool:
+    """Whether a path names something that the spec makes under other sizes or options: none of its weights is there
+    now, and the text has its name."""
+    head = pattern.partition(".")[0]
+    if any(path.partition(".")[0] == head for path in weights):
+        return False
+    blocks = (d for d in spec.root.module.file.declarations if isinstance(d, syntax.Block))
+    return any(word == head for block in blocks for word in all_words(block))
 
 
 def _filled(pattern: str, caught: tuple[str, ...]) -> str:

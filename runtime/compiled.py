@@ -18,7 +18,7 @@ from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
 from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault
-from .packed import Batch, pack, require_rows, unpack
+from .packed import Batch, named_outputs, pack, require_rows
 
 
 class CompiledModel(WeightTree):
@@ -33,9 +33,7 @@ class CompiledModel(WeightTree):
 
     def forward(self, *args: Any, draws: Draws | None = None, **inputs: Any) -> Any:
         results, batch = self._run("forward", args, inputs, draws)
-        outputs = self.signatures["forward"].outputs
-        named = {slot.name: unpack(value, slot, batch) for slot, value in zip(outputs, results, strict=True)}
-        return next(iter(named.values())) if len(named) == 1 else named
+        return named_outputs(self.signatures["forward"], results, batch)
 
     def loss(
         self,

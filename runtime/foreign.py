@@ -67,7 +67,9 @@ def sizes_from_config(lines: tuple[ConfigLine, ...], config: Mapping[str, object
         if line.name is not None:
             # A key that is absent or null leaves the spec's default.
             if present and value is not None:
-                if not isinstance(value, bool | int | float | str):
+                if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+                    value = tuple(value)
+                if not isinstance(value, bool | int | float | str | tuple):
                     raise RuntimeFault(f"config.json: `{line.key}` is {value!r}, not a number")
                 found[line.name] = value
         elif present and not _same(value, line.constant):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from .compiled import ARTIFACT, open_artifact
 from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault, RuntimeFault
 from .initialise import initialise
-from .packed import Batch, pack, require_rows, unpack
+from .packed import Batch, named_outputs, pack, require_rows
 from .run_folder import latest_checkpoint
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -66,6 +66,7 @@ class Model(WeightTree):
         self._passes = passes
         self._asked_dtype = dtype
         self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
+        self._given: dict[tuple[object, ...], Program] = {}
         self.decoders: dict[torch.dtype, Any] = {}  # filled by decoder.decoder_of
         tree = empty_weights(self.weights.values(), dtype, device)
         self._parameters.update(tree._parameters)
@@ -143,12 +144,18 @@ class Model(WeightTree):
         return self.run(self.program, *args, draws=draws, **inputs)
 
     def run(self, program: Program, *args: Any, draws: Draws | None = None, **inputs: Any) -> Any:
-        """As `forward`, for any model of the spec."""
-        graph = self.graph(program)
+        """As `forward`, for any model of the spec. Optional inputs are given by name."""
+        graph = self.graph(self.given(program, inputs))
         results, batch = self._run(graph, args, inputs, draws)
-        outputs = signature(graph).outputs
-        named = {slot.name: unpack(value, slot, batch) for slot, value in zip(outputs, results, strict=True)}
-        return next(iter(named.values())) if len(named) == 1 else named
+        return named_outputs(signature(graph), results, batch)
+
+    def given(self, program: Program, inputs: Iterable[str]) -> Program:
+        """The program that takes those of its optional inputs that are among `inputs`."""
+        names = tuple(name for name in program.optional if name in inputs)
+        key = (program, names)
+        if names and key not in self._given:
+            self._given[key] = program.given(names)
+        return self._given[key] if names else program
 
     def loss(
         self,
@@ -165,7 +172,7 @@ class Model(WeightTree):
 
         `working` is the type of the computation when it is not that of the weights: bfloat16 on float32 weights.
         """
-        graph = self.graph(self.objective(objective), working)
+        graph = self.graph(self.given(self.objective(objective), inputs), working)
         results, _ = self._run(graph, args, inputs, Draws(seed, step, example_ids), working)
         return {name: (results[2 * i], results[2 * i + 1]) for i, name in enumerate(signature(graph).losses)}
 

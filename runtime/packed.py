@@ -10,7 +10,7 @@ Everything is checked here, before anything is computed. Letters: N rows of all 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -82,6 +82,15 @@ def require_rows(batch: Batch) -> None:
     for i, counts in enumerate(zip(*batch.lengths.values(), strict=True)):
         if not any(counts):
             raise InputFault(f"example {i} is empty: it has no rows of {' or '.join(batch.lengths)}")
+
+
+def named_outputs(signature: Signature, results: Sequence[Tensor], batch: Batch) -> Any:
+    """What a model gives, in the form of its inputs: a value, or a dict when there are several."""
+    offsets = dict(zip(signature.born, results[len(signature.outputs) :], strict=True))
+    lengths = {axis: tuple((bounds[1:] - bounds[:-1]).tolist()) for axis, bounds in offsets.items()}
+    whole = replace(batch, offsets={**batch.offsets, **offsets}, lengths={**batch.lengths, **lengths})
+    named = {slot.name: unpack(value, slot, whole) for slot, value in zip(signature.outputs, results, strict=False)}
+    return next(iter(named.values())) if len(named) == 1 else named
 
 
 def unpack(output: Tensor, slot: Slot, batch: Batch) -> Any:
