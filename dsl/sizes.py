@@ -23,7 +23,7 @@ from .statics import UNKNOWN, Member, describe
 from .suggest import is_slip, suggest
 from .value_type import EnumType
 
-Override = int | float | bool | str
+Override = int | float | bool | str | tuple[int | float, ...]
 
 
 @record
@@ -179,9 +179,13 @@ def _whole(name: str, given: Given) -> int:
 
 
 def _parsed(given: object, enum: EnumType | None) -> object:
-    """A value from the command line: a number, true, false, or a member's name."""
+    """A value from the command line: a number, true, false, a member's name, or several with commas between."""
+    if isinstance(given, list | tuple):
+        return tuple(_parsed(item, enum) for item in given)
     if not isinstance(given, str):
         return given
+    if "," in given:
+        return tuple(_parsed(item.strip(), enum) for item in given.strip("()").split(",") if item.strip())
     if enum is not None and given in enum.members:
         return Member(enum, given)
     if given in ("true", "false"):

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..dsl.sizes import Override
 from .errors import RuntimeFault
 from .optimiser import OptimiserState
 
@@ -69,7 +70,7 @@ class ModelIdentity:
 
     spec: tuple[SpecText, ...]
     size: str | None = None
-    overrides: Mapping[str, int | float | str | bool] | None = None
+    overrides: Mapping[str, Override] | None = None
     objective: str | None = None
 
     @property

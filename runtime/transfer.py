@@ -11,6 +11,7 @@ from torch import Tensor
 from ..codegen.ops import OPS
 from ..dsl.check import Checked, check, presets_of, read_source
 from ..dsl.errors.sizes import SizeNotSet
+from ..dsl.sizes import Override
 from ..dsl.source import Source
 from ..dsl.weight_map import ConfigLine, WeightMap
 from .checkpoint import (
@@ -107,5 +108,5 @@ def _any_preset(source: Source) -> str | None:
     return presets[0] if presets else None
 
 
-def _plain(sizes: Mapping[str, object]) -> dict[str, int | float | str | bool]:
-    return {name: value for name, value in sizes.items() if isinstance(value, int | float | str | bool)}
+def _plain(sizes: Mapping[str, object]) -> dict[str, Override]:
+    return {name: value for name, value in sizes.items() if isinstance(value, int | float | str | bool | tuple)}
