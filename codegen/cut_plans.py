@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from ..dsl.axes import Axis
+from ..dsl.program import Value
 from ..dsl.value_type import Flag, Int, ValueType
 from .functions import cuts
 
@@ -70,33 +71,45 @@ class CutPlans(ABC):
 
         return self.planned(("index", cut, which), cut, ValueType(Int(), (flags.along,)), make)
 
-    def segment_row(self, cut: Axis, which: str) -> fx.Node:
-        flags = self._cuts[cut]
-
-        def make() -> fx.Node:
-            if which == "first":
-                return self.call(cuts.begins, self._first(cut))
-            stops = self.call(cuts.stops, self._first(cut), flags.inside, self.row_example(flags.along))
-            return self.call(torch.sub, stops, 1)
-
-        return self.planned(("segment row", cut, which), cut, ValueType(Int(), (cut,)), make)
-
     def segment_inside(self, cut: Axis) -> fx.Node | None:
         return self._cuts[cut].inside
 
-    def segment_rows(self, cut: Axis) -> tuple[fx.Node | None, fx.Node, fx.Node]:
-        flags, number = self._cuts[cut], self.segment_of(cut, "own")
-        per_row, per_segment = ValueType(Int(), (flags.along,)), ValueType(Int(), (cut,))
-        begins = self.segment_row(cut, "first")
+    def per_segment(self, cut: Axis) -> fx.Node:
+        """int64 [P]: the row that each segment begins with."""
+        make = lambda: self.call(cuts.begins, self._first(cut))  # noqa: E731
+        return self.planned(("begins", cut), cut, ValueType(Int(), (cut,)), make)
+
+    def segment_values(self, cut: Axis, value: Value, node: Any) -> Any:
+        rows = self._rows_inside(cut)
+        return node if rows is None else self.call(torch.index_select, node, 0, rows)
+
+    def segment_bounds(self, cut: Axis) -> fx.Node:
+        begins, rows = self.per_segment(cut), self._rows_inside(cut)
+
+        def make() -> fx.Node:
+            if rows is None:
+                return self.call(cuts.bounds, begins, self.segment_of(cut, "own"))
+            return self.call(cuts.bounds_inside, begins, rows)
+
+        return self.planned(("bounds", cut), cut, ValueType(Int(), (cut,)), make)
+
+    def segment_numbers(self, cut: Axis) -> fx.Node:
+        rows, number = self._rows_inside(cut), self.segment_of(cut, "own")
+        if rows is None:
+            return number
+        make = lambda: self.call(torch.index_select, number, 0, rows)  # noqa: E731
+        return self.planned(("numbers", cut), cut, ValueType(Int(), (self._cuts[cut].along,)), make)
+
+    def groups_by(self, cut: Axis, queries: Axis | None, keys: Axis) -> bool:
+        """Whether `attend` may take the segments of a cut for examples."""
+        return self._cuts[cut].inside is None
+
+    def _rows_inside(self, cut: Axis) -> fx.Node | None:
+        flags = self._cuts[cut]
         if flags.inside is None:
-            make = lambda: self.call(cuts.bounds, begins, number)  # noqa: E731
-            return None, number, self.planned(("bounds", cut), cut, per_segment, make)
-        rows = self.planned(("rows", cut), cut, per_row, lambda: self.call(cuts.rows_inside, flags.inside))
-        packed = self.planned(
-            ("packed", cut), cut, per_row, lambda: self.call(torch.index_select, number, 0, rows)
-        )
-        inside = self.planned(("bounds", cut), cut, per_segment, lambda: self.call(cuts.bounds_inside, begins, rows))
-        return rows, packed, inside
+            return None
+        make = lambda: self.call(cuts.rows_inside, flags.inside)  # noqa: E731
+        return self.planned(("rows", cut), cut, ValueType(Int(), (flags.along,)), make)
 
     def cut_offsets(self, cut: Axis) -> fx.Node:
         """int32 [batch + 1]: where the segments of each example begin."""

@@ -4,10 +4,10 @@
     extend   any number of new rows per sequence, with caches of what later rows read
     step     the same for one new row per sequence: nothing depends on how many rows came before but the size of a slice
 
-A value along the decoded axis is computed for the new rows only. Two functions of the reference graph read other
-rows: attention and
-`previous`. Their stateful forms stand in `_STATEFUL` below, keyed by the function itself, so an op that lowers to one
-of them decodes without being named here; an op that reads other rows in another way is refused by name.
+A value along the decoded axis is computed for the new rows only, one along a cut of it for the segments that close
+among them; `decode_stages` leaves those parts of a graph out where none does. Functions of the reference graph that
+read other rows have stateful forms in `decode_stateful`, keyed by the function itself, so an op that lowers to one of
+them decodes without being named here; an op that reads other rows in another way is refused by name.
 
 What a graph takes: the inputs along the decoded axis and its offsets, what `begin` carries over and the offsets of
 its axes, then
@@ -17,82 +17,25 @@ writes in place.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..dsl import masks
-from ..dsl.axes import Axis
 from ..dsl.causality import why_not_generated
 from ..dsl.diagnostics import Mistake
-from ..dsl.program import Constant, Node, Program, Value, Weight
-from ..dsl.value_type import Flag, Real
-from .functions import attention, caches, shifts
+from ..dsl.program import Program, Value
+from .decode_context import DecodeContext
+from .decode_plan import CacheSpec, DecodePlan, DecodeTypes, plan_decoding
+from .decode_stages import DecodeGraph, in_stages
+from .decode_stateful import STATEFUL
 from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
-from .lower import SIGNATURE, graph_module, live_nodes, whole_result
-from .ops.attend import AttendAttrs
-from .ops.operands import sizes
+from .lower import SIGNATURE, graph_module, whole_result
 from .origin import Origin
 from .passes.common_subexpressions import join_common_subexpressions
 from .signature import Signature, signature_of, slot
 from .weight_tree import WeightTree
-
-DECODE_ARGUMENTS = ("lengths", "columns", "is_even")
-
-
-@dataclass(frozen=True)
-class CacheSpec:
-    """One cache: `[batch, *before, slots, *after]`. `slots` None: as many as the run's capacity."""
-
-    name: str
-    before: tuple[int, ...]
-    slots: int | None
-    after: tuple[int, ...]
-    dtype: torch.dtype
-    span: str
-
-    def shape(self, batch: int, capacity: int) -> tuple[int, ...]:
-        # A window longer than the run needs no more slots than the run has rows.
-        slots = capacity if self.slots is None else min(self.slots, capacity)
-        return (batch, *self.before, slots, *self.after)
-
-
-@dataclass(frozen=True)
-class DecodeTypes:
-    """What reals are computed in, what weights are stored in, and what keys and values are cached and attended in."""
-
-    working: torch.dtype
-    stored: torch.dtype
-    attended: torch.dtype
-
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """Which values of a program are computed when. `axis` is the decoded one."""
-
-    program: Program
-    axis: Axis
-    once: tuple[Node, ...]
-    rows: tuple[Node, ...]
-    carried: tuple[Value, ...]  # made once, read by rows
-    same: dict[Value, Value]  # each value made once, and the carried one that equals it
-    tail: frozenset[Node]  # rows nobody but the result reads: needed for the last new row only
-
-    @property
-    def row_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if value.type.rows is self.axis)
-
-    @property
-    def once_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if value.type.rows is not self.axis)
-
-    @property
-    def other_axes(self) -> tuple[Axis, ...]:
-        return tuple(axis for axis in self.program.ordered_axes if axis is not self.axis)
 
 
 @dataclass(frozen=True)
@@ -102,54 +45,12 @@ class DecodeGraphs:
 
     plan: DecodePlan
     begin: fx.GraphModule
-    extend: fx.GraphModule
-    last: fx.GraphModule
-    step: fx.GraphModule
+    extend: DecodeGraph
+    last: DecodeGraph
+    step: DecodeGraph
     caches: tuple[CacheSpec, ...]
     row_signature: Signature
     once_signature: Signature
-
-
-def plan_decoding(program: Program) -> DecodePlan:
-    """Sorts the program's values into those made once and those made per row. Causality has been checked before."""
-    axis = decoded_axis(program)
-    live = live_nodes(program, (value for _, value in program.outputs))
-    along: set[Value] = {value for value in program.inputs if value.type.rows is axis}
-    once, rows = [], []
-    for node in live:
-        if any(value in along for value in node.inputs) or any(value.type.rows is axis for value in node.outputs):
-            rows.append(node)
-            along.update(node.outputs)
-        else:
-            once.append(node)
-    read = [value for node in rows for value in node.inputs] + [value for _, value in program.outputs]
-    carried = dict.fromkeys(v for v in read if v not in along and not isinstance(v, Constant | Weight))
-    return DecodePlan(
-        program, axis, tuple(once), tuple(rows), tuple(carried), dict(zip(carried, carried, strict=True)), _tail(rows)
-    )
-
-
-def decoded_axis(program: Program) -> Axis:
-    """The axis that grows: the one the outputs lie along."""
-    axes = dict.fromkeys(value.type.rows for _, value in program.outputs)
-    axis = next(iter(axes), None)
-    if len(axes) != 1 or axis is None:
-        raise NotLowered(f"decoding {program.name}, whose outputs do not all lie along one ragged axis", None)
-    if not any(value.type.rows is axis for value in program.inputs):
-        raise NotLowered(f"decoding {program.name}, which has no input along {axis.name}", None)
-    return axis
-
-
-def _tail(rows: list[Node]) -> frozenset[Node]:
-    """Nodes whose every reader works on the same row and is such a node itself."""
-    tail: set[Node] = set()
-    needed_whole: set[Value] = set()
-    for node in reversed(rows):
-        if node.op.is_row_wise(node) and not any(value in needed_whole for value in node.outputs):
-            tail.add(node)
-        else:
-            needed_whole.update(node.inputs)
-    return frozenset(tail)
 
 
 def derive(
@@ -212,8 +113,8 @@ def _begin(
 
 def _rows(
     plan: DecodePlan, weights: WeightTree, types: DecodeTypes, shape: Signature, form: str
-) -> tuple[fx.GraphModule, tuple[CacheSpec, ...]]:
-    context = DecodeContext(plan, types, form)
+) -> tuple[DecodeGraph, tuple[CacheSpec, ...]]:
+    context = DecodeContext(plan, types, form, STATEFUL)
     for node in plan.rows:
         context.lower(node, node.op.lower)
     results = [context.result(value) for _, value in plan.program.outputs]
@@ -221,263 +122,8 @@ def _rows(
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)
     name = f"{plan.program.name}_{form}"
-    return graph_module(context.graph, weights, shape, name, types.working), tuple(context.specs)
+    whole = graph_module(context.graph, weights, shape, name, types.working)
+    return in_stages(whole, plan.cuts), tuple(context.specs)
 
 
-class DecodeContext(GraphContext):
-    """Lowers the per-row part of a program for new rows only. `form` is "extend", "last" (results of each last row)
-    or "step"."""
-
-    def __init__(self, plan: DecodePlan, types: DecodeTypes, form: str) -> None:
-        super().__init__(plan.row_inputs, (plan.axis,), types.working, types.stored)
-        self.plan, self.types, self.form = plan, types, form
-        self.specs: list[CacheSpec] = []
-        self._in_tail = False
-        self._met_stateful = False
-        self._tail_values = {value for node in plan.tail for value in node.outputs}
-        self._row_values = {value for node in plan.rows for value in node.outputs} | set(plan.row_inputs)
-        for value in plan.carried:
-            self._values[value] = self.argument(f"once_{value.name}", Origin(value.span, value.type, value=value))
-            if value.type.rows is not None:
-                self._rows_of.setdefault(value.type.rows, self._values[value])
-        for value, equal in plan.same.items():
-            self._values[value] = self._values[equal]
-        for axis in plan.other_axes:
-            self._offsets[axis] = self.argument(f"{axis.name}_offsets", Origin(axis.span, PER_EXAMPLE))
-        counted = Origin(plan.axis.span, PER_EXAMPLE)
-        self.lengths, self.columns, self.is_even = (self.argument(name, counted) for name in DECODE_ARGUMENTS)
-        self._per_example = self.lengths
-
-    @property
-    def is_single(self) -> bool:
-        """Every sequence has exactly one row here, so rows and examples are the same thing."""
-        return self.form == "step" or self._in_tail
-
-    # -- lowering ----------------------------------------------------------------------------------
-
-    def lower(self, node: Node, rule: Callable[[Any, Node], Any]) -> None:
-        self._in_tail = self.form == "last" and node in self.plan.tail
-        self._met_stateful = False
-        super().lower(node, rule)
-        self._in_tail = False
-        reads_rows = any(value in self._row_values for value in node.inputs)
-        if reads_rows and not node.op.is_row_wise(node) and not self._met_stateful:
-            raise NotLowered(f"decoding through `{node.op.name}`, which reads other rows", node)
-
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        stateful = _STATEFUL.get(function)
-        if stateful is not None:
-            made = stateful(self, *args, **kwargs)
-            if made is not None:
-                self._met_stateful = True
-                return made
-        return super().call(function, *args, **kwargs)
-
-    def plain(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        """A call that is already in its stateful form."""
-        return super().call(function, *args)
-
-    def result(self, value: Value) -> Any:
-        self.under(Origin(value.span, value.type))
-        self._in_tail = self.form == "last"
-        try:
-            return whole_result(self, value)
-        finally:
-            self._in_tail = False
-
-    # -- rows --------------------------------------------------------------------------------------
-
-    def row_example(self, axis: Axis) -> fx.Node:
-        if axis is not self.plan.axis or not self.is_single:
-            return super().row_example(axis)
-        return self._once(
-            ("every_example",), lambda: self._plan(lambda _: self.plain(caches.every_example, self.lengths), axis)
-        )
-
-    def position(self, axis: Axis) -> fx.Node:
-        if axis is not self.plan.axis:
-            return super().position(axis)
-        if self.form == "step":
-            return self.lengths
-        everywhere = self._once(("position", axis), lambda: self._plan(self._make_position, axis))
-        return self._last_of(everywhere) if self._in_tail else everywhere
-
-    def _make_position(self, axis: Axis) -> fx.Node:
-        if axis is not self.plan.axis:
-            return super()._make_position(axis)
-        rows = GraphContext.row_example(self, axis)
-        return self.plain(caches.positions, self.offsets(axis), rows, self.lengths)
-
-    def _value(self, value: Value) -> Any:
-        node = super()._value(value)
-        if self._in_tail and value in self._row_values and value not in self._tail_values:
-            return self._last_of(node)
-        return node
-
-    def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
-        # What is made in the tail has other rows than what is made outside it.
-        return super()._once((*key, "tail") if self._in_tail and key[0] != "weight" else key, make)
-
-    def _last_of(self, node: Any) -> fx.Node:
-        def rows() -> fx.Node:
-            return self._plan(lambda _: self.plain(caches.last_rows, self._offsets[self.plan.axis]), self.plan.axis)
-
-        which = self._once(("last_rows",), rows)
-        return self._once(("last", node), lambda: self.plain(torch.index_select, node, 0, which))
-
-    def _descend(self, value: Value, node: Any, rows: Axis | None, per_example: bool) -> Any:
-        if self.is_single and value.type.rows is None and rows is self.plan.axis:
-            return node
-        return super()._descend(value, node, rows, per_example)
-
-    # -- caches ------------------------------------------------------------------------------------
-
-    @property
-    def node(self) -> Node:
-        assert self._node is not None
-        return self._node
-
-    def cache(
-        self, what: str, before: tuple[int, ...], slots: int | None, after: tuple[int, ...], dtype: torch.dtype
-    ) -> fx.Node:
-        """A further cache of the run, as an argument of the graph."""
-        name = f"cache_{len(self.specs)}_{what}"
-        self.specs.append(CacheSpec(name, before, slots, after, dtype, str(self.node.span)))
-        return self.argument(name, replace(self._origin, value=None))
-
-    def real_type(self) -> torch.dtype:
-        """The type in which the node's reals are computed."""
-        return self._wanted_type()
-
-
-# -- stateful forms --------------------------------------------------------------------------------
-
-
-def _attend(
-    ctx: DecodeContext,
-    q: Any,
-    k: Any,
-    v: Any,
-    q_offsets: Any,
-    k_offsets: Any,
-    scale: float,
-    low: int | None = None,
-    high: int | None = None,
-    predicate: tuple[Any, ...] | None = None,
-    bias: Any = None,
-    score: tuple[Any, ...] | None = None,
-) -> fx.Node | None:
-    """Keys along the decoded axis: cached. Keys made once are read as they are, by new rows only."""
-    axis, attrs = ctx.plan.axis, ctx.node.attrs
-    assert isinstance(attrs, AttendAttrs)
-    offsets = ctx.offsets(axis)
-    if k_offsets is not offsets:
-        return _attend_once(ctx, q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, score)
-    if attrs.query_rows is not axis:
-        raise NotLowered("decoding through an `attend` whose queries are not the new rows", ctx.node)
-    groups, width = math.prod(sizes(attrs.heads.of_keys)), math.prod(sizes(attrs.over))
-    value_width, dtype = math.prod(sizes(attrs.value_axes)), ctx.types.attended
-    if predicate is None and bias is None and score is None and high is not None and high <= 0:
-        # A query reads back to position + low, so older rows are never read again.
-        slots = None if low is None else max(1 - low, 1)
-        keys = ctx.cache("keys", (groups,), slots, (width,), dtype)
-        values = ctx.cache("values", (groups,), slots, (value_width,), dtype)
-        if ctx.form != "step":
-            return ctx.plain(caches.attend_extend, q, k, v, keys, values, offsets, ctx.lengths, scale, low, high)
-        mask = _band_mask(ctx, low, high, keys, slots, dtype)
-        return ctx.plain(
-            caches.attend_step, q, k, v, keys, values, ctx.lengths, mask, ctx.columns, ctx.is_even, scale, high
-        )
-    keys = ctx.cache("keys", (), None, (groups, width), dtype)
-    values = ctx.cache("values", (), None, (groups, value_width), dtype)
-    captured = []
-    if bias is not None:
-        heads = attrs.heads.of_queries if ctx.node.inputs[3].type.static_axes else ()
-        captured.append(ctx.cache("bias", (), None, (math.prod(sizes(heads)),), dtype))
-    for index in _key_reads(attrs.mask.formula if predicate is not None else None):
-        captured.append(ctx.cache("captured", (), None, (), _cache_type(ctx, attrs.mask.captures[index])))
-    position = ctx.position(axis)
-    return ctx.plain(
-        caches.attend_general,
-        q,
-        k,
-        v,
-        keys,
-        values,
-        position,
-        offsets,
-        ctx.lengths,
-        scale,
-        low,
-        high,
-        predicate,
-        bias,
-        tuple(captured),
-        score,
-    )
-
-
-def _attend_once(ctx: DecodeContext, *operands: Any) -> fx.Node:
-    """Keys of another axis, complete since the beginning: only the queries' positions must be told."""
-    return ctx.plain(attention.attend_packed, *operands, ctx.position(ctx.plan.axis))
-
-
-def _band_mask(
-    ctx: DecodeContext, low: int | None, high: int, keys: fx.Node, slots: int | None, dtype: torch.dtype
-) -> fx.Node:
-    """One mask for all layers whose caches have as many slots."""
-
-    def make() -> fx.Node:
-        available = ctx.plain(_slots_of, keys)
-        return ctx.plain(caches.band_mask, ctx.lengths, low, high, available, ctx.columns, ctx.is_even, dtype)
-
-    return ctx._once(("band_mask", low, high, slots, dtype), lambda: ctx._plan(lambda _: make(), ctx.plan.axis))
-
-
-def _slots_of(keys: torch.Tensor) -> int:
-    return keys.shape[2]
-
-
-def _key_reads(formula: masks.Formula | masks.Term | None) -> list[int]:
-    """Which captured values the keys' side of a mask reads, in the order in which the lowered predicate does."""
-    match formula:
-        case masks.Side("key", masks.Captured(index)):
-            return [index]
-        case (
-            masks.Both(left, right)
-            | masks.Either(left, right)
-            | masks.Compare(_, left, right)
-            | masks.Arithmetic(_, left, right)
-        ):
-            return _key_reads(left) + _key_reads(right)
-        case masks.Not(inner):
-            return _key_reads(inner)
-        case _:
-            return []
-
-
-def _cache_type(ctx: DecodeContext, value: Value) -> torch.dtype:
-    match value.type.kind:
-        case Real():
-            return ctx.real_type()
-        case Flag():
-            return torch.bool
-        case _:
-            return torch.int64
-
-
-def _previous(ctx: DecodeContext, x: Any, position: Any, k: int, first: Any) -> fx.Node:
-    """The last k rows are kept, and one more."""
-    value = ctx.node.inputs[0]
-    # One slot more than is read: a sequence that pauses writes its ignored row there.
-    cache = ctx.cache("rows", (), k + 1, sizes(value.type.static_axes), _cache_type(ctx, value))
-    offsets = None if ctx.form == "step" else ctx.offsets(ctx.plan.axis)
-    return ctx.plain(
-        caches.previous_extend, x, position, k, first, cache, ctx.row_example(ctx.plan.axis), ctx.lengths, offsets
-    )
-
-
-_STATEFUL: dict[Callable[..., Any], Callable[..., fx.Node | None]] = {
-    attention.attend_packed: _attend,
-    shifts.previous_rows: _previous,
-}
+__all__ = ["CacheSpec", "DecodeGraphs", "derive"]

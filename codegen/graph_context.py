@@ -312,7 +312,7 @@ class GraphContext(CutPlans):
 
     def _make_row_example(self, axis: Axis) -> fx.Node:
         offsets = self.offsets(axis)
-        rows = self.segment_row(axis, "first") if axis in self._cuts else self._rows_of.get(axis)
+        rows = self.per_segment(axis) if axis in self._cuts else self._rows_of.get(axis)
         return (
             self.call(packing.row_example_of, offsets)
             if rows is None

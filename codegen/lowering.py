@@ -76,17 +76,29 @@ class LowerContext(Protocol):
         come."""
         ...
 
-    def segment_row(self, cut: Axis, which: str) -> fx.Node:
-        """int64 `[segments]`: the `first` or `last` row of each segment."""
-        ...
-
     def segment_inside(self, cut: Axis) -> fx.Node | None:
         """bool `[rows]`: whether a row is in a segment. None: every row is."""
         ...
 
-    def segment_rows(self, cut: Axis) -> tuple[fx.Node | None, fx.Node, fx.Node]:
-        """The rows that are in a segment (None: all), the segment of each of them, and the offsets of segments in
-        them."""
+    def per_segment(self, cut: Axis) -> fx.Node:
+        """Some tensor with one entry for each segment."""
+        ...
+
+    def segment_values(self, cut: Axis, value: Value, node: Any) -> Any:
+        """`node`, which holds a value along the axis that is cut, at the rows of segments, segment by segment. The
+        next two are counted in these rows."""
+        ...
+
+    def segment_bounds(self, cut: Axis) -> fx.Node:
+        """int32 `[segments + 1]`: where each segment begins."""
+        ...
+
+    def segment_numbers(self, cut: Axis) -> fx.Node:
+        """int64: the segment of each row."""
+        ...
+
+    def groups_by(self, cut: Axis, queries: Axis | None, keys: Axis) -> bool:
+        """Whether `attend` may take the segments of a cut for examples."""
         ...
 
     def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..codegen.decode import DecodeGraphs, derive
+from ..codegen.decode_stages import DecodeGraph, map_modules
 from ..codegen.graph_context import NotLowered
 from ..codegen.passes.constants import constants
 from ..codegen.pipeline import CPU_PASSES, CPU_STEP_PASSES
@@ -157,7 +159,7 @@ class Decoder:
 
     def _go_on(
         self,
-        graph: fx.GraphModule,
+        graph: DecodeGraph,
         state: DecodeState,
         values: tuple[Tensor, ...],
         offsets: Tensor,
@@ -181,7 +183,7 @@ class Decoder:
             min(columns, state.capacity),
             state.is_even,
             *state.caches,
-            *constants(graph),
+            *(constants(graph) if isinstance(graph, fx.GraphModule) else ()),
         )
         grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
         slots = self.graphs.row_signature.outputs
@@ -217,7 +219,7 @@ def _derived(program: Program, model: Model) -> DecodeGraphs:
         raise GenerateFault(str(missing)) from None
     if not model.passes:
         return graphs
-    forms = {name: run_passes(getattr(graphs, name), model.passes) for name in ("begin", "extend", "last")}
     step_passes = CPU_STEP_PASSES if model.passes is CPU_PASSES else model.passes
-    forms["step"] = run_passes(graphs.step, step_passes)
-    return replace(graphs, **forms)
+    forms = {"begin": model.passes, "extend": model.passes, "last": model.passes, "step": step_passes}
+    fused = {name: map_modules(getattr(graphs, name), partial(run_passes, passes=passes)) for name, passes in forms.items()}
+    return replace(graphs, **fused)

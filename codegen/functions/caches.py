@@ -182,7 +182,7 @@ def attend_general(
     left = list(captured)
     all_offsets = history_offsets(offsets, lengths)
     bias_cache = left.pop(0) if bias is not None else None
-    predicate = None if predicate is None else _with_history(predicate, left, offsets, lengths)
+    predicate = None if predicate is None else with_history(predicate, left, offsets, lengths)
     return attend_packed(
         q,
         history(k, keys, offsets, lengths),
@@ -199,13 +199,13 @@ def attend_general(
     )
 
 
-def _with_history(e: Any, caches: list[Tensor], offsets: Tensor, lengths: Tensor) -> Any:
+def with_history(e: Any, caches: list[Tensor], offsets: Tensor, lengths: Tensor) -> Any:
     """A predicate whose key side reads all rows so far."""
     match e:
         case ("key", Tensor() as rows):
             return ("key", history(rows, caches.pop(0), offsets, lengths))
         case (str() as name, *parts) if name not in ("number", "query", "key"):
-            return (name, *(_with_history(part, caches, offsets, lengths) for part in parts))
+            return (name, *(with_history(part, caches, offsets, lengths) for part in parts))
         case _:
             return e
 

@@ -48,12 +48,14 @@ def begins(first: Tensor) -> Tensor:
     return first.nonzero()[:, 0]
 
 
-def stops(first: Tensor, inside: Tensor | None, row_example: Tensor) -> Tensor:
-    """int64 [P]: the row after the last of each segment."""
-    other = functional.pad(first[1:] | (row_example[1:] != row_example[:-1]), (0, min(1, len(first))), value=True)
-    if inside is not None:
-        other = inside & (other | functional.pad(~inside[1:], (0, min(1, len(first))), value=True))
-    return other.nonzero()[:, 0] + 1
+def first_of(bounds: Tensor) -> Tensor:
+    """int64 [P]: the first row of each segment."""
+    return bounds[:-1].to(torch.int64)
+
+
+def last_of(bounds: Tensor) -> Tensor:
+    """int64 [P]: the last row of each segment."""
+    return bounds[1:].to(torch.int64) - 1
 
 
 def bounds(begins: Tensor, rows: Tensor) -> Tensor:

@@ -354,6 +354,8 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     if attrs.has_bias:
         arguments["bias"] = _bias(ctx, node, attrs)
     k_offsets = ctx.offsets(attrs.along)
+    if grouped is not None and attrs.along is not grouped:
+        k_read, v_read = (ctx.segment_values(grouped, *pair) for pair in ((k, k_read), (v, v_read)))
     if grouped is not None:
         assert attrs.query_rows is not None
         q_offsets, k_offsets = (_segment_offsets(ctx, grouped, rows) for rows in (attrs.query_rows, attrs.along))
@@ -369,8 +371,8 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
 def _segment_offsets(ctx: LowerContext, cut: Axis, rows: Axis) -> Any:
     """Offsets of the rows of each segment: with them, segments are examples."""
     if rows is cut:
-        return ctx.call(cuts.each_alone, ctx.segment_row(cut, "first"))
-    return ctx.segment_rows(cut)[2]
+        return ctx.call(cuts.each_alone, ctx.per_segment(cut))
+    return ctx.segment_bounds(cut)
 
 
 def _bias(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> Any:

@@ -170,15 +170,14 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
 def _lower_pool(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, PoolAttrs)
-    x = own(ctx, node.inputs[0])
+    x = ctx.segment_values(attrs.cut, node.inputs[0], own(ctx, node.inputs[0]))
+    bounds = ctx.segment_bounds(attrs.cut)
     if attrs.by in ("first", "last"):
-        ctx.define(node.outputs[0], ctx.call(torch.index_select, x, 0, ctx.segment_row(attrs.cut, attrs.by)))
+        row = ctx.call(cuts.first_of if attrs.by == "first" else cuts.last_of, bounds)
+        ctx.define(node.outputs[0], ctx.call(torch.index_select, x, 0, row))
         return
     function = {"max": segments.max_rows, "mean": segments.mean_rows, "sum": segments.sum_rows}[attrs.by]
-    rows, number, bounds = ctx.segment_rows(attrs.cut)
-    if rows is not None:
-        x = ctx.call(torch.index_select, x, 0, rows)
-    ctx.define(node.outputs[0], ctx.call(function, x, number, bounds))
+    ctx.define(node.outputs[0], ctx.call(function, x, ctx.segment_numbers(attrs.cut), bounds))
 
 
 def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:

@@ -61,7 +61,7 @@ def same_segment(
     match formula:
         case Compare("==", Side(one), Side(other)) if one != other:
             cut = _compared_cut(formula, queries, keys)
-            if cut is not None and ctx.segment_inside(cut) is None:
+            if cut is not None and ctx.groups_by(cut, queries, keys):
                 return cut, None
         case Both(left, right):
             cut, rest = same_segment(left, queries, keys, ctx)

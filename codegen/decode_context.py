@@ -1,0 +1,282 @@
+"""The LowerContext of a decoder: new rows only, segments that close among them, and caches of what later rows read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..dsl.axes import Axis
+from ..dsl.program import Node, Value
+from ..dsl.value_type import Flag, Int, Real, ValueType
+from .decode_plan import DECODE_ARGUMENTS, CacheSpec, DecodePlan, DecodeTypes
+from .decode_stages import runs_every_call
+from .functions import caches, open_cuts
+from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
+from .lower import whole_result
+from .origin import Origin
+
+Stateful = Callable[..., fx.Node | None]
+
+
+@dataclass(frozen=True)
+class OpenCut:
+    """A cut while its axis grows; see functions/open_cuts.py. `lengths`: segments that closed before this call."""
+
+    along: Axis
+    ends: fx.Node
+    offsets: fx.Node
+    lengths: fx.Node
+    open_before: fx.Node
+    closing: fx.Node
+    at_most: int | None
+
+
+class DecodeContext(GraphContext):
+    """Lowers the per-row part of a program for new rows only. `form` is "extend", "last" (results of each last row)
+    or "step". `stateful` gives the functions that read other rows their stateful forms."""
+
+    def __init__(
+        self, plan: DecodePlan, types: DecodeTypes, form: str, stateful: Mapping[Callable[..., Any], Stateful]
+    ) -> None:
+        super().__init__(plan.row_inputs, (plan.axis,), types.working, types.stored)
+        self.plan, self.types, self.form, self._stateful = plan, types, form, stateful
+        self.specs: list[CacheSpec] = []
+        self.open: dict[Axis, OpenCut] = {}
+        self._open_before: dict[Axis, tuple[fx.Node, fx.Node]] = {}
+        self._in_tail = False
+        self.met_stateful = False
+        self._tail_values = {value for node in plan.tail for value in node.outputs}
+        self._row_values = {value for node in plan.rows for value in node.outputs} | set(plan.row_inputs)
+        for value in plan.carried:
+            self._values[value] = self.argument(f"once_{value.name}", Origin(value.span, value.type, value=value))
+            if value.type.rows is not None:
+                self._rows_of.setdefault(value.type.rows, self._values[value])
+        for value, equal in plan.same.items():
+            self._values[value] = self._values[equal]
+        for axis in plan.other_axes:
+            self._offsets[axis] = self.argument(f"{axis.name}_offsets", Origin(axis.span, PER_EXAMPLE))
+        counted = Origin(plan.axis.span, PER_EXAMPLE)
+        self.lengths, self.columns, self.is_even = (self.argument(name, counted) for name in DECODE_ARGUMENTS)
+        self._per_example = self.lengths
+
+    @property
+    def is_single(self) -> bool:
+        """Every sequence has exactly one row here, so rows and examples are the same thing."""
+        return self.form == "step" or self._in_tail
+
+    # -- lowering ----------------------------------------------------------------------------------
+
+    def lower(self, node: Node, rule: Callable[[Any, Node], Any]) -> None:
+        self._in_tail = self.form == "last" and node in self.plan.tail
+        self.met_stateful = False
+        super().lower(node, rule)
+        self._in_tail = False
+        reads_rows = any(value in self._row_values for value in node.inputs)
+        if reads_rows and not node.op.is_row_wise(node) and not self.met_stateful:
+            raise NotLowered(f"decoding through `{node.op.name}`, which reads other rows", node)
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        stateful = self._stateful.get(function)
+        if stateful is not None:
+            made = stateful(self, *args, **kwargs)
+            if made is not None:
+                self.met_stateful = True
+                return made
+        return super().call(function, *args, **kwargs)
+
+    def plain(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """A call that is already in its stateful form."""
+        return super().call(function, *args)
+
+    def result(self, value: Value) -> Any:
+        self.under(Origin(value.span, value.type))
+        self._in_tail = self.form == "last"
+        try:
+            return whole_result(self, value)
+        finally:
+            self._in_tail = False
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def lengths_of(self, axis: Axis) -> fx.Node:
+        """int64 [batch]: how many rows of an axis that grows each sequence had before this call."""
+        return self.lengths if axis is self.plan.axis else self.open[axis].lengths
+
+    def offsets(self, axis: Axis) -> fx.Node:
+        return self.open[axis].offsets if axis in self.open else super().offsets(axis)
+
+    def row_example(self, axis: Axis) -> fx.Node:
+        if axis in self.open:
+            cut = self.open[axis]
+            rows = self.row_example(cut.along)
+            make = lambda: self.plain(torch.index_select, rows, 0, cut.closing)  # noqa: E731
+            return self.planned(("row_example", axis), axis, ValueType(Int(), (axis,)), make)
+        if axis is not self.plan.axis or not self.is_single:
+            return super().row_example(axis)
+        return self._once(
+            ("every_example",), lambda: self._plan(lambda _: self.plain(caches.every_example, self.lengths), axis)
+        )
+
+    def position(self, axis: Axis) -> fx.Node:
+        if axis in self.open:
+            # Whether there is such a row is decided by the segment, which keeps the count.
+            self.met_stateful = True
+        if axis is not self.plan.axis:
+            return super().position(axis)
+        if self.form == "step":
+            return self.lengths
+        everywhere = self._once(("position", axis), lambda: self._plan(self._make_position, axis))
+        return self._last_of(everywhere) if self._in_tail else everywhere
+
+    def _make_position(self, axis: Axis) -> fx.Node:
+        if axis in self.open:
+            cut = self.open[axis]
+            return self.plain(caches.positions, cut.offsets, self.row_example(axis), cut.lengths)
+        if axis is not self.plan.axis:
+            return super()._make_position(axis)
+        rows = GraphContext.row_example(self, axis)
+        return self.plain(caches.positions, self.offsets(axis), rows, self.lengths)
+
+    def _value(self, value: Value) -> Any:
+        node = super()._value(value)
+        if self._in_tail and value in self._row_values and value not in self._tail_values:
+            return self._last_of(node)
+        return node
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        # What is made in the tail has other rows than what is made outside it.
+        return super()._once((*key, "tail") if self._in_tail and key[0] != "weight" else key, make)
+
+    def _last_of(self, node: Any) -> fx.Node:
+        def rows() -> fx.Node:
+            return self._plan(lambda _: self.plain(caches.last_rows, self._offsets[self.plan.axis]), self.plan.axis)
+
+        which = self._once(("last_rows",), rows)
+        return self._once(("last", node), lambda: self.plain(torch.index_select, node, 0, which))
+
+    def _descend(self, value: Value, node: Any, rows: Axis | None, per_example: bool) -> Any:
+        if self.is_single and value.type.rows is None and rows is self.plan.axis:
+            return node
+        return super()._descend(value, node, rows, per_example)
+
+    # -- cuts --------------------------------------------------------------------------------------
+
+    def open_rows(self, cut: Axis, along: Axis) -> fx.Node:
+        """int64 [batch]: rows of the open segment before this call."""
+        if cut not in self._open_before:
+            state = self.state("open", (), torch.int64)
+            before = self.every_call(along, open_cuts.open_rows, state, self.lengths_of(along))
+            self._open_before[cut] = state, before
+        return self._open_before[cut][1]
+
+    def cut(self, cut: Axis, along: Axis, ends: Any, inside: Any) -> None:
+        if inside is not None:
+            raise NotLowered(f"decoding with gaps between the segments of {cut.name}", self._node)
+        self.met_stateful = True
+        plan = lambda name, axis, make: self.planned((name, cut), cut, ValueType(Int(), axis), make)  # noqa: E731
+        lengths, offsets = self.lengths_of(along), self.offsets(along)
+        open_before = self.open_rows(cut, along)
+        cut_offsets = plan("closed offsets", (), lambda: self.plain(open_cuts.closed_offsets, ends, offsets))
+        count = self.state("segments", (), torch.int64)
+        before = self.every_call(along, open_cuts.segments_before, count, cut_offsets, lengths, offsets)
+        self.every_call(
+            along, open_cuts.keep_open_rows, self._open_before[cut][0], ends, open_before, lengths, offsets
+        )
+        closing = plan("closing", (along,), lambda: self.plain(open_cuts.closing, ends))
+        assert self._node is not None
+        at_most = getattr(self._node.attrs, "at_most", None)
+        self.open[cut] = OpenCut(along, ends, cut_offsets, before, open_before, closing, at_most)
+
+    def segment_of(self, cut: Axis, which: str) -> fx.Node:
+        """Counted among the segments that close now; see `open_cuts.closed_among_new`."""
+        if which == "own":
+            raise NotLowered(f"decoding through what reads the open segment of {cut.name}", self._node)
+        made = self.open[cut]
+        place = made.ends, self.row_example(made.along), self.offsets(made.along), made.offsets
+        make = lambda: self.plain(open_cuts.closed_among_new, *place, which == "closed")  # noqa: E731
+        return self.planned(("segment", cut, which), cut, ValueType(Int(), (made.along,)), make)
+
+    def segment_index(self, cut: Axis, which: str) -> fx.Node:
+        self.met_stateful = True
+        made = self.open[cut]
+        place = made.ends, self.row_example(made.along), made.offsets, made.lengths
+        make = lambda: self.plain(open_cuts.index_open, *place, which == "closed")  # noqa: E731
+        return self.planned(("index", cut, which), cut, ValueType(Int(), (made.along,)), make)
+
+    def segment_inside(self, cut: Axis) -> fx.Node | None:
+        return None
+
+    def per_segment(self, cut: Axis) -> fx.Node:
+        return self.open[cut].closing
+
+    def segment_values(self, cut: Axis, value: Value, node: Any) -> Any:
+        """All rows of the segments that close; those of open ones are cached."""
+        self.met_stateful = True
+        made = self.open[cut]
+        shape = tuple(axis.size for axis in value.type.static_axes if axis.size is not None)
+        like = node.meta.get("weft_shape", shape)
+        cache = self.cache("open_rows", (), made.at_most, like, self.cache_type(value))
+        return self.every_call(
+            made.along, open_cuts.closing_values, node, cache, made.ends, self.offsets(made.along), made.open_before
+        )
+
+    def segment_bounds(self, cut: Axis) -> fx.Node:
+        made = self.open[cut]
+        place = made.ends, self.offsets(made.along), made.open_before, self.row_example(made.along)
+        make = lambda: self.plain(open_cuts.closing_bounds, *place)  # noqa: E731
+        return self.planned(("bounds", cut), cut, ValueType(Int(), (cut,)), make)
+
+    def segment_numbers(self, cut: Axis) -> fx.Node:
+        bounds = self.segment_bounds(cut)
+        make = lambda: self.plain(open_cuts.segment_numbers, bounds)  # noqa: E731
+        return self.planned(("numbers", cut), cut, ValueType(Int(), (cut,)), make)
+
+    def groups_by(self, cut: Axis, queries: Axis | None, keys: Axis) -> bool:
+        # Only segments that close have all their rows.
+        return queries is cut and keys is self.open[cut].along
+
+    # -- caches ------------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> Node:
+        assert self._node is not None
+        return self._node
+
+    def cache(
+        self, what: str, before: tuple[int, ...], slots: int | None, after: tuple[int, ...], dtype: torch.dtype
+    ) -> fx.Node:
+        """A further cache of the run, as an argument of the graph."""
+        return self._new_cache(CacheSpec(f"cache_{len(self.specs)}_{what}", before, slots, after, dtype, self._place()))
+
+    def state(self, what: str, after: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
+        """What was so after the last row: `[batch, 2, *after]`; see functions/open_cuts.py."""
+        name = f"cache_{len(self.specs)}_{what}"
+        return self._new_cache(CacheSpec(name, (), 2, after, dtype, self._place(), is_state=True))
+
+    def _new_cache(self, spec: CacheSpec) -> fx.Node:
+        self.specs.append(spec)
+        return self.argument(spec.name, replace(self._origin, value=None))
+
+    def _place(self) -> str:
+        return str(self.node.span)
+
+    def every_call(self, along: Axis, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """A call that runs also when no segment closes, if the rows it works on come with every call."""
+        return runs_every_call(self.plain(function, *args), along is self.plan.axis)
+
+    def cache_type(self, value: Value) -> torch.dtype:
+        match value.type.kind:
+            case Real():
+                return self.real_type()
+            case Flag():
+                return torch.bool
+            case _:
+                return torch.int64
+
+    def real_type(self) -> torch.dtype:
+        """The type in which the node's reals are computed."""
+        return self._wanted_type()

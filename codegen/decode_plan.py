@@ -1,0 +1,115 @@
+"""What a decoder computes when: once per sequence, per row, per segment that closes; and which rows it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..dsl.axes import Axis, Cut
+from ..dsl.program import Constant, Node, Program, Value, Weight
+from .graph_context import NotLowered
+from .lower import live_nodes
+
+DECODE_ARGUMENTS = ("lengths", "columns", "is_even")
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """One cache: `[batch, *before, slots, *after]`. `slots` None: as many as the run's capacity. A `state` has as many
+    slots whatever the capacity."""
+
+    name: str
+    before: tuple[int, ...]
+    slots: int | None
+    after: tuple[int, ...]
+    dtype: torch.dtype
+    span: str
+    is_state: bool = False
+
+    def shape(self, batch: int, capacity: int) -> tuple[int, ...]:
+        # A window longer than the run needs no more slots than the run has rows.
+        slots = capacity if self.slots is None else self.slots if self.is_state else min(self.slots, capacity)
+        return (batch, *self.before, slots, *self.after)
+
+
+@dataclass(frozen=True)
+class DecodeTypes:
+    """What reals are computed in, what weights are stored in, and what keys and values are cached and attended in."""
+
+    working: torch.dtype
+    stored: torch.dtype
+    attended: torch.dtype
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """Which values of a program are computed when. `axis` is the decoded one."""
+
+    program: Program
+    axis: Axis
+    once: tuple[Node, ...]
+    rows: tuple[Node, ...]
+    carried: tuple[Value, ...]  # made once, read by rows
+    same: dict[Value, Value]  # each value made once, and the carried one that equals it
+    tail: frozenset[Node]  # rows nobody but the result reads: needed for the last new row only
+
+    @property
+    def row_inputs(self) -> tuple[Value, ...]:
+        return tuple(value for value in self.program.inputs if value.type.rows is self.axis)
+
+    @property
+    def once_inputs(self) -> tuple[Value, ...]:
+        return tuple(value for value in self.program.inputs if value.type.rows is not self.axis)
+
+    @property
+    def cuts(self) -> tuple[Axis, ...]:
+        """Axes whose rows are segments of the new rows, or of their segments."""
+        axes = (value.type.rows for node in self.rows for value in node.outputs)
+        return tuple(dict.fromkeys(axis for axis in axes if axis is not None and isinstance(axis.kind, Cut)))
+
+    @property
+    def other_axes(self) -> tuple[Axis, ...]:
+        return tuple(axis for axis in self.program.ordered_axes if axis is not self.axis)
+
+
+def plan_decoding(program: Program) -> DecodePlan:
+    """Sorts the program's values into those made once and those made per row. Causality has been checked before."""
+    axis = decoded_axis(program)
+    live = live_nodes(program, (value for _, value in program.outputs))
+    along: set[Value] = {value for value in program.inputs if value.type.rows is axis}
+    once, rows = [], []
+    for node in live:
+        if any(value in along for value in node.inputs) or any(value.type.rows is axis for value in node.outputs):
+            rows.append(node)
+            along.update(node.outputs)
+        else:
+            once.append(node)
+    read = [value for node in rows for value in node.inputs] + [value for _, value in program.outputs]
+    carried = dict.fromkeys(v for v in read if v not in along and not isinstance(v, Constant | Weight))
+    return DecodePlan(
+        program, axis, tuple(once), tuple(rows), tuple(carried), dict(zip(carried, carried, strict=True)), _tail(rows)
+    )
+
+
+def decoded_axis(program: Program) -> Axis:
+    """The axis that grows: the one the outputs lie along."""
+    axes = dict.fromkeys(value.type.rows for _, value in program.outputs)
+    axis = next(iter(axes), None)
+    if len(axes) != 1 or axis is None:
+        raise NotLowered(f"decoding {program.name}, whose outputs do not all lie along one ragged axis", None)
+    if not any(value.type.rows is axis for value in program.inputs):
+        raise NotLowered(f"decoding {program.name}, which has no input along {axis.name}", None)
+    return axis
+
+
+def _tail(rows: list[Node]) -> frozenset[Node]:
+    """Nodes whose every reader works on the same row and is such a node itself."""
+    tail: set[Node] = set()
+    needed_whole: set[Value] = set()
+    for node in reversed(rows):
+        if node.op.is_row_wise(node) and not any(value in needed_whole for value in node.outputs):
+            tail.add(node)
+        else:
+            needed_whole.update(node.inputs)
+    return frozenset(tail)
