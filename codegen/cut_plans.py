@@ -79,7 +79,7 @@ class CutPlans(ABC):
         make = lambda: self.call(cuts.begins, self._first(cut))  # noqa: E731
         return self.planned(("begins", cut), cut, ValueType(Int(), (cut,)), make)
 
-    def segment_values(self, cut: Axis, value: Value, node: Any) -> Any:
+    def segment_values(self, cut: Axis, value: Value, node: Any, shape: tuple[int, ...]) -> Any:
         rows = self._rows_inside(cut)
         return node if rows is None else self.call(torch.index_select, node, 0, rows)
 

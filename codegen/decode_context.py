@@ -213,13 +213,11 @@ class DecodeContext(GraphContext):
     def per_segment(self, cut: Axis) -> fx.Node:
         return self.open[cut].closing
 
-    def segment_values(self, cut: Axis, value: Value, node: Any) -> Any:
+    def segment_values(self, cut: Axis, value: Value, node: Any, shape: tuple[int, ...]) -> Any:
         """All rows of the segments that close; those of open ones are cached."""
         self.met_stateful = True
         made = self.open[cut]
-        shape = tuple(axis.size for axis in value.type.static_axes if axis.size is not None)
-        like = node.meta.get("weft_shape", shape)
-        cache = self.cache("open_rows", (), made.at_most, like, self.cache_type(value))
+        cache = self.cache("open_rows", (), made.at_most, shape, self.cache_type(value))
         return self.every_call(
             made.along, open_cuts.closing_values, node, cache, made.ends, self.offsets(made.along), made.open_before
         )

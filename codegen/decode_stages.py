@@ -109,16 +109,27 @@ def _stages(graph: fx.Graph, segments: frozenset[Axis]) -> dict[fx.Node, int]:
         if node.op != "call_function":
             continue
         read = [other for other in node.all_input_nodes if other in stage]
-        type = origin(node).type
-        rows = None if type is None else type.rows
         every = node.meta.get(_EVERY_CALL)
-        odd = (not every) if every is not None else rows in segments or any(is_of_segments[r] for r in read)
+        if every is not None:
+            odd = not every
+        else:
+            odd = _plans(node, segments) or any(is_of_segments[r] or r.target in _OF_SEGMENTS for r in read)
         is_of_segments[node] = odd
         earliest = int(odd)
         for other in read:
             earliest = max(earliest, stage[other] + (is_of_segments[other] != odd))
         stage[node] = earliest
     return stage
+
+
+# What they give has an entry for each segment that closes, or for each of its rows.
+_OF_SEGMENTS = (open_cuts.closing, open_cuts.closing_values)
+
+
+def _plans(node: fx.Node, segments: frozenset[Axis]) -> bool:
+    """Whether a node is a plan of segments: those belong to no expression."""
+    known = origin(node)
+    return known.node is None and known.type is not None and known.type.rows in segments
 
 
 def _stage(

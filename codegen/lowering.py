@@ -84,9 +84,9 @@ class LowerContext(Protocol):
         """Some tensor with one entry for each segment."""
         ...
 
-    def segment_values(self, cut: Axis, value: Value, node: Any) -> Any:
-        """`node`, which holds a value along the axis that is cut, at the rows of segments, segment by segment. The
-        next two are counted in these rows."""
+    def segment_values(self, cut: Axis, value: Value, node: Any, shape: tuple[int, ...]) -> Any:
+        """`node [rows, *shape]`, which holds a value along the axis that is cut, at the rows of segments, segment by
+        segment. The next two are counted in these rows."""
         ...
 
     def segment_bounds(self, cut: Axis) -> fx.Node:

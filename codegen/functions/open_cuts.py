@@ -146,7 +146,7 @@ def closing_values(x: Tensor, cache: Tensor, ends: Tensor, offsets: Tensor, open
             cache[example, kept[example] : kept[example] + stop - start] = x[start:stop].to(cache.dtype)
             continue
         if kept[example]:
-            parts.append(cache[example, : kept[example]].to(x.dtype))
+            parts.append(cache[example, : kept[example]].to(x.dtype, copy=True))
         parts.append(x[start : last + 1])
         cache[example, : stop - last - 1] = x[last + 1 : stop].to(cache.dtype)
     if len(parts) == 1:

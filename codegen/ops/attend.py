@@ -355,7 +355,9 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
         arguments["bias"] = _bias(ctx, node, attrs)
     k_offsets = ctx.offsets(attrs.along)
     if grouped is not None and attrs.along is not grouped:
-        k_read, v_read = (ctx.segment_values(grouped, *pair) for pair in ((k, k_read), (v, v_read)))
+        groups = math.prod(sizes(heads.of_keys))
+        k_read = ctx.segment_values(grouped, k, k_read, (groups, math.prod(sizes(attrs.over))))
+        v_read = ctx.segment_values(grouped, v, v_read, (groups, math.prod(sizes(attrs.value_axes))))
     if grouped is not None:
         assert attrs.query_rows is not None
         q_offsets, k_offsets = (_segment_offsets(ctx, grouped, rows) for rows in (attrs.query_rows, attrs.along))

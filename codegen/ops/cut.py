@@ -23,7 +23,7 @@ from ..lazy import torch
 from ..lowering import LowerContext
 from .axis_pairs import moved, one_pair, want_along
 from .joining import Operand, join, kind_words, want_flag, want_real, want_whole
-from .operands import cost_per_entry, own
+from .operands import cost_per_entry, own, sizes
 
 
 def read_cut(call: OpCall, axis: Axis) -> tuple[Value, ...]:
@@ -170,14 +170,15 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
 def _lower_pool(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, PoolAttrs)
-    x = ctx.segment_values(attrs.cut, node.inputs[0], own(ctx, node.inputs[0]))
+    x = node.inputs[0]
+    rows = ctx.segment_values(attrs.cut, x, own(ctx, x), sizes(x.type.static_axes))
     bounds = ctx.segment_bounds(attrs.cut)
     if attrs.by in ("first", "last"):
         row = ctx.call(cuts.first_of if attrs.by == "first" else cuts.last_of, bounds)
-        ctx.define(node.outputs[0], ctx.call(torch.index_select, x, 0, row))
+        ctx.define(node.outputs[0], ctx.call(torch.index_select, rows, 0, row))
         return
     function = {"max": segments.max_rows, "mean": segments.mean_rows, "sum": segments.sum_rows}[attrs.by]
-    ctx.define(node.outputs[0], ctx.call(function, x, ctx.segment_numbers(attrs.cut), bounds))
+    ctx.define(node.outputs[0], ctx.call(function, rows, ctx.segment_numbers(attrs.cut), bounds))
 
 
 def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
