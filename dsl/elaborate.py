@@ -55,7 +55,7 @@ class Spec:
         )
 
     def book(self) -> WeightBook:
-        models = tuple(block.name.text for instance in self.instances for block in instance.models)
+        models = {instance.path: tuple(block.name.text for block in instance.models) for instance in self.instances}
         return WeightBook(self.library.problems, self.rules, models, self._init)
 
     def build(self, training: bool) -> Build:

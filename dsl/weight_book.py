@@ -4,7 +4,7 @@ freeze."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ class WeightBook:
     fan-out."""
 
     def __init__(
-        self, problems: Problems, rules: tuple[Rule, ...], model_names: tuple[str, ...],
+        self, problems: Problems, rules: tuple[Rule, ...], model_names: Mapping[tuple[str, ...], tuple[str, ...]],
         evaluate: Callable[[Rule, int, int], Distribution],
     ) -> None:  # fmt: skip
         self.weights: dict[str, Weight] = {}
@@ -96,7 +96,7 @@ class WeightBook:
         """The path that `copy(source)` means for the weight at `path`."""
         start = "".join(part + "." for part in rule.prefix)
         local = path[len(start) :]
-        for model in ("", *(f"{name}." for name in self._model_names)):
+        for model in ("", *(f"{name}." for name in self._model_names.get(rule.prefix, ()))):
             found = counterpart(rule.pattern.text, source, model + local)
             if found is not None:
                 return start + found.removeprefix(model)
@@ -108,7 +108,9 @@ class WeightBook:
         if not path.startswith(start):
             return False
         local = path[len(start) :]
-        return matches(pattern, local) or any(matches(pattern, f"{model}.{local}") for model in self._model_names)
+        # Names of models of other files are parts of paths here: `entropy_lm.**` is one of two models of a spec.
+        names = self._model_names.get(prefix, ())
+        return matches(pattern, local) or any(matches(pattern, f"{model}.{local}") for model in names)
 
     def check_rules(self, matched: set[tuple[str, int]]) -> None:
         """A pattern that matches nothing is an error. `matched` joins the matches of all programs of the spec."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,25 @@ class Model(WeightTree):
         results, batch = self._run(graph, args, inputs, draws)
         return named_outputs(signature(graph), results, batch)
 
+    def values(self, names: Sequence[str], *args: Any, **inputs: Any) -> dict[str, Any]:
+        """Values that the main model binds once, by name, for the same inputs: `model.values(("surprise",), texts)`.
+        What they do not need is not computed."""
+        program = self.given(self.program, inputs)
+        key = ("values", program, tuple(names))
+        if key not in self._given:
+            unknown = [name for name in names if name not in program.bindings]
+            if unknown:
+                known = ", ".join(program.bindings) or "none"
+                raise InputFault(f"{program.name} binds no {unknown[0]} once; it binds {known}")
+            shown = tuple((name, program.bindings[name]) for name in names)
+            self._given[key] = replace(program, outputs=shown)
+        found = self.run(self._given[key], *args, **inputs)
+        return found if len(names) > 1 else {names[0]: found}
+
     def given(self, program: Program, inputs: Iterable[str]) -> Program:
         """The program that takes those of its optional inputs that are among `inputs`."""
         names = tuple(name for name in program.optional if name in inputs)
-        key = (program, names)
+        key = ("given", program, names)
         if names and key not in self._given:
             self._given[key] = program.given(names)
         return self._given[key] if names else program
