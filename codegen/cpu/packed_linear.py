@@ -29,7 +29,7 @@ _LONGEST_SUM = 4096
 
 
 class PackedLinear:
-    """y = x @ weight^T + bias for x [N, I], weight [O, I], bias [O] or None; no derivatives, any N."""
+    """y = x @ weight^T + bias for x [.., I], weight [O, I], bias [O] or None; no derivatives, any number of rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight.detach()
@@ -43,6 +43,8 @@ class PackedLinear:
         self.strips: Strips | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.dim() > 2:
+            return self(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
         rows = x.shape[0]
         if rows == 1 and self.has_strips:
             strips = self.strips
