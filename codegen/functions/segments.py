@@ -88,6 +88,12 @@ def _extreme(x: Tensor, row_example: Tensor, offsets: Tensor, present: Tensor | 
     if present is not None:
         x, row_example = x[present], row_example[present]
     index = row_example.reshape(row_example.shape + (1,) * (x.dim() - 1)).expand(x.shape)
-    result = x.new_zeros((len(offsets) - 1, *x.shape[1:]))
-    # Without include_self the zeros stay only where an example has no rows.
-    return result.scatter_reduce(0, index, x, how, include_self=False)
+    # From a value below all others: one that ties with the result would take a share of its gradient.
+    limits = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
+    lowest = limits.min if how == "amax" else limits.max
+    if x.is_floating_point():
+        lowest = float("-inf") if how == "amax" else float("inf")
+    start = x.new_full((len(offsets) - 1, *x.shape[1:]), lowest)
+    result = start.scatter_reduce(0, index, x, how)
+    has_rows = torch.zeros(len(start), dtype=torch.bool, device=x.device).index_fill(0, row_example, True)
+    return torch.where(has_rows.reshape(-1, *(1,) * (x.dim() - 1)), result, torch.zeros_like(result))
