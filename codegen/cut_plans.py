@@ -83,6 +83,10 @@ class CutPlans(ABC):
         rows = self._rows_inside(cut)
         return node if rows is None else self.call(torch.index_select, node, 0, rows)
 
+    def segment_first(self, cut: Axis, value: Value, node: Any) -> Any:
+        begins = self.call(torch.index_select, self.per_segment(cut), 0, self.segment_of(cut, "own"))
+        return self.call(torch.index_select, node, 0, begins)
+
     def segment_bounds(self, cut: Axis) -> fx.Node:
         begins, rows = self.per_segment(cut), self._rows_inside(cut)
 

@@ -219,7 +219,18 @@ class DecodeContext(GraphContext):
         made = self.open[cut]
         cache = self.cache("open_rows", (), made.at_most, shape, self.cache_type(value))
         return self.every_call(
-            made.along, open_cuts.closing_values, node, cache, made.ends, self.offsets(made.along), made.open_before
+            made.along, open_cuts.closing_values, node, cache, made.ends, self.offsets(made.along), made.open_before,
+            gives_segments=True,
+        )  # fmt: skip
+
+    def segment_first(self, cut: Axis, value: Value, node: Any) -> Any:
+        self.met_stateful = True
+        made = self.open[cut]
+        shape = tuple(axis.size for axis in value.type.static_axes if axis.size is not None)
+        state = self.state("first", shape, self.cache_type(value))
+        place = made.ends, made.open_before, self.row_example(made.along)
+        return self.every_call(
+            made.along, open_cuts.hold_first, node, state, *place, self.lengths_of(made.along), self.offsets(made.along)
         )
 
     def segment_bounds(self, cut: Axis) -> fx.Node:
@@ -262,9 +273,11 @@ class DecodeContext(GraphContext):
     def _place(self) -> str:
         return str(self.node.span)
 
-    def every_call(self, along: Axis, function: Callable[..., Any], *args: Any) -> fx.Node:
+    def every_call(
+        self, along: Axis, function: Callable[..., Any], *args: Any, gives_segments: bool = False
+    ) -> fx.Node:
         """A call that runs also when no segment closes, if the rows it works on come with every call."""
-        return runs_every_call(self.plain(function, *args), along is self.plan.axis)
+        return runs_every_call(self.plain(function, *args), along is self.plan.axis, gives_segments)
 
     def cache_type(self, value: Value) -> torch.dtype:
         match value.type.kind:

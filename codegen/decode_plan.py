@@ -10,6 +10,7 @@ from ..dsl.axes import Axis, Cut
 from ..dsl.program import Constant, Node, Program, Value, Weight
 from .graph_context import NotLowered
 from .lower import live_nodes
+from .own_spreads import along_rows
 
 DECODE_ARGUMENTS = ("lengths", "columns", "is_even")
 
@@ -76,6 +77,7 @@ class DecodePlan:
 def plan_decoding(program: Program) -> DecodePlan:
     """Sorts the program's values into those made once and those made per row. Causality has been checked before."""
     axis = decoded_axis(program)
+    program = along_rows(program)
     live = live_nodes(program, (value for _, value in program.outputs))
     along: set[Value] = {value for value in program.inputs if value.type.rows is axis}
     once, rows = [], []

@@ -23,12 +23,13 @@ from .lower import SIGNATURE, graph_module
 from .origin import origin
 from .passes.constants import constants
 
-_EVERY_CALL = "weft_every_call"
+_EVERY_CALL, _GIVES_SEGMENTS = "weft_every_call", "weft_gives_segments"
 
 
-def runs_every_call(node: fx.Node, flag: bool) -> fx.Node:
-    """Marks a call that runs also when no segment closes (or, with `flag` false, one that does not after all)."""
-    node.meta[_EVERY_CALL] = flag
+def runs_every_call(node: fx.Node, flag: bool, gives_segments: bool = False) -> fx.Node:
+    """Marks a call that runs also when no segment closes (or, with `flag` false, one that does not after all). What
+    works on its result does not, if that is of segments."""
+    node.meta[_EVERY_CALL], node.meta[_GIVES_SEGMENTS] = flag, gives_segments
     return node
 
 
@@ -113,7 +114,7 @@ def _stages(graph: fx.Graph, segments: frozenset[Axis]) -> dict[fx.Node, int]:
         if every is not None:
             odd = not every
         else:
-            odd = _plans(node, segments) or any(is_of_segments[r] or r.target in _OF_SEGMENTS for r in read)
+            odd = _plans(node, segments) or any(is_of_segments[r] or _gives_segments(r) for r in read)
         is_of_segments[node] = odd
         earliest = int(odd)
         for other in read:
@@ -122,8 +123,9 @@ def _stages(graph: fx.Graph, segments: frozenset[Axis]) -> dict[fx.Node, int]:
     return stage
 
 
-# What they give has an entry for each segment that closes, or for each of its rows.
-_OF_SEGMENTS = (open_cuts.closing, open_cuts.closing_values)
+def _gives_segments(node: fx.Node) -> bool:
+    """Whether the result has an entry for each segment that closes, or for each of its rows."""
+    return node.target is open_cuts.closing or node.meta.get(_GIVES_SEGMENTS, False)
 
 
 def _plans(node: fx.Node, segments: frozenset[Axis]) -> bool:

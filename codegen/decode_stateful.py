@@ -107,8 +107,9 @@ def _attend_across(
     keys = ctx.cache("keys", (), None, (groups, math.prod(sizes(attrs.over))), dtype)
     values = ctx.cache("values", (), None, (groups, math.prod(sizes(attrs.value_axes))), dtype)
     captured = tuple(_captured(ctx, attrs, predicate))
+    # Keys are cached with every row, also while nothing asks about them.
     return ctx.every_call(
-        queries,
+        ctx.plan.axis if ctx.plan.axis in (queries, axis) else queries,
         open_cuts.attend_across,
         q,
         k,
@@ -125,6 +126,7 @@ def _attend_across(
         predicate,
         captured,
         score,
+        gives_segments=queries is not ctx.plan.axis,
     )
 
 

@@ -89,6 +89,10 @@ class LowerContext(Protocol):
         segment. The next two are counted in these rows."""
         ...
 
+    def segment_first(self, cut: Axis, value: Value, node: Any) -> Any:
+        """`node`, which holds a value along the axis that is cut, as it is at the first row of each row's segment."""
+        ...
+
     def segment_bounds(self, cut: Axis) -> fx.Node:
         """int32 `[segments + 1]`: where each segment begins."""
         ...

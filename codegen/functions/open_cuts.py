@@ -182,12 +182,12 @@ def spread_open(
 @every_call
 @writes
 def attend_across(
-    q: Tensor,
+    q: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
     keys: Tensor,
     values: Tensor,
-    q_position: Tensor,
+    q_position: Tensor | None,
     q_offsets: Tensor,
     k_offsets: Tensor,
     k_lengths: Tensor,
@@ -197,18 +197,46 @@ def attend_across(
     predicate: tuple[Any, ...] | None,
     captured: tuple[Tensor, ...],
     score: tuple[Any, ...] | None,
-) -> Tensor:
-    """Queries along one axis, keys along another that grows too: all keys so far are cached, `keys [B, S, G, K]`."""
+) -> Tensor | None:
+    """Queries along one axis, keys along another that grows too: all keys so far are cached, `keys [B, S, G, K]`.
+    Either is None when it is of segments and none closes."""
     left = list(captured)
     if k is None or v is None:
         k, v = (cache.new_zeros(0, *cache.shape[2:]) for cache in (keys, values))
     predicate = None if predicate is None else with_history(predicate, left, k_offsets, k_lengths)
-    k_all = history(k.to(q.dtype), keys, k_offsets, k_lengths)
-    v_all = history(v.to(q.dtype), values, k_offsets, k_lengths)
+    k_all, v_all = history(k, keys, k_offsets, k_lengths), history(v, values, k_offsets, k_lengths)
+    if q is None:
+        return None
+    k_all, v_all = k_all.to(q.dtype), v_all.to(q.dtype)
     all_offsets = history_offsets(k_offsets, k_lengths)
     return attend_packed(
         q, k_all, v_all, q_offsets, all_offsets, scale, low, high, predicate, None, score, q_position=q_position
     )
+
+
+@every_call
+@writes
+def hold_first(
+    x: Tensor,
+    state: Tensor,
+    ends: Tensor,
+    open_before: Tensor,
+    row_example: Tensor,
+    lengths: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    """`x [N, ...]` as it was at the first row of each row's segment; `state` [B, 2, ...] keeps that of the open one."""
+    if len(x) == 0:
+        return x
+    row, begin = torch.arange(len(x), device=x.device), offsets.to(torch.int64)[row_example]
+    is_new = row == begin
+    first = torch.where(is_new, open_before[row_example] == 0, functional.pad(ends[:-1], (1, 0), value=True))
+    last = torch.cummax(torch.where(first, row, -1), 0).values
+    before = _before(state, lengths)[row_example].to(x.dtype)
+    held = torch.where(_broad(last >= begin, x), x[last.clamp(min=0)], before)
+    which = (offsets[1:].to(torch.int64) - 1).clamp(min=0)
+    _keep(state, held[which], lengths, offsets)
+    return held
 
 
 def _broad(flags: Tensor, like: Tensor) -> Tensor:

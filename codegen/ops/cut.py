@@ -268,6 +268,24 @@ SPREAD = OpDef(
 )
 
 
+def _lower_hold(ctx: LowerContext, node: Node) -> None:
+    attrs, x = node.attrs, node.inputs[0]
+    assert isinstance(attrs, SpreadAttrs)
+    ctx.define(node.outputs[0], ctx.segment_first(attrs.cut, x, own(ctx, x)))
+
+
+# In no table: decoders are written with it (codegen/own_spreads.py).
+HOLD = OpDef(
+    name="hold",
+    params=(),
+    infer=_infer_spread,
+    frontier=frontier.row_wise,
+    lower=_lower_hold,
+    row_wise=False,
+    doc="`spread(pool(x, seq -> patch, by=first), patch -> seq)`: x at the first row of a row's segment.",
+)
+
+
 # -- index -----------------------------------------------------------------------------------------
 
 
