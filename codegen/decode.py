@@ -31,6 +31,7 @@ from ..dsl.causality import why_not_generated
 from ..dsl.diagnostics import Mistake
 from ..dsl.program import Constant, Node, Program, Value, Weight
 from ..dsl.value_type import Flag, Real
+from .facts import FACT, Fact
 from .functions import attention, caches, shifts
 from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
 from .lower import SIGNATURE, graph_module, live_nodes, whole_result
@@ -247,6 +248,9 @@ class DecodeContext(GraphContext):
         counted = Origin(plan.axis.span, PER_EXAMPLE)
         self.lengths, self.columns, self.is_even = (self.argument(name, counted) for name in DECODE_ARGUMENTS)
         self._per_example = self.lengths
+        if form == "step":
+            # Rows and examples are the same here, and a step's lengths are the positions of its rows.
+            self.lengths.meta[FACT] = Fact(plan.axis.name, (), torch.int64)
 
     @property
     def is_single(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..functions.precision import narrow, widen
 from .attention_form import AttentionForm, Captured, read_form
-from .attention_kernels import DecodeKey, find, target_of
+from .attention_kernels import WIDEST, DecodeKey, find, target_of
 from .formula import Formula, Row, applied, evaluate, folded, from_tuple
 from .triton_types import TRITON_TYPES
 
@@ -65,8 +65,8 @@ def attention_decode(
     q: Tensor, keys: Tensor, values: Tensor, position: Tensor, columns: int, low: int | None, high: int, form: str
 ) -> Tensor:
     """See `attend_cached`. Has no derivative."""
-    target = target_of(q)
     batch, rows, heads, width = q.shape
+    target = target_of(q) if max(width, values.shape[3]) <= WIDEST else None
     if target is None:
         return _torch_decode(q, keys, values, position, columns, low, high, read_form(form))
     out = torch.empty((batch, rows, heads, values.shape[3]), dtype=values.dtype, device=q.device)
