@@ -42,10 +42,14 @@ def attend_cached(
     host knows. A query sees the rows low <= key's number - query's number <= high. score: as for `attention.attend`,
     over ("score",) and positions.
     """
-    formula = None if score is None else folded(_formula(score))
-    form = AttentionForm(float(scale), formula, None, _POSITIONS)
     columns = min(columns, keys.shape[2])
+    form = decode_form(scale, score)
     return attention_decode(q.to(keys.dtype), keys, values, position, columns, low, high, form.text)
+
+
+def decode_form(scale: float, score: tuple[Any, ...] | None = None) -> AttentionForm:
+    """What the op is told about a call beside its tensors."""
+    return AttentionForm(float(scale), None if score is None else folded(_formula(score)), None, _POSITIONS)
 
 
 def _formula(nested: tuple[Any, ...]) -> Formula:
@@ -75,7 +79,7 @@ def attention_decode(
     q, keys, values = (t if t.stride(3) == 1 or t.shape[3] == 1 else t.contiguous() for t in (q, keys, values))
     key = DecodeKey(form, TRITON_TYPES[q.dtype], heads, keys.shape[1], width, values.shape[3], rows, low, high)
     kernel = find(key, "attention_decode", target)
-    splits = _splits(batch * keys.shape[1], math.ceil(columns / kernel.constants["BLOCK_N"]), _units(q))
+    splits = splits_of(batch * keys.shape[1], math.ceil(columns / kernel.constants["BLOCK_N"]), _units(q))
     real = torch.float64 if q.dtype == torch.float64 else torch.float32
     part = torch.empty((splits, *out.shape), dtype=real, device=q.device)
     part_max, part_sum = (torch.empty(part.shape[:-1], dtype=real, device=q.device) for _ in range(2))
@@ -97,8 +101,8 @@ def _(
     return torch.empty((*q.shape[:3], values.shape[3]), dtype=values.dtype, device=q.device)
 
 
-def _splits(problems: int, tiles: int, units: int) -> int:
-    """Enough programs to fill the device about twice, each with a tile at least."""
+def splits_of(problems: int, tiles: int, units: int) -> int:
+    """Enough programs to fill a device of so many processors about twice, each with a tile at least."""
     wanted = max(1, min(_MOST_SPLITS, tiles, math.ceil(2 * units / max(1, problems))))
     return 1 << (wanted.bit_length() - 1)
 

@@ -10,8 +10,11 @@ from torch import Tensor, fx
 
 from ..facts import EXAMPLES, Fact, facts
 from ..gpu.attention import attend, call_of
-from ..gpu.attention_kernels import AttentionKey, key_of
+from ..gpu.attention_caches import attend_step
+from ..gpu.attention_decode import decode_form
+from ..gpu.attention_kernels import AttentionKey, DecodeKey, key_of
 from ..gpu.intervals import Bounds, Intervals
+from ..gpu.triton_types import TRITON_TYPES
 
 # How many rows the stand-ins have changes nothing.
 _ROWS = 2
@@ -24,6 +27,20 @@ def attention_keys(module: fx.GraphModule) -> dict[AttentionKey, list[fx.Node]]:
     for node in module.graph.nodes:
         if node.target is attend:
             found.setdefault(_key(node, known), []).append(node)
+    return found
+
+
+def decode_keys(module: fx.GraphModule, cached: torch.dtype) -> dict[DecodeKey, list[fx.Node]]:
+    """The same of a decoding step, whose caches are of a type."""
+    known = facts(module)
+    found: dict[DecodeKey, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.target is attend_step:
+            q, k, v, _, _, _, _, scale, low, high = node.args
+            (heads, width), (key_heads, _), (_, v_width) = (known[operand].dims for operand in (q, k, v))
+            form = decode_form(scale).text
+            key = DecodeKey(form, TRITON_TYPES[cached], heads, key_heads, width, v_width, 1, low, high)
+            found.setdefault(key, []).append(node)
     return found
 
 
