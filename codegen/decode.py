@@ -6,8 +6,8 @@
 
 A value along the decoded axis is computed for the new rows only. Two functions of the reference graph read other
 rows: attention and
-`previous`. Their stateful forms stand in `_STATEFUL` below, keyed by the function itself, so an op that lowers to one
-of them decodes without being named here; an op that reads other rows in another way is refused by name.
+`previous`. Their stateful forms stand in `stateful.STATEFUL`, keyed by the function itself, so an op that lowers to one
+of them decodes without being named there; an op that reads other rows in another way is refused by name.
 
 What a graph takes: the inputs along the decoded axis and its offsets, what `begin` carries over and the offsets of
 its axes, then
@@ -17,7 +17,6 @@ writes in place.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,21 +24,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl import masks
 from ..dsl.axes import Axis
 from ..dsl.causality import why_not_generated
 from ..dsl.diagnostics import Mistake
 from ..dsl.program import Constant, Node, Program, Value, Weight
-from ..dsl.value_type import Flag, Real
 from .facts import FACT, Fact
-from .functions import attention, caches, shifts
+from .functions import caches
 from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
 from .lower import SIGNATURE, graph_module, live_nodes, whole_result
-from .ops.attend import AttendAttrs
-from .ops.operands import sizes
 from .origin import Origin
 from .passes.common_subexpressions import join_common_subexpressions
 from .signature import Signature, signature_of, slot
+from .stateful import STATEFUL
 from .weight_tree import WeightTree
 
 DECODE_ARGUMENTS = ("lengths", "columns", "is_even")
@@ -269,7 +265,7 @@ class DecodeContext(GraphContext):
             raise NotLowered(f"decoding through `{node.op.name}`, which reads other rows", node)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        stateful = _STATEFUL.get(function)
+        stateful = STATEFUL.get(function)
         if stateful is not None:
             made = stateful(self, *args, **kwargs)
             if made is not None:
@@ -352,136 +348,3 @@ class DecodeContext(GraphContext):
     def real_type(self) -> torch.dtype:
         """The type in which the node's reals are computed."""
         return self._wanted_type()
-
-
-# -- stateful forms --------------------------------------------------------------------------------
-
-
-def _attend(
-    ctx: DecodeContext,
-    q: Any,
-    k: Any,
-    v: Any,
-    q_offsets: Any,
-    k_offsets: Any,
-    scale: float,
-    low: int | None = None,
-    high: int | None = None,
-    predicate: tuple[Any, ...] | None = None,
-    bias: Any = None,
-    score: tuple[Any, ...] | None = None,
-) -> fx.Node | None:
-    """Keys along the decoded axis: cached. Keys made once are read as they are, by new rows only."""
-    axis, attrs = ctx.plan.axis, ctx.node.attrs
-    assert isinstance(attrs, AttendAttrs)
-    offsets = ctx.offsets(axis)
-    if k_offsets is not offsets:
-        return _attend_once(ctx, q, k, v, q_offsets, k_offsets, scale, low, high, predicate, bias, score)
-    if attrs.query_rows is not axis:
-        raise NotLowered("decoding through an `attend` whose queries are not the new rows", ctx.node)
-    groups, width = math.prod(sizes(attrs.heads.of_keys)), math.prod(sizes(attrs.over))
-    value_width, dtype = math.prod(sizes(attrs.value_axes)), ctx.types.attended
-    if predicate is None and bias is None and score is None and high is not None and high <= 0:
-        # A query reads back to position + low, so older rows are never read again.
-        slots = None if low is None else max(1 - low, 1)
-        keys = ctx.cache("keys", (groups,), slots, (width,), dtype)
-        values = ctx.cache("values", (groups,), slots, (value_width,), dtype)
-        if ctx.form != "step":
-            return ctx.plain(caches.attend_extend, q, k, v, keys, values, offsets, ctx.lengths, scale, low, high)
-        mask = _band_mask(ctx, low, high, keys, slots, dtype)
-        return ctx.plain(
-            caches.attend_step, q, k, v, keys, values, ctx.lengths, mask, ctx.columns, ctx.is_even, scale, high
-        )
-    keys = ctx.cache("keys", (), None, (groups, width), dtype)
-    values = ctx.cache("values", (), None, (groups, value_width), dtype)
-    captured = []
-    if bias is not None:
-        heads = attrs.heads.of_queries if ctx.node.inputs[3].type.static_axes else ()
-        captured.append(ctx.cache("bias", (), None, (math.prod(sizes(heads)),), dtype))
-    for index in _key_reads(attrs.mask.formula if predicate is not None else None):
-        captured.append(ctx.cache("captured", (), None, (), _cache_type(ctx, attrs.mask.captures[index])))
-    position = ctx.position(axis)
-    return ctx.plain(
-        caches.attend_general,
-        q,
-        k,
-        v,
-        keys,
-        values,
-        position,
-        offsets,
-        ctx.lengths,
-        scale,
-        low,
-        high,
-        predicate,
-        bias,
-        tuple(captured),
-        score,
-    )
-
-
-def _attend_once(ctx: DecodeContext, *operands: Any) -> fx.Node:
-    """Keys of another axis, complete since the beginning: only the queries' positions must be told."""
-    return ctx.plain(attention.attend_packed, *operands, ctx.position(ctx.plan.axis))
-
-
-def _band_mask(
-    ctx: DecodeContext, low: int | None, high: int, keys: fx.Node, slots: int | None, dtype: torch.dtype
-) -> fx.Node:
-    """One mask for all layers whose caches have as many slots."""
-
-    def make() -> fx.Node:
-        available = ctx.plain(_slots_of, keys)
-        return ctx.plain(caches.band_mask, ctx.lengths, low, high, available, ctx.columns, ctx.is_even, dtype)
-
-    return ctx._once(("band_mask", low, high, slots, dtype), lambda: ctx._plan(lambda _: make(), ctx.plan.axis))
-
-
-def _slots_of(keys: torch.Tensor) -> int:
-    return keys.shape[2]
-
-
-def _key_reads(formula: masks.Formula | masks.Term | None) -> list[int]:
-    """Which captured values the keys' side of a mask reads, in the order in which the lowered predicate does."""
-    match formula:
-        case masks.Side("key", masks.Captured(index)):
-            return [index]
-        case (
-            masks.Both(left, right)
-            | masks.Either(left, right)
-            | masks.Compare(_, left, right)
-            | masks.Arithmetic(_, left, right)
-        ):
-            return _key_reads(left) + _key_reads(right)
-        case masks.Not(inner):
-            return _key_reads(inner)
-        case _:
-            return []
-
-
-def _cache_type(ctx: DecodeContext, value: Value) -> torch.dtype:
-    match value.type.kind:
-        case Real():
-            return ctx.real_type()
-        case Flag():
-            return torch.bool
-        case _:
-            return torch.int64
-
-
-def _previous(ctx: DecodeContext, x: Any, position: Any, k: int, first: Any) -> fx.Node:
-    """The last k rows are kept, and one more."""
-    value = ctx.node.inputs[0]
-    # One slot more than is read: a sequence that pauses writes its ignored row there.
-    cache = ctx.cache("rows", (), k + 1, sizes(value.type.static_axes), _cache_type(ctx, value))
-    offsets = None if ctx.form == "step" else ctx.offsets(ctx.plan.axis)
-    return ctx.plain(
-        caches.previous_extend, x, position, k, first, cache, ctx.row_example(ctx.plan.axis), ctx.lengths, offsets
-    )
-
-
-_STATEFUL: dict[Callable[..., Any], Callable[..., fx.Node | None]] = {
-    attention.attend_packed: _attend,
-    shifts.previous_rows: _previous,
-}

@@ -185,11 +185,13 @@ def attend_to_history(
     score: tuple[Any, ...] | None = None,
 ) -> Tensor:
     """`attend`, a function of packed rows, on all rows so far: caches `[B, S, G, K]` of keys and values and
-    `captured`, a cache for every tensor that the keys' side of the bias or the mask reads, in the order met."""
+    `captured`, a cache for every tensor that the keys' side of the bias, the mask or the score reads, in the order
+    met."""
     left = list(captured)
     all_offsets = history_offsets(offsets, lengths)
     bias_cache = left.pop(0) if bias is not None else None
     predicate = None if predicate is None else _with_history(predicate, left, offsets, lengths)
+    score = None if score is None else _with_history(score, left, offsets, lengths)
     return attend(
         q,
         history(k, keys, offsets, lengths),
@@ -207,7 +209,7 @@ def attend_to_history(
 
 
 def _with_history(e: Any, caches: list[Tensor], offsets: Tensor, lengths: Tensor) -> Any:
-    """A predicate whose key side reads all rows so far."""
+    """A mask or a score whose key side reads all rows so far."""
     match e:
         case ("key", Tensor() as rows):
             return ("key", history(rows, caches.pop(0), offsets, lengths))

@@ -14,27 +14,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ...dsl import frontier, masks
+from ...dsl import frontier
 from ...dsl.axes import Axis
 from ...dsl.errors.axes import AxisTwice, NotAlong, SidewaysLevels, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import AxisUnshared, GroupMismatch
 from ...dsl.frontier import Frontier
-from ...dsl.masks import (
-    Arithmetic,
-    Both,
-    Captured,
-    Compare,
-    Either,
-    Formula,
-    Literal,
-    Mask,
-    Not,
-    Position,
-    SegmentIndex,
-    Side,
-    Term,
-)
+from ...dsl.masks import Mask
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.record import record
@@ -43,9 +29,10 @@ from ...dsl.value_type import Real, ValueType
 from ..functions_lazy import attention
 from ..lazy import torch
 from ..lowering import LowerContext
+from .attend_formulas import check_mask, check_score, mask_arguments, score_argument, sides_of
 from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
 from .operands import entries, result_type, sizes, traffic
-from .score import score_formula
+from .score import Score, score_of
 
 
 @record
@@ -68,7 +55,7 @@ class Heads:
 
 @record
 class AttendAttrs:
-    """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures.
+    """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures, then what the score does.
 
     `query_rows` is the ordered axis of the queries, None at example level. `query_side`: q itself has the static axis
     `along`.
@@ -83,7 +70,19 @@ class AttendAttrs:
     has_bias: bool
     query_rows: Axis | None
     query_side: bool
-    score: tuple[Any, ...] | None = None  # see functions/scores.py
+    score: Score | None = None
+
+    @property
+    def first_capture(self) -> int:
+        """Where in the inputs the mask's captures begin."""
+        return 4 if self.has_bias else 3
+
+    def mask_captures(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of the inputs, or of what is said of each."""
+        return inputs[self.first_capture : self.first_capture + len(self.mask.captures)]
+
+    def score_captures(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs[self.first_capture + len(self.mask.captures) :]
 
 
 def _infer(
@@ -122,14 +121,17 @@ def _infer(
     per_example = not ordered and any(value.type.per_example or value.type.rows is not None for value in (q, k, v))
     type = ValueType(Real(), (*ordered, *stay, *value_axes), per_example)
     mask = mask or Mask(None)
-    _check_mask(call, mask, along, query_rows)
+    check_mask(call, mask, along, query_rows)
     if bias is not None:
         _check_bias(call, bias, heads, along)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
     factor: float = math.prod(sizes(over)) ** -0.5 if scale is None else float(scale)
-    formula = None if score is None else score_formula(call, score)
-    attrs = AttendAttrs(over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side, formula)
-    return Inferred(attrs, (*inputs, *mask.captures), (type,))
+    made = None if score is None else score_of(call, score, heads.of_queries)
+    if made is not None:
+        check_score(call, made, along, query_rows)
+    attrs = AttendAttrs(over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side, made)
+    captures = () if made is None else made.captures
+    return Inferred(attrs, (*inputs, *mask.captures, *captures), (type,))
 
 
 def _check_levels(call: OpCall, q: Value, k: Value, v: Value, along: Axis) -> None:
@@ -187,31 +189,6 @@ def _heads(
     return Heads(tuple(order), query_heads, key_heads, own)
 
 
-def _check_mask(call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None) -> None:
-    want_whole(call, "attend", **{f"mask.{number}": value for number, value in enumerate(mask.captures)})
-    for side, index in masks.captured_sides(mask.formula):
-        rows, own = mask.captures[index].type.rows, along if side == "key" else query_rows
-        if along.is_ordered and rows is not None and rows is not own and (own is None or rows not in own.ancestors):
-            at = mask.span or call.at("mask")
-            place = "per example" if own is None else own.name
-            raise call.fail(SidewaysLevels(at, f"{side}({mask.captures[index].name})", place, rows.name, at, at))
-    for value in mask.captures:
-        if value.type.static_axes:
-            raise call.fail(
-                WrongAxisKind(
-                    call.at("mask"),
-                    "a mask",
-                    value.type.static_axes[0].name,
-                    "one value per row",
-                    "a static axis of it",
-                )
-            )
-        if along.is_static:
-            raise call.fail(NotBuiltYet(call.at("mask"), "a mask that reads values, along a static axis,"))
-    if mask.formula is not None and _reads_segments(mask.formula):
-        raise call.fail(NotBuiltYet(call.at("mask"), "a mask that reads `index(..)` or compares segments"))
-
-
 def _check_bias(call: OpCall, bias: Value, heads: Heads, along: Axis) -> None:
     rows = bias.type.rows
     if rows is not None and rows is not along:
@@ -225,81 +202,6 @@ def _check_bias(call: OpCall, bias: Value, heads: Heads, along: Axis) -> None:
             )
     if heads.keys is not None and heads.keys in bias.type.static_axes:
         raise call.fail(NotBuiltYet(call.at("bias"), f"a bias per key head ({heads.keys.name})"))
-
-
-# -- masks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _reads_segments(formula: Formula) -> bool:
-    match formula:
-        case Both(left, right) | Either(left, right):
-            return _reads_segments(left) or _reads_segments(right)
-        case Not(inner):
-            return _reads_segments(inner)
-        case Compare(_, left, right):
-            return _term_reads_segments(left) or _term_reads_segments(right)
-
-
-def _term_reads_segments(term: Term) -> bool:
-    match term:
-        case Side(_, SegmentIndex()):
-            return True
-        case Arithmetic(_, left, right):
-            return _term_reads_segments(left) or (right is not None and _term_reads_segments(right))
-        case _:
-            return False
-
-
-@record
-class _Predicates:
-    """Writes a formula as nested tuples (functions/masks.py), with captured values read at the rows of either side."""
-
-    ctx: LowerContext
-    captures: tuple[Value, ...]
-    queries: Axis | None
-    keys: Axis
-
-    def formula(self, formula: Formula) -> tuple[Any, ...]:
-        match formula:
-            case Both(left, right):
-                return ("and", self.formula(left), self.formula(right))
-            case Either(left, right):
-                return ("or", self.formula(left), self.formula(right))
-            case Not(inner):
-                return ("not", self.formula(inner))
-            case Compare(operator, left, right):
-                return (operator, self.term(left), self.term(right))
-
-    def term(self, term: Term) -> tuple[Any, ...]:
-        match term:
-            case Literal(value):
-                return ("number", value)
-            case Side(side, Position()):
-                return (side, "position")
-            case Side(side, Captured(index)):
-                rows = self.queries if side == "query" else self.keys
-                return (side, self.ctx.aligned(self.captures[index], (), rows, rows is None))
-            case Arithmetic("abs", left, _):
-                return ("abs", self.term(left))
-            case Arithmetic(_, left, None):
-                return ("neg", self.term(left))
-            case Arithmetic(operator, left, right) if right is not None:
-                return (operator, self.term(left), self.term(right))
-            case _:
-                raise AssertionError(term)
-
-
-def _mask_arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> dict[str, Any]:
-    """`low`, `high`, `score` and `predicate`, as far as they say something."""
-    formula = attrs.mask.formula
-    band = masks.distance(formula)
-    arguments: dict[str, Any] = {"low": band.low, "high": band.high, "score": attrs.score}
-    if not masks.is_exactly_distance(formula):
-        assert formula is not None
-        captures = node.inputs[len(node.inputs) - len(attrs.mask.captures) :]
-        arguments["predicate"] = _Predicates(ctx, captures, attrs.query_rows, attrs.along).formula(formula)
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 # -- lowering
@@ -321,6 +223,17 @@ def _as_heads(
     return ctx.call(torch.reshape, read, (-1, *shape) if leading else shape)
 
 
+def _arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> dict[str, Any]:
+    """What the mask and the score say."""
+    captures = attrs.mask_captures(node.inputs)
+    arguments = mask_arguments(ctx, attrs.mask, captures, attrs.query_rows, attrs.along)
+    if attrs.score is not None:
+        captures = attrs.score_captures(node.inputs)
+        heads = attrs.heads.of_queries
+        arguments["score"] = score_argument(ctx, attrs.score.formula, captures, heads, attrs.query_rows, attrs.along)
+    return arguments
+
+
 def _lower(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, AttendAttrs)
@@ -331,7 +244,7 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     q, k, v = node.inputs[:3]
     heads = attrs.heads
     at_queries, at_keys = (attrs.query_rows, attrs.query_rows is None, True), (attrs.along, False, True)
-    arguments = _mask_arguments(ctx, node, attrs)
+    arguments = _arguments(ctx, node, attrs)
     if attrs.query_rows is None:
         q_read = ctx.full(q, (*heads.of_queries, *attrs.over), None, True)
         q_read = ctx.call(torch.reshape, q_read, (-1, math.prod(sizes(heads.of_queries)), math.prod(sizes(attrs.over))))
@@ -363,7 +276,7 @@ def _lower_static(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     place, heads = result_type(node), attrs.heads
     rows, per_example = place.rows, place.per_example
     leading = rows is not None or per_example
-    arguments = _mask_arguments(ctx, node, attrs)
+    arguments = _arguments(ctx, node, attrs)
 
     def read(value: Value, lead: tuple[Axis, ...], axes: tuple[Axis, ...], last: tuple[Axis, ...]) -> Any:
         """`[rows, entries of lead or 1, heads, D]`."""
@@ -402,10 +315,13 @@ def _unpacked(
 def _frontier(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     assert isinstance(attrs, AttendAttrs)
-    bias = 4 if attrs.has_bias else 3
     queries = attrs.along if attrs.query_side else attrs.query_rows
     reach = frontier.reach_of(attrs.mask, attrs.along, queries)
-    return frontier.attend(given[0], given[1:bias], reach, given[bias:])
+    read = [] if attrs.score is None else attrs.score_captures(given)
+    sides = [] if attrs.score is None else sides_of(attrs.score.formula)
+    at_query = frontier.join(given[0], *(read[index] for side, index in sides if side == "query"))
+    at_keys = [*given[1 : attrs.first_capture], *(read[index] for side, index in sides if side == "key")]
+    return frontier.attend(at_query, at_keys, reach, attrs.mask_captures(given))
 
 
 def _cost(node: Node, rows: Mapping[Axis, int]) -> Cost:

@@ -15,8 +15,12 @@ from torch import fx
 
 from ..functions import caches
 from ..gpu import attention_caches
+from ..gpu.formula import is_known
 from ..origin import inherit
 from .matching import is_call, node_at
+
+# Where functions/caches.attend_general takes the score's formula.
+SCORE = 14
 
 
 def use_cached_attention(module: fx.GraphModule) -> None:
@@ -37,5 +41,5 @@ def use_cached_attention(module: fx.GraphModule) -> None:
                 rows[low, high] = inherit(made, node)
             node.args = (q, k, v, keys, values, offsets, rows[low, high], scale, low, high)
             node.target = attention_caches.attend_extend
-        elif is_call(node, caches.attend_general):
+        elif is_call(node, caches.attend_general) and (node.args[SCORE] is None or is_known(node.args[SCORE])):
             node.target = attention_caches.attend_general
