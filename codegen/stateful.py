@@ -89,6 +89,8 @@ def _attend(
         bias,
         tuple(captured),
         score,
+        # Of one row per sequence, where the host knows how many slots are in use.
+        ctx.columns if ctx.form == "step" else None,
     )
 
 

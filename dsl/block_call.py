@@ -44,10 +44,15 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         return self.expand_with(block, arguments, spans, call.span, self.site(block.name, label))
 
     def call_block(
-        self, block: BlockRef, arguments: list[object], at: Span, visible: Mapping[str, object] | None = None
+        self,
+        block: BlockRef,
+        arguments: list[object],
+        at: Span,
+        label: str | None = None,
+        visible: Mapping[str, object] | None = None,
     ) -> object:
         given = dict(zip((p.name.text for p in block.declaration.parameters), arguments, strict=False))
-        return self.expand_with(block, given, {}, at, self.site(block.name, None), visible)
+        return self.expand_with(block, given, {}, at, self.site(block.name, label), visible)
 
     def expand_with(
         self,

@@ -139,10 +139,15 @@ class Body(ABC):
 
     @abstractmethod
     def call_block(
-        self, block: BlockRef, arguments: list[object], at: Span, visible: Mapping[str, object] | None = None
+        self,
+        block: BlockRef,
+        arguments: list[object],
+        at: Span,
+        label: str | None = None,
+        visible: Mapping[str, object] | None = None,
     ) -> object:
-        """The result of a block on values, for an operator that is given one. `visible`: names that the block may read
-        besides those of its file, which come first."""
+        """The result of a block on values, for an operator that is given one. `label`: what the operator's call is
+        named; `visible`: names that the block may read besides those of its file, which come first."""
 
     @abstractmethod
     def call(self, call: syntax.Call, piped: syntax.Expression | None) -> object:

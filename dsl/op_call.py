@@ -64,7 +64,7 @@ class Call:
         before = build.nodes, build.make_nodes, build.sides
         build.nodes, build.make_nodes, build.sides = [], True, {}
         try:
-            result = self._body.call_block(block, [given], self.span, visible=self._body.scope.bound)
+            result = self._body.call_block(block, [given], self.span, self._label, self._body.scope.bound)
             nodes, reads = tuple(build.nodes), build.sides
         finally:
             build.nodes, build.make_nodes, build.sides = before
@@ -249,7 +249,12 @@ class OpCalls(Body):
         raise NotImplementedError
 
     def call_block(
-        self, block: BlockRef, arguments: list[object], at: Span, visible: Mapping[str, object] | None = None
+        self,
+        block: BlockRef,
+        arguments: list[object],
+        at: Span,
+        label: str | None = None,
+        visible: Mapping[str, object] | None = None,
     ) -> object:
         raise NotImplementedError
 

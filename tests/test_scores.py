@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from tests.diagnostics import codes, mistakes
 from tests.small_models import checked, model, tokens
 from tests.test_decode import compare_everywhere
-from weft.codegen.pipeline import CPU_PASSES, GPU_PASSES
+from weft.codegen.artifact import compile_to
+from weft.codegen.gpu import attention_kernels
+from weft.codegen.pipeline import CPU_PASSES, GPU_PASSES, optimise
+from weft.codegen.score.graph_keys import attention_keys, decode_keys
+from weft.runtime.decoder import Decoder
 from weft.runtime.verify import Part, verify
+from weft.views.planned_kernels import decoding_step
 
 HEAD = "size dim = 8\nsize heads = 2\nsize vocab = 11\naxis hd = dim / heads\naxis seq\n"
 CAPPED = (
@@ -204,6 +212,99 @@ def test_what_kernels_lack_the_reference_computes() -> None:
     assert all(part.is_ok for part in parts)
     given, inputs = {"tokens": tokens(LENGTHS, 11)}, {"class": [0.5, -1.0, 2.0, 1.5]}
     compare_everywhere(model(ROUNDED, passes=GPU_PASSES), given, inputs=inputs)
+
+
+STEPS = """
+size dim = 6
+size heads = 2
+size buckets = 4
+axis hd = dim / heads
+axis seq
+block stepped(score: real[heads]) -> real[heads]:
+    distance = query(position) - key(position)
+    for bucket in 0 .. buckets:
+        param step: real[heads] = normal(1)
+        score = score + where(distance >= 2 ^ bucket, step, 0.0)
+    return score
+model m(x: real[seq, heads, hd]) -> real[seq, heads, hd]:
+    return attend(x, x, x, over=hd, along=seq, mask=causal, score=stepped) as far
+"""
+
+
+@pytest.mark.parametrize("passes", [(), GPU_PASSES], ids=["reference", "kernels"])
+def test_a_bias_by_distance_in_growing_steps(passes) -> None:
+    small = model(STEPS, passes=passes)
+    x = torch.randn(12, 2, 3, dtype=torch.float64)
+    found = small([x])[0]
+    weights = dict(small.named_parameters())
+    row = torch.arange(12)
+    distance = row[:, None] - row
+    scores = torch.einsum("qhd,khd->hqk", x, x) * 3**-0.5
+    for bucket in range(4):
+        step = weights[f"far.bucket.{bucket}.step"]
+        scores = scores + torch.where(distance >= 2**bucket, step[:, None, None], 0)
+    mixed = torch.softmax(scores.masked_fill(distance < 0, -torch.inf), -1)
+    wanted = torch.einsum("hqk,khd->qhd", mixed, x)
+    torch.testing.assert_close(found, wanted)
+    both = [torch.autograd.grad((y**2).sum(), list(weights.values())) for y in (found, wanted)]
+    for name, one, two in zip(weights, *both, strict=True):
+        torch.testing.assert_close(one, two, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("text", [READING, CAPPED], ids=["reading", "capped"])
+def test_kernels_are_known_before_they_run(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a graph says it will launch, and what is launched: training, and a step of the decoder."""
+    small = model(text, torch.float32, passes=GPU_PASSES)
+    program = small.objective() if text is READING else small.program
+    inputs = {"class": [0.5, -1.0]} if text is READING else {}
+    monkeypatch.setattr(attention_kernels, "_kernels", {})
+    if text is READING:
+        total, _ = small.loss(tokens=tokens((5, 2), 11), **inputs)["text"]
+    else:
+        total = sum(x.sum() for x in small(tokens((5, 2), 11)))
+    total.backward()
+    launched = {key for key, name, _ in attention_kernels._kernels if name == "attention_key_gradient"}
+    assert launched == set(attention_keys(optimise(small.reference(program), GPU_PASSES)))
+    decoder = Decoder(small)
+    state = decoder.begin(2, 4, inputs)
+    attention_kernels._kernels.clear()
+    decoder.step(state, torch.tensor([1, 2]))
+    step = decoding_step(small.program, torch.float32)
+    assert step is not None
+    assert {key for key, _, _ in attention_kernels._kernels} == set(decode_keys(step, torch.float32))
+
+
+def test_an_artifact_has_its_kernels(tmp_path) -> None:
+    """In a process of its own, through Triton's interpreter."""
+    folder = compile_to(checked(READING), tmp_path / "artifact", torch.float32, GPU_PASSES, target="cuda:90")
+    small = model(READING, torch.float32)
+    given, scales = tokens((5, 1), 11), [0.5, -1.0]
+    total, _ = small.loss(tokens=given, **{"class": scales})["text"]
+    total.backward()
+    wanted = {name: parameter.grad for name, parameter in small.named_parameters()}
+    torch.save(
+        (small.state_dict(), torch.cat(given), torch.tensor(scales), total.detach(), wanted), tmp_path / "all.pt"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_ARTIFACT], cwd=tmp_path, capture_output=True, text=True,
+        env={"PATH": "", "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert folder.name == "artifact"
+
+
+RUN_ARTIFACT = """
+import torch
+import artifact
+state, ids, scales, total, wanted = torch.load("all.pt")
+model = artifact.load()
+model.load_state_dict(state)
+found, _ = model.loss_text(ids, scales, torch.tensor([0, 5, 6], dtype=torch.int32))
+found.backward()
+torch.testing.assert_close(found, total)
+for name, parameter in model.named_parameters():
+    torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-5)
+"""
 
 
 LEAK = """

@@ -183,10 +183,11 @@ def attend_to_history(
     bias: Tensor | None,
     captured: tuple[Tensor, ...],
     score: tuple[Any, ...] | None = None,
+    columns: int | None = None,
 ) -> Tensor:
     """`attend`, a function of packed rows, on all rows so far: caches `[B, S, G, K]` of keys and values and
     `captured`, a cache for every tensor that the keys' side of the bias, the mask or the score reads, in the order
-    met."""
+    met. columns: slots in use afterwards, where every sequence has one new row."""
     left = list(captured)
     all_offsets = history_offsets(offsets, lengths)
     bias_cache = left.pop(0) if bias is not None else None

@@ -2,7 +2,7 @@
 
     step      new rows go to their slots; the decode kernel reads the caches where they lie, split along the slots
     extend    cached and new keys side by side are a packed batch, which the kernels of training attend to
-    general   likewise, for masks, biases and formulas that read values of their own
+    general   for masks, biases and formulas that read values of their own: of one row as step, of more as extend
 
 Letters: B sequences, N new rows of all sequences, M keys of all sequences, S slots, H heads, G key heads, D and Dv
 entries of a head.
@@ -10,6 +10,7 @@ entries of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -148,7 +149,82 @@ def attend_extend(
     return found.to(q.dtype)
 
 
+# -- masks, biases and formulas that read values ----------------------------------------------------
+
+
 @writes
 def attend_general(*operands: Any) -> Tensor:
-    """As functions/caches.attend_general, whose operands these are."""
-    return attend_to_history(attend, *operands)
+    """As functions/caches.attend_general, whose operands these are. One row per sequence reads the caches in place."""
+    *known, columns = operands
+    return attend_to_history(attend, *known) if columns is None else _general_step(*known, columns)
+
+
+def _general_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    scale: float,
+    low: int | None,
+    high: int | None,
+    predicate: tuple[Any, ...] | None,
+    bias: Tensor | None,
+    captured: tuple[Tensor, ...],
+    score: tuple[Any, ...] | None,
+    columns: int,
+) -> Tensor:
+    """Caches `[B, S, G, D]` and `[B, S(, H)]`, of which no row is ever left out: row p lies in slot p."""
+    which, left = every_example(position), list(captured)
+
+    def written(rows: Tensor, cache: Tensor) -> Tensor:
+        cache[which, position] = rows.to(cache.dtype)
+        return cache
+
+    written(k, keys)
+    written(v, values)
+    score, predicate = one_formula(
+        score, predicate, bias, lambda rows: rows[:, None], lambda rows: written(rows, left.pop(0))
+    )
+    caches = keys.transpose(1, 2), values.transpose(1, 2)
+    found = attend_cached(q[:, None], *caches, position, columns, scale, low, causal(high), score, predicate)
+    return found[:, 0].to(q.dtype)
+
+
+def causal(high: int | None) -> int:
+    """A row that is yet to come has no slot, so that no bound is none at all."""
+    return 0 if high is None else min(high, 0)
+
+
+def one_formula(
+    score: tuple[Any, ...] | None,
+    predicate: tuple[Any, ...] | None,
+    bias: Any,
+    of_query: Callable[[Any], Tensor],
+    of_key: Callable[[Any], Tensor],
+) -> tuple[tuple[Any, ...] | None, tuple[Any, ...] | None]:
+    """Score and mask over what the functions make of the new rows of either side, called in the order in which caches
+    were made. A bias is a term of the score here."""
+
+    def beside(e: Any) -> Any:
+        match e:
+            case ("query" | "key", "position"):
+                return e
+            case ("query", rows):
+                return ("query", of_query(rows))
+            case ("key", rows):
+                return ("key", of_key(rows))
+            case (str() as name, *parts) if name != "number":
+                return (name, *(beside(part) for part in parts))
+            case _:
+                return e
+
+    shift = None if bias is None else of_key(bias)
+    predicate = None if predicate is None else beside(predicate)
+    score = None if score is None else beside(score)
+    if shift is not None:
+        score = ("+", score or ("score",), ("key", shift.squeeze(2) if shift.shape[2] == 1 else shift))
+    return score, predicate

@@ -354,7 +354,8 @@ ATTEND = OpDef(
     doc=(
         "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, score=, scale=)`: each query's "
         "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + bias, "
-        "where `score` is a block of one real. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
+        "where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)` and values "
+        "without rows. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
         "and k are shared by name or q's own; with `group` "
         "query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row without an allowed "
         "key gives 0. The result has the axes of q without D, and v's own."

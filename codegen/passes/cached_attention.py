@@ -19,9 +19,6 @@ from ..gpu.formula import is_known
 from ..origin import inherit
 from .matching import is_call, node_at
 
-# Where functions/caches.attend_general takes the score's formula.
-SCORE = 14
-
 
 def use_cached_attention(module: fx.GraphModule) -> None:
     rows: dict[tuple[Any, Any], fx.Node] = {}
@@ -41,5 +38,10 @@ def use_cached_attention(module: fx.GraphModule) -> None:
                 rows[low, high] = inherit(made, node)
             node.args = (q, k, v, keys, values, offsets, rows[low, high], scale, low, high)
             node.target = attention_caches.attend_extend
-        elif is_call(node, caches.attend_general) and (node.args[SCORE] is None or is_known(node.args[SCORE])):
+        elif is_call(node, caches.attend_general) and all(e is None or is_known(e) for e in _formulas(node)):
             node.target = attention_caches.attend_general
+
+
+def _formulas(node: fx.Node) -> tuple[Any, Any]:
+    """The mask and the score of a call of functions/caches.attend_general."""
+    return node.args[11], node.args[14]

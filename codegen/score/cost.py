@@ -110,6 +110,9 @@ def decode_cost(plan: DecodePlan, name: str, sequences: int, cached: int, splits
         "part_max": splits * heads,
         "part_sum": splits * heads,
     }
+    for index, captured in enumerate(attention.form.captured):
+        rows = cached if captured.side == "key" else sequences * plan.rows
+        entries[f"captured_{index}"] = rows * (attention.heads if captured.has_heads else 1)
     moved = _moved(name, DECODE_KERNELS[name](plan).arguments, entries.__getitem__)
     per_pair = attention.q_width + attention.v_width if name == "attention_decode" else 0
     return KernelCost(*moved, 2 * cached * plan.rows * attention.heads * per_pair)
