@@ -251,6 +251,11 @@ def _wide(value: float | int | bool) -> torch.dtype | None:
     return torch.float64 if isinstance(value, float) else None
 
 
+def functions(formula: Formula) -> int:
+    """How many a formula applies."""
+    return 1 + sum(map(functions, formula.arguments)) if isinstance(formula, Apply) else 0
+
+
 def leaves(formula: Formula) -> Iterator[Formula]:
     if isinstance(formula, Apply):
         for argument in formula.arguments:
