@@ -28,8 +28,9 @@ class SideCalls(Body):
 
     def is_side(self, callee: syntax.Expression) -> bool:
         """A block of either name comes first."""
-        is_word = isinstance(callee, syntax.Name) and callee.text in SIDES
-        return is_word and self.find(callee.text, callee.span) is None
+        if not isinstance(callee, syntax.Name) or callee.text not in SIDES:
+            return False
+        return self.find(callee.text, callee.span) is None
 
     def side(self, call: syntax.Call, piped: syntax.Expression | None) -> object:
         assert isinstance(call.callee, syntax.Name)

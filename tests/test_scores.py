@@ -118,13 +118,13 @@ def _by_hand(weights: dict[str, torch.Tensor], ids: torch.Tensor, scale: float) 
 def test_a_score_reads_weights_and_values_of_both_rows() -> None:
     """Outputs and the gradient of every weight: per head, per query row, per key row, and of the class."""
     small, given, scales = model(READING), tokens(LENGTHS, 11), [0.5, -1.0, 2.0, 1.5]
-    weights = dict(small.named_parameters())
+    weights: dict[str, torch.Tensor] = dict(small.named_parameters())
     found = small(given, scales)
     wanted = [_by_hand(weights, ids, scale) for ids, scale in zip(given, scales, strict=True)]
     for one, two in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, two)
     gradients = [
-        torch.autograd.grad(sum((x**2).sum() for x in results), list(weights.values())) for results in (found, wanted)
+        torch.autograd.grad(torch.cat(results).square().sum(), list(weights.values())) for results in (found, wanted)
     ]
     for name, one, two in zip(weights, *gradients, strict=True):
         torch.testing.assert_close(one, two, msg=lambda text, name=name: f"{name}: {text}")
@@ -148,7 +148,7 @@ def test_gradients_of_what_is_read_are_the_same_on_every_run() -> None:
     results = []
     for _ in range(2):
         small.zero_grad()
-        total, _ = small.loss(tokens=tokens(LENGTHS, 11), **{"class": [0.5, -1.0, 2.0, 1.5]})["text"]
+        total, _ = small.loss(None, tokens(LENGTHS, 11), [0.5, -1.0, 2.0, 1.5])["text"]
         total.backward()
         results.append([parameter.grad for parameter in small.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
@@ -259,9 +259,9 @@ def test_kernels_are_known_before_they_run(text: str, monkeypatch: pytest.Monkey
     inputs = {"class": [0.5, -1.0]} if text is READING else {}
     monkeypatch.setattr(attention_kernels, "_kernels", {})
     if text is READING:
-        total, _ = small.loss(tokens=tokens((5, 2), 11), **inputs)["text"]
+        total, _ = small.loss(None, tokens((5, 2), 11), [0.5, -1.0])["text"]
     else:
-        total = sum(x.sum() for x in small(tokens((5, 2), 11)))
+        total = torch.cat(small(tokens((5, 2), 11))).sum()
     total.backward()
     launched = {key for key, name, _ in attention_kernels._kernels if name == "attention_key_gradient"}
     assert launched == set(attention_keys(optimise(small.reference(program), GPU_PASSES)))
@@ -279,7 +279,7 @@ def test_an_artifact_has_its_kernels(tmp_path) -> None:
     folder = compile_to(checked(READING), tmp_path / "artifact", torch.float32, GPU_PASSES, target="cuda:90")
     small = model(READING, torch.float32)
     given, scales = tokens((5, 1), 11), [0.5, -1.0]
-    total, _ = small.loss(tokens=given, **{"class": scales})["text"]
+    total, _ = small.loss(None, given, scales)["text"]
     total.backward()
     wanted = {name: parameter.grad for name, parameter in small.named_parameters()}
     torch.save(

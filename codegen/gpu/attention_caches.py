@@ -156,7 +156,7 @@ def attend_extend(
 def attend_general(*operands: Any) -> Tensor:
     """As functions/caches.attend_general, whose operands these are. One row per sequence reads the caches in place."""
     *known, columns = operands
-    return attend_to_history(attend, *known) if columns is None else _general_step(*known, columns)
+    return attend_to_history(attend, *known) if columns is None else _general_step(*operands)
 
 
 def _general_step(

@@ -68,13 +68,16 @@ class Tile:
 # What is made of a tile has to fit in registers beside it, on every target.
 _TILE_OF_16_BITS = Tile(64, 128, 64, warps=8, stages=3)
 _TILE_OF_MUCH = Tile(64, 64, 64, warps=8, stages=3)
+_TILE_OF_A_FORMULA = Tile(64, 64, 32, warps=8, stages=3)
 _TILE_OF_32_BITS = Tile(32, 32, 32, warps=2, stages=2)
 
 
 def default_tile(form: LogitsForm, dtype: torch.dtype) -> Tile:
     if dtype.itemsize > 2:
         return _TILE_OF_32_BITS
-    return _TILE_OF_MUCH if form.mean or form.has_bias or form.change or form.picks > 1 else _TILE_OF_16_BITS
+    if form.change is not None:
+        return _TILE_OF_A_FORMULA
+    return _TILE_OF_MUCH if form.mean or form.has_bias or form.picks > 1 else _TILE_OF_16_BITS
 
 
 @dataclass(frozen=True)

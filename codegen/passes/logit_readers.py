@@ -74,9 +74,9 @@ def _formula(node: fx.Node, made: dict[fx.Node, tuple[Any, ...]]) -> tuple[Any, 
     for operand in map(bare, node.args):
         if isinstance(operand, fx.Node) and operand in made:
             parts.append(made[operand])
-        elif is_number(operand):
+        elif isinstance(operand, int | float) and is_number(operand):
             # A whole number stays one in an exponent only.
-            parts.append(("number", operand if name == "pow" else float(operand)))
+            parts.append(("number", operand if name == "pow" else 1.0 * operand))
         else:
             return None
     return (name, *parts)

@@ -41,12 +41,13 @@ def decode_keys(module: fx.GraphModule, cached: torch.dtype) -> dict[DecodeKey, 
 
 
 def _decode_key(node: fx.Node, known: Mapping[fx.Node, Fact], cached: torch.dtype) -> DecodeKey:
-    (heads, width), (key_heads, _), (_, v_width) = (known[operand].dims for operand in node.args[:3])
+    arguments: tuple[Any, ...] = node.args
+    (heads, width), (key_heads, _), (_, v_width) = (known[operand].dims for operand in arguments[:3])
     if node.target is attend_step:
-        scale, low, high = node.args[7:10]
+        scale, low, high = arguments[7:10]
         form, _ = decode_form(scale)
     else:
-        scale, low, high, predicate, bias, _, score = node.args[8:15]
+        scale, low, high, predicate, bias, _, score = arguments[8:15]
         high = causal(high)
         pair = one_formula(score, predicate, bias, _stand_in_rows(known, 1), _stand_in_rows(known, _ROWS))
         form, _ = decode_form(scale, *pair)

@@ -171,8 +171,9 @@ def _of_decode_attention(key: DecodeKey, span: Span | None, target: str, count: 
     plan = DecodePlan(plan_of(key), key.rows, key.low, key.high)
     length = LENGTH if key.low is None else min(LENGTH, 1 - key.low)
     texts = {name: decode_text(plan, name, target) for name in DECODE_KERNELS}
-    tiles = -(-length // dict(texts["attention_decode"].constants)["BLOCK_N"])
-    splits = splits_of(SEQUENCES * key.key_heads, tiles, devices_of(target)[0].processors)
+    block = dict(texts["attention_decode"].constants)["BLOCK_N"]
+    assert isinstance(block, int)
+    splits = splits_of(SEQUENCES * key.key_heads, -(-length // block), devices_of(target)[0].processors)
     found = []
     for name, text in texts.items():
         cost = decode_cost(plan, name, SEQUENCES, SEQUENCES * length, splits)
