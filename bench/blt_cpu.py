@@ -14,6 +14,7 @@ turns within one process; a row gives the median of each and the ratio of times 
 """
 
 import argparse
+import itertools
 import resource
 import statistics
 import subprocess
@@ -45,26 +46,26 @@ def theirs():
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    local = dict(
-        vocab_size=260, hidden_size=256, num_attention_heads=8, intermediate_size=768, max_position_embeddings=8192,
-        cross_attn_k=2, hidden_size_global=512,
-    )  # fmt: skip
+    local = {
+        "vocab_size": 260, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 768,
+        "max_position_embeddings": 8192, "cross_attn_k": 2, "hidden_size_global": 512,
+    }  # fmt: skip
     config = BltConfig(
         vocab_size=260, patch_in_forward=True, patching_mode="entropy", patch_size=4, patching_threshold=THRESHOLD,
         cross_attn_k=2, local_attention_window_len=512, encoder_hash_byte_group_size=[3, 4, 5, 6, 7, 8],
         encoder_hash_byte_group_vocab=2003, encoder_hash_byte_group_nb_functions=1, max_position_embeddings=8192,
         hidden_size_global=512,
-        patcher_config=dict(
-            vocab_size=260, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=384,
-            max_position_embeddings=8192, sliding_window=512,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
-        ),
+        patcher_config={
+            "vocab_size": 260, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 384, "max_position_embeddings": 8192, "sliding_window": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
         encoder_config=dict(local, num_hidden_layers=1, cross_attn_all_layers=False),
         decoder_config=dict(local, num_hidden_layers=4, cross_attn_all_layers=True),
-        global_config=dict(
-            hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=1408,
-            max_position_embeddings=8192,
-        ),
+        global_config={
+            "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1408,
+            "max_position_embeddings": 8192,
+        },
     )  # fmt: skip
     torch.manual_seed(0)
     model = BltForCausalLM(config)
@@ -162,7 +163,7 @@ def update(model, optimizer: torch.optim.Optimizer) -> None:
 
 def in_turns(work: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in work}
-    for name, run in work.items():
+    for run in work.values():
         run()
     for _ in range(turns):
         for name, run in work.items():
@@ -242,7 +243,7 @@ def memory() -> None:
             command = [sys.executable, __file__, "--peak", what, str(length)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             peaks.append(int(done.stdout.split()[-1]))
-        growth = ", ".join(f"{b / a:.2f}x" for a, b in zip(peaks, peaks[1:], strict=False))
+        growth = ", ".join(f"{b / a:.2f}x" for a, b in itertools.pairwise(peaks))
         shown = ", ".join(f"{peak / 2**20:.0f} MiB" for peak in peaks)
         print(f"memory     {what}: {shown} for 1,024, 2,048 and 4,096 bytes; growth {growth}", flush=True)
 

@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import fx
 
 from ..dsl.check import Checked
 from ..dsl.program import Weight
-from .emit import Imports, KernelOp, method
+from .emit import Imports, method
 from .emit_kernels import kernels_text
 from .graph_context import CompilerBug
 from .lower import empty_weights, lower, signature
@@ -46,8 +46,8 @@ HERE = Path(__file__).parent
 ATTENTION_TARGETS = (*TARGETS, "interpreter")
 
 
-# What kernels take on the artifact's target, as data for the manifest.
-Inspect = Callable[[tuple[KernelOp, ...]], list[dict[str, Any]]]
+# What the kernels of some graphs take on the artifact's target, as data for the manifest.
+Inspect = Callable[[Sequence[fx.GraphModule]], list[dict[str, Any]]]
 
 
 class ArtifactError(Exception):
@@ -65,7 +65,7 @@ def compile_to(
 ) -> Path:
     """Writes the artifact of a checked spec: its main model, and a loss method for each objective.
 
-    `target` is what it is made for; `inspect` says what each of its kernels takes there, for the manifest.
+    `target` is what it is made for; `inspect` says what each kernel takes there, for the manifest.
     """
     folder = Path(folder)
     files = artifact_files(checked, dtype, passes, weft_version, target, inspect)
@@ -142,7 +142,7 @@ def artifact_files(
         files["__init__.py"] = _PACKAGE.replace("from .model", f"from . import {_stems(len(attentions))}\nfrom .model")
     files.update(copied_modules(imports.modules))
     manifest = _manifest(checked, references, weights, dtype, passes, weft_version, files)
-    manifest |= {"target": target, "kernels": inspect(tuple(imports.kernels.values())) if inspect else []}
+    manifest |= {"target": target, "kernels": inspect(tuple(fused.values())) if inspect else []}
     files[MANIFEST] = json.dumps(manifest, indent=1) + "\n"
     return files
 

@@ -14,6 +14,7 @@ from ..dsl.program import Node, Value
 from ..dsl.value_type import Flag, Int, Real, ValueType
 from .decode_plan import DECODE_ARGUMENTS, CacheSpec, DecodePlan, DecodeTypes
 from .decode_stages import runs_every_call
+from .facts import FACT, Fact
 from .functions import caches, open_cuts
 from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
 from .lower import whole_result
@@ -62,6 +63,9 @@ class DecodeContext(GraphContext):
         counted = Origin(plan.axis.span, PER_EXAMPLE)
         self.lengths, self.columns, self.is_even = (self.argument(name, counted) for name in DECODE_ARGUMENTS)
         self._per_example = self.lengths
+        if form == "step":
+            # Rows and examples are the same here, and a step's lengths are the positions of its rows.
+            self.lengths.meta[FACT] = Fact(plan.axis.name, (), torch.int64)
 
     @property
     def is_single(self) -> bool:
@@ -183,9 +187,7 @@ class DecodeContext(GraphContext):
         cut_offsets = plan("closed offsets", (), lambda: self.plain(open_cuts.closed_offsets, ends, offsets))
         count = self.state("segments", (), torch.int64)
         before = self.every_call(along, open_cuts.segments_before, count, cut_offsets, lengths, offsets)
-        self.every_call(
-            along, open_cuts.keep_open_rows, self._open_before[cut][0], ends, open_before, lengths, offsets
-        )
+        self.every_call(along, open_cuts.keep_open_rows, self._open_before[cut][0], ends, open_before, lengths, offsets)
         closing = plan("closing", (along,), lambda: self.plain(open_cuts.closing, ends))
         assert self._node is not None
         at_most = getattr(self._node.attrs, "at_most", None)

@@ -134,9 +134,7 @@ def _plans(node: fx.Node, segments: frozenset[Axis]) -> bool:
     return known.node is None and known.type is not None and known.type.rows in segments
 
 
-def _stage(
-    module: fx.GraphModule, own: list[fx.Node], wanted: set[fx.Node], closing: tuple[str, ...] | None
-) -> Stage:
+def _stage(module: fx.GraphModule, own: list[fx.Node], wanted: set[fx.Node], closing: tuple[str, ...] | None) -> Stage:
     graph = fx.Graph()
     here = set(own)
     made: dict[fx.Node, fx.Node] = {}

@@ -11,11 +11,11 @@ from torch import fx
 
 from ..dsl import masks
 from ..dsl.axes import Axis
-from ..dsl.program import Value
 from .decode_context import DecodeContext
 from .functions import attention, caches, cuts, open_cuts, shifts
 from .graph_context import NotLowered
 from .ops.attend import AttendAttrs
+from .ops.attend_formulas import sides_of
 from .ops.cut import SpreadAttrs
 from .ops.operands import sizes
 
@@ -71,7 +71,7 @@ def _attend(
     if bias is not None:
         heads = attrs.heads.of_queries if ctx.node.inputs[3].type.static_axes else ()
         captured.append(ctx.cache("bias", (), None, (math.prod(sizes(heads)),), dtype))
-    captured += _captured(ctx, attrs, predicate)
+    captured += _captured(ctx, attrs)
     position = ctx.position(keys_axis)
     return ctx.plain(
         caches.attend_general,
@@ -90,6 +90,8 @@ def _attend(
         bias,
         tuple(captured),
         score,
+        # Of one row per sequence, where the host knows how many slots are in use.
+        ctx.columns if ctx.form == "step" and keys_axis is ctx.plan.axis else None,
     )
 
 
@@ -106,7 +108,7 @@ def _attend_across(
     groups, dtype = math.prod(sizes(attrs.heads.of_keys)), ctx.types.attended
     keys = ctx.cache("keys", (), None, (groups, math.prod(sizes(attrs.over))), dtype)
     values = ctx.cache("values", (), None, (groups, math.prod(sizes(attrs.value_axes))), dtype)
-    captured = tuple(_captured(ctx, attrs, predicate))
+    captured = tuple(_captured(ctx, attrs))
     # Keys are cached with every row, also while nothing asks about them.
     return ctx.every_call(
         ctx.plan.axis if ctx.plan.axis in (queries, axis) else queries,
@@ -134,14 +136,20 @@ def _grows(ctx: DecodeContext, axis: Axis) -> bool:
     return axis is ctx.plan.axis or axis in ctx.open
 
 
-def _captured(ctx: DecodeContext, attrs: AttendAttrs, predicate: Any) -> list[fx.Node]:
-    """A cache for everything that the keys' side of a mask reads."""
-    if predicate is None:
-        return []
-    return [
-        ctx.cache("captured", (), None, (), torch.int64 if value is None else ctx.cache_type(value))
-        for value in _key_reads(attrs.mask.formula, attrs)
-    ]
+def _captured(ctx: DecodeContext, attrs: AttendAttrs) -> list[fx.Node]:
+    """A cache for everything that keys have of a mask and a score, in the order in which they read it."""
+    mask, score = attrs.mask_captures(ctx.node.inputs), attrs.score_captures(ctx.node.inputs)
+    formula = None if masks.is_exactly_distance(attrs.mask.formula) else attrs.mask.formula
+    sides = [] if attrs.score is None else sides_of(attrs.score.formula)
+    found = [None if index is None else mask[index] for index in _key_reads(formula, attrs.along)]
+    found += [score[index] for side, index in sides if side == "key"]
+    made = []
+    for value in found:
+        # What a score reads is written out for all heads; a mask reads one value per row, or the number of a segment.
+        wide = value is not None and value.type.static_axes
+        shape = (math.prod(sizes(attrs.heads.of_queries)),) if wide else ()
+        made.append(ctx.cache("captured", (), None, shape, torch.int64 if value is None else ctx.cache_type(value)))
+    return made
 
 
 def _band_mask(
@@ -160,13 +168,13 @@ def _slots_of(keys: torch.Tensor) -> int:
     return keys.shape[2]
 
 
-def _key_reads(formula: masks.Formula | masks.Term | None, attrs: AttendAttrs) -> list[Value | None]:
-    """What the keys' side of a mask reads, in the order in which the lowered predicate does: captured values, and None
-    for the number of a segment."""
+def _key_reads(formula: masks.Formula | masks.Term | None, keys: Axis) -> list[int | None]:
+    """Which captured values the keys' side of a mask reads, in the order in which the lowered predicate does. None: the
+    number of a segment."""
     match formula:
         case masks.Side("key", masks.Captured(index)):
-            return [attrs.mask.captures[index]]
-        case masks.Side("key", masks.SegmentIndex(axis)) if axis is not attrs.along:
+            return [index]
+        case masks.Side("key", masks.SegmentIndex(axis)) if axis is not keys:
             return [None]
         case (
             masks.Both(left, right)
@@ -174,9 +182,9 @@ def _key_reads(formula: masks.Formula | masks.Term | None, attrs: AttendAttrs) -
             | masks.Compare(_, left, right)
             | masks.Arithmetic(_, left, right)
         ):
-            return _key_reads(left, attrs) + _key_reads(right, attrs)
+            return _key_reads(left, keys) + _key_reads(right, keys)
         case masks.Not(inner):
-            return _key_reads(inner, attrs)
+            return _key_reads(inner, keys)
         case _:
             return []
 

@@ -21,8 +21,9 @@ def attention_text(kernels: tuple[KernelPlan | DecodeKernelPlan, ...]) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is launched on a target, as text."""
+    """How a kernel is launched on a target, as text. `key`: under which of the module's keys it is entered."""
 
+    key: str
     name: str
     target: str
     arguments: tuple[str, ...]
@@ -32,14 +33,21 @@ class Launch:
 
 
 def attention_module(
-    key: AttentionKey, kernels: tuple[KernelPlan, ...], launches: tuple[Launch, ...], made_from: str, home: str = "."
+    key: AttentionKey,
+    forward_form: str,
+    kernels: tuple[KernelPlan, ...],
+    launches: tuple[Launch, ...],
+    made_from: str,
+    home: str = ".",
 ) -> str:
-    """A module with the kernels of one attention, which enters them into the table that launchers look in."""
+    """A module with the kernels of one attention, which enters them into the table that launchers look in.
+    `forward_form`: that of the forward kernel."""
     # Text and None are printed as Python writes them.
     shown = replace(key, form=repr(key.form), bias_type=repr(key.bias_type))
     return render(
         "attention_module.py.j2",
         attention=shown,
+        forward_form=repr(forward_form) if forward_form != key.form else None,
         kernels=attention_text(kernels),
         launches=launches,
         made_from=made_from,

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
-from .functions import attention, gathers, packing, pointwise, precision, shifts, statics
+from .functions import attention, caches, gathers, packing, pointwise, precision, shifts, statics
+from .gpu import attention_caches
 from .gpu.attention import attend
 from .origin import origin
 
@@ -386,6 +387,7 @@ _RULES: dict[Any, Rule] = {
         ),
         _SAME,
     ),
+    caches.every_example: _like_first,
     **dict.fromkeys((pointwise.maximum, pointwise.minimum, torch.clamp), _SAME),
     **dict.fromkeys(
         (
@@ -424,7 +426,13 @@ _RULES: dict[Any, Rule] = {
     gathers.rows_of_table: _rows_of_table,
     torch.index_select: _index_select,
     gathers.entries: _entries,
-    **dict.fromkeys((attention.attend_packed, attend), _attend),
+    **dict.fromkeys(
+        (
+            attention.attend_packed, attend, attention_caches.attend_step, attention_caches.attend_extend,
+            attention_caches.attend_general,
+        ),
+        _attend,
+    ),
     torch.arange: _arange,
 }  # fmt: skip
 

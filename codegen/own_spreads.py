@@ -81,7 +81,9 @@ class _Writer:
             case ShiftAttrs(by, _) if node.op is PREVIOUS and len(node.inputs) == 1:
                 earlier = node.inputs[0]
                 if by < -1:
-                    shifted = replace(node, attrs=replace(node.attrs, by=by + 1), outputs=(_like(value, value.type.axes),))
+                    shifted = replace(
+                        node, attrs=replace(node.attrs, by=by + 1), outputs=(_like(value, value.type.axes),)
+                    )
                     self.nodes.append(shifted)
                     earlier = shifted.outputs[0]
                 spread = replace(node, op=SPREAD, attrs=replace(attrs, which="before"), inputs=(earlier, *made))

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 from .facts import WORKING
+from .gpu import attention_caches
 from .gpu.attention import attend
 from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
 from .passes.bands import recognise_bands
+from .passes.cached_attention import use_cached_attention
 from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
@@ -57,6 +60,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
+    Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
@@ -105,6 +109,14 @@ def passes_for(device: torch.device) -> tuple[Pass, ...]:
     return CPU_PASSES if device.type == "cpu" else GPU_PASSES
 
 
+# Functions that launch attention kernels.
+ATTENTION: tuple[Callable[..., Any], ...] = (
+    attend,
+    attention_caches.attend_step,
+    attention_caches.attend_extend,
+    attention_caches.attend_general,
+)
+
 Watch = Callable[[Pass, fx.GraphModule], None]
 
 
@@ -134,4 +146,4 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
 
 def asks_for_kernels(module: fx.GraphModule) -> bool:
     """Whether calls of generated kernels stand in the graph."""
-    return any(isinstance(node.target, FusedOp) or node.target is attend for node in module.graph.nodes)
+    return any(isinstance(node.target, FusedOp) or node.target in ATTENTION for node in module.graph.nodes)

@@ -1,14 +1,22 @@
-"""The kernels of gradients of tables as an ahead-of-time compiler needs them. They are the same for every table."""
+"""The kernels of gradients of tables as others need them: text for an ahead-of-time compiler, where a graph launches
+them, bytes for a roofline. They are the same for every table of one width and type."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
+from torch import fx
 
+from .cost import Work
+from .facts import Fact, facts
+from .gpu import tables
 from .gpu.scatter import BLOCK_T, TILE, WARPS, block_entries
 from .gpu.triton_types import TRITON_TYPES
 from .kernel_text import KernelText
+from .rowwise.fused import FusedOp
 
 _FILE = Path(__file__).parent / "gpu" / "scatter_kernels.py"
 
@@ -38,3 +46,62 @@ def _text(name: str, arguments: tuple[tuple[str, str], ...], constants: tuple[tu
         warps=WARPS,
         stages=3,
     )
+
+
+@dataclass(frozen=True)
+class TableGradient:
+    """A table `[count, width]` whose gradient arrives as `per_row` rows for each row of the graph, of `dtype`."""
+
+    count: int
+    width: int
+    per_row: int
+    dtype: torch.dtype
+
+
+def table_gradients(module: fx.GraphModule) -> list[tuple[TableGradient, fx.Node]]:
+    """Every table of a graph that has a gradient, with the node that reads it."""
+    known = facts(module)
+    found = []
+    for node in module.graph.nodes:
+        if isinstance(node.target, FusedOp):
+            found += [(gradient, node) for gradient in _of_call(node.target)]
+        elif node.target in (tables.embedding, tables.read_rows):
+            index, table = node.args if node.target is tables.embedding else reversed(node.args)
+            gradient = _of_reader(known.get(index), known.get(table))
+            found += [] if gradient is None else [(gradient, node)]
+    return found
+
+
+def _of_reader(index: Fact | None, table: Fact | None) -> TableGradient | None:
+    if index is None or table is None or index.level is None:
+        return None
+    count, *entries = table.dims
+    return TableGradient(count, prod(entries), prod(index.dims), table.dtype)
+
+
+def _of_call(op: FusedOp) -> list[TableGradient]:
+    """Of the tables that a fused call reads: its backward gives their gradients row by row."""
+    if op.derivative is None or op.backward is None:
+        return []
+    made = []
+    entries = {source.place: source.entries for source in op.program.sources}
+    for gathered in op.derivative.gathered:
+        rows = op.backward.program.results[gathered.rows]
+        *lead, width = rows.dims
+        made.append(TableGradient(entries[gathered.place] // width, width, prod(lead), rows.dtype))
+    return made
+
+
+def scatter_work(gradient: TableGradient, name: str, rows: int) -> Work:
+    """Of a launch over the gradients of `rows` rows of the graph. Ids are taken to be as different as the table
+    allows: then every row of it that is read is written once, and parts of runs lie at the ends of tiles only."""
+    positions = rows * gradient.per_row
+    tiles = -(-positions // TILE)
+    real = torch.promote_types(gradient.dtype, torch.float32).itemsize
+    row, part = gradient.width * gradient.dtype.itemsize, gradient.width * real
+    # Runs that end in another tile than they begin in: at most one for each boundary between tiles.
+    crossing = max(0, min(tiles - 1, positions - gradient.count))
+    if name == "join_parts":
+        return Work(tiles * (4 + 4 + 8) + crossing * 2 * part, crossing * row, vector=crossing * gradient.width)
+    written = min(positions, gradient.count) * row + crossing * 2 * part
+    return Work(positions * (4 + 8 + row), written, vector=positions * gradient.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -54,14 +55,28 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         label = call.label.text if call.label else None
         return self.expand_with(block, arguments, spans, call.span, self.site(block.name, label))
 
-    def call_block(self, block: BlockRef, arguments: list[object], at: Span) -> object:
-        names = [p.name.text for p in block.declaration.parameters]
-        return self.expand_with(block, dict(zip(names, arguments, strict=False)), {}, at, self.site(block.name, None))
+    def call_block(
+        self,
+        block: BlockRef,
+        arguments: list[object],
+        at: Span,
+        label: str | None = None,
+        visible: Mapping[str, object] | None = None,
+    ) -> object:
+        given = dict(zip((p.name.text for p in block.declaration.parameters), arguments, strict=False))
+        return self.expand_with(block, given, {}, at, self.site(block.name, label), visible)
 
     def expand_with(
-        self, block: BlockRef, arguments: dict[str, object], spans: dict[str, Span], at: Span, site: tuple[str, ...]
+        self,
+        block: BlockRef,
+        arguments: dict[str, object],
+        spans: dict[str, Span],
+        at: Span,
+        site: tuple[str, ...],
+        visible: Mapping[str, object] | None = None,
     ) -> object:
-        """The result of a block on evaluated arguments. `site` is what the call adds to weight paths."""
+        """The result of a block on evaluated arguments. `site` is what the call adds to weight paths; `visible`: see
+        `call_block`."""
         declaration = block.declaration
         is_model = declaration.form == "model"
         if is_model:
@@ -77,6 +92,9 @@ class BlockCalls(Signatures, Expressions, OpCalls):
                 for name in optional_names(declaration)
                 if arguments.get(name) is not None
             }
+        if visible:
+            own = set(home.names)
+            body.scope.bound.update({name: value for name, value in visible.items() if name not in own})
         known = len(self.problems)
         with self._entered(block, at):
             if id(declaration) in self.build.failed:

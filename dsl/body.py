@@ -7,6 +7,7 @@ each add to `Body`, which holds what they share and declares what the layers bel
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -59,6 +60,8 @@ class Build:
     steps: int = 0
     tried: set[int] = field(default_factory=set)  # branches not taken that were checked, by id
     is_dead: bool = False  # runs a branch that is not taken, for its mistakes
+    # In a block that an operator applies to pairs of rows: what stands for `query(e)` and `key(e)`, side and e.
+    sides: dict[Value, tuple[str, Value | None]] | None = None
     facts: tuple[Fact, ...] = ()  # lengths that are equal where the elaboration is now
 
     def step(self, at: Span) -> None:
@@ -139,8 +142,16 @@ class Body(ABC):
         """The axes an expression names: one, or a list."""
 
     @abstractmethod
-    def call_block(self, block: BlockRef, arguments: list[object], at: Span) -> object:
-        """The result of a block on values, for an operator that is given one."""
+    def call_block(
+        self,
+        block: BlockRef,
+        arguments: list[object],
+        at: Span,
+        label: str | None = None,
+        visible: Mapping[str, object] | None = None,
+    ) -> object:
+        """The result of a block on values, for an operator that is given one. `label`: what the operator's call is
+        named; `visible`: names that the block may read besides those of its file, which come first."""
 
     @abstractmethod
     def call(self, call: syntax.Call, piped: syntax.Expression | None) -> object:

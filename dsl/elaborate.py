@@ -18,10 +18,12 @@ from .errors.signatures import BadType
 from .errors.weights import BadDistribution, NoLoss, UnusedShared
 from .instances import Instances, scratch_build
 from .modules import Instance, Library, Module, Named
+from .names_read import bound_names, names_read
 from .opdef import OpTable
 from .program import Distribution, Frame, Program, Value, Weight
 from .record import record
 from .repeats import Turns, has_numbered_patterns
+from .side_calls import SIDES
 from .signatures import STATIC_KINDS
 from .sizes import Given
 from .source import Span
@@ -261,7 +263,11 @@ def check_declarations(spec: Spec) -> None:
 
 
 def _check_uncalled(spec: Spec, block: syntax.Block) -> None:
-    """A block whose signature says all is elaborated as a model would be; of others, names are checked."""
+    """A block whose signature says all is elaborated as a model would be; of others, names are checked. One that reads
+    `query(..)` or `key(..)` captures names where it is used, as a mask does, and is checked there."""
+    own = {*bound_names(block.body), *(parameter.name.text for parameter in block.parameters), *spec.root.names}
+    if any(name.text in SIDES and name.text not in own for name in names_read(block.body)):
+        return
     body = Elaboration(spec.build(training=False), spec.root, "block", (), (Frame(block.name.text, None, block.span),))
     concrete = not block.axes and all(_is_concrete(p) for p in block.parameters)
     if concrete:

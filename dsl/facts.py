@@ -1,7 +1,7 @@
 """What the condition of a static `if` says about lengths, for the branch that it guards.
 
-    if dim == inner:
-        h = rename(x, dim -> inner)     equal here, though not as formulas
+if dim == inner:
+    h = rename(x, dim -> inner)     equal here, though not as formulas
 """
 
 from __future__ import annotations

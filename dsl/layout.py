@@ -1,16 +1,16 @@
 """Where a line of a spec is broken when it does not fit, or when a comment stands inside it.
 
-    x = linear(a, dim -> dim)           one line, if it fits
-    x = linear(                         brackets: one element a line
-        a,
-        dim -> dim,
-    )
-    x = a                               pipes: all or none
-        |> norm
-    size 7b: layers = 32, dim = 4096,   lists: filled
-        heads = 32
-    size tiny: layers = 4,  dim = 128   presets of the same settings below one another: a table
-    size 7b:   layers = 32, dim = 4096
+x = linear(a, dim -> dim)           one line, if it fits
+x = linear(                         brackets: one element a line
+    a,
+    dim -> dim,
+)
+x = a                               pipes: all or none
+    |> norm
+size 7b: layers = 32, dim = 4096,   lists: filled
+    heads = 32
+size tiny: layers = 4,  dim = 128   presets of the same settings below one another: a table
+size 7b:   layers = 32, dim = 4096
 """
 
 from __future__ import annotations

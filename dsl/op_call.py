@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from .errors.names import BadArguments, StaticArithmetic, WrongArgument, did_you
 from .errors.syntax import BadMapping
 from .length import Length
 from .masks import Mask
-from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param
+from .opdef import REQUIRED, Accepts, AxisMapping, Inferred, OpDef, Param, Traced
 from .program import Constant, Distribution, Node, Segmented, Value, Weight
 from .source import Span
 from .static_math import equal, number_of
@@ -60,19 +61,23 @@ class Call:
     def segmented(self, axis: Axis) -> Segmented | None:
         return self._body.segmented(axis, self.span)
 
-    def traced(self, block: BlockRef, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:
+    def traced(self, block: BlockRef, type: ValueType) -> Traced:
         build = self._body.build
         given = Value("score", type, self.span)
-        before = build.nodes, build.make_nodes
-        build.nodes, build.make_nodes = [], True
+        before = build.nodes, build.make_nodes, build.sides
+        build.nodes, build.make_nodes, build.sides = [], True, {}
         try:
-            result = self._body.call_block(block, [given], self.span)
-            nodes = tuple(build.nodes)
+            result = self._body.call_block(block, [given], self.span, self._label, self._body.scope.bound)
+            nodes, reads = tuple(build.nodes), build.sides
         finally:
-            build.nodes, build.make_nodes = before
+            build.nodes, build.make_nodes, build.sides = before
         if result is UNKNOWN:
             raise Noted
-        return given, as_value(self._body, result, self.span, "the result"), nodes
+        return Traced(given, as_value(self._body, result, self.span, "the result"), nodes, reads)
+
+    def keep(self, nodes: Iterable[Node]) -> None:
+        if self._body.build.make_nodes:
+            self._body.build.nodes.extend(nodes)
 
 
 def as_value(body: Body, given: object, at: Span, parameter: str) -> Value:
@@ -246,7 +251,14 @@ class OpCalls(Body):
     def distribution(self, expression: syntax.Expression) -> Distribution:
         raise NotImplementedError
 
-    def call_block(self, block: BlockRef, arguments: list[object], at: Span) -> object:
+    def call_block(
+        self,
+        block: BlockRef,
+        arguments: list[object],
+        at: Span,
+        label: str | None = None,
+        visible: Mapping[str, object] | None = None,
+    ) -> object:
         raise NotImplementedError
 
     def axes(self, expression: syntax.Expression) -> tuple[Axis, ...]:

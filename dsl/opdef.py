@@ -6,7 +6,7 @@ the first three and never imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from enum import Enum
 from functools import cached_property
@@ -79,6 +79,17 @@ class Inferred:
     fields: tuple[str, ...] = ()
 
 
+@record
+class Traced:
+    """What a block given as an argument makes of a value. `nodes` are between, and in no program. `reads`: values that
+    stand for `query(e)` and `key(e)`, with the side and e, None for the position."""
+
+    given: Value
+    result: Value
+    nodes: tuple[Node, ...]
+    reads: Mapping[Value, tuple[str, Value | None]]
+
+
 class OpCall(Protocol):
     """What a type rule may ask of the call it types. The elaborator implements it."""
 
@@ -108,9 +119,13 @@ class OpCall(Protocol):
         none yet."""
         ...
 
-    def traced(self, block: Any, type: ValueType) -> tuple[Value, Value, tuple[Node, ...]]:
-        """A block given as an argument, on a value of this type that no operator makes: that value, the result, and
-        the nodes between, which are in no program."""
+    def traced(self, block: Any, type: ValueType) -> Traced:
+        """A block given as an argument, on a value of this type that no operator makes. It may read `query(e)` and
+        `key(e)`, and names that are visible where the operator is called."""
+        ...
+
+    def keep(self, nodes: Iterable[Node]) -> None:
+        """Puts nodes of a traced block into the program: what they make is read as an ordinary value."""
         ...
 
     def emit(self, op: str, **arguments: Any) -> Value:

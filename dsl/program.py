@@ -206,7 +206,6 @@ class Program:
         axes = [axis for value in self.inputs for axis in value.type.axes if axis.is_ordered]
         return tuple(dict.fromkeys(axes))
 
-
     @property
     def born_axes(self) -> tuple[Axis, ...]:
         """Ordered axes of the outputs that no input has: the program itself makes their rows."""

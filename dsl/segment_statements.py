@@ -47,9 +47,7 @@ def segment(body: Elaboration, statement: syntax.Segment) -> None:
     _register(body, statement, cut, along, values)
 
 
-def _register(
-    body: Elaboration, statement: syntax.Segment, cut: Axis, along: Axis, made: tuple[object, ...]
-) -> None:
+def _register(body: Elaboration, statement: syntax.Segment, cut: Axis, along: Axis, made: tuple[object, ...]) -> None:
     flags = [value for value in made if isinstance(value, Value)]
     if flags:
         inside = flags[1] if len(flags) > 1 else None

@@ -30,13 +30,14 @@ from .repeats import alike
 from .scope import Branched, Scope
 from .segment_statements import optional_input, segment
 from .shared_calls import DEFAULT_INIT, SharedCalls
+from .side_calls import SideCalls
 from .source import Span
 from .static_math import number_of
 from .statics import UNKNOWN, BlockRef, Builtin, Family, Record, SharedBlock, SharedFamily, describe
 from .value_type import Flag, Real, level_words
 
 
-class Elaboration(SharedCalls, MaskCalls):
+class Elaboration(SharedCalls, MaskCalls, SideCalls):
     """A body with every layer in place."""
 
     def __init__(
@@ -53,6 +54,8 @@ class Elaboration(SharedCalls, MaskCalls):
     # ---- calls ------------------------------------------------------------------------------------
 
     def call(self, call: syntax.Call, piped: syntax.Expression | None) -> object:
+        if self.build.sides is not None and self.is_side(call.callee):
+            return self.side(call, piped)
         callee = self._callee(call.callee)
         match callee:
             case _ if callee is UNKNOWN:

@@ -221,5 +221,7 @@ def _derived(program: Program, model: Model) -> DecodeGraphs:
         return graphs
     step_passes = CPU_STEP_PASSES if model.passes is CPU_PASSES else model.passes
     forms = {"begin": model.passes, "extend": model.passes, "last": model.passes, "step": step_passes}
-    fused = {name: map_modules(getattr(graphs, name), partial(run_passes, passes=passes)) for name, passes in forms.items()}
+    fused = {
+        name: map_modules(getattr(graphs, name), partial(run_passes, passes=passes)) for name, passes in forms.items()
+    }
     return replace(graphs, **fused)

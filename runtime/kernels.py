@@ -17,13 +17,13 @@ from torch import fx
 
 from ..codegen.emit import Imports, KernelOp
 from ..codegen.emit_kernels import kernels_text
-from ..codegen.gpu.attention import attend
+from ..codegen.pipeline import ATTENTION
 from ..codegen.score.load import connect
 
 
 def attach_kernels(module: fx.GraphModule) -> None:
     """Afterwards fused calls launch their kernels on a GPU, and run what they stand for on a CPU."""
-    if any(node.target is attend for node in module.graph.nodes):
+    if any(node.target in ATTENTION for node in module.graph.nodes):
         connect()
     ops = {node.target.name: node.target for node in module.graph.nodes if isinstance(node.target, KernelOp)}
     if not ops:

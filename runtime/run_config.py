@@ -35,7 +35,9 @@ class RunConfig(BaseModel):
     # The model
     spec: str = Field(description="spec file, checkpoint folder or compiled artifact")
     size: str | None = Field(None, description="preset of the spec")
-    overrides: dict[str, int | float | str | bool | tuple[int | float, ...]] = Field(default_factory=dict, description="sizes and options")
+    overrides: dict[str, int | float | str | bool | tuple[int | float, ...]] = Field(
+        default_factory=dict, description="sizes and options"
+    )
     objective: str | None = Field(None, description="which objective; not needed when the spec has one")
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="bfloat16: float32 weights, matrix products in bf16; auto: that on CUDA, else float32"

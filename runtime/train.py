@@ -215,7 +215,9 @@ def _make_groups(config: RunConfig, model: Model, objective: Program) -> tuple[G
 def _identity(model: Model, objective: Program) -> ModelIdentity:
     checked = model.checked
     texts = tuple(SpecText(file.name, file.text) for file in checked.files)
-    overrides = {name: value for name, value in checked.overrides.items() if isinstance(value, int | float | str | tuple)}
+    overrides = {
+        name: value for name, value in checked.overrides.items() if isinstance(value, int | float | str | tuple)
+    }
     return ModelIdentity(texts, checked.size, overrides, objective.name)
 
 

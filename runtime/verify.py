@@ -257,7 +257,7 @@ class _Check:
     # -- decoding ----------------------------------------------------------------------------------
 
     def decoding(self) -> Iterator[Part | NotCompared]:
-        """Row by row, as many sequences as there are examples with rows."""
+        """Row by row, and many rows at a time; as many sequences as there are examples with rows."""
         try:
             decoder = Decoder(self.model, self.program)
         except (SpecErrors, GenerateFault) as fault:
@@ -271,15 +271,18 @@ class _Check:
         want, near = _run(self.truth, self.arguments(torch.float64)), _run(self.unfused, self.arguments(self.dtype))
         rows, once = self._split(axis)
         counts = lengths[axis]
-        names = [name for name, _ in self.program.outputs]
-        try:
-            got = _decoded(decoder, rows, once, counts)
-        except Exception as error:  # noqa: BLE001 - as above
-            yield self.part("decode", names[0], self.output_spans()[0], None, None, LIMITS[self.dtype], _said(error))
-            return
-        for name, span, one, two, three in zip(names, self.output_spans(), got, want, near, strict=True):
-            limit = LIMITS[self.dtype] + WHOLE * _error(three, two)
-            yield self.part("decode", name, span, one, two.detach(), limit)
+        for suffix, run in (("", _decoded), (", in pieces", _in_pieces)):
+            names = [f"{name}{suffix}" for name, _ in self.program.outputs]
+            try:
+                got = run(decoder, rows, once, counts)
+            except Exception as error:  # noqa: BLE001 - as above
+                yield self.part(
+                    "decode", names[0], self.output_spans()[0], None, None, LIMITS[self.dtype], _said(error)
+                )
+                return
+            for name, span, one, two, three in zip(names, self.output_spans(), got, want, near, strict=True):
+                limit = LIMITS[self.dtype] + WHOLE * _error(three, two)
+                yield self.part("decode", name, span, one, two.detach(), limit)
 
     def _split(self, axis: str) -> tuple[dict[str, list[Tensor]], dict[str, Any]]:
         """Inputs along the decoded axis, one tensor a sequence, and the others as the runtime takes them."""
@@ -395,6 +398,23 @@ def _decoded(
                 made[number, place] = [output[number] for output in outputs]
     order = [made[number, place] for number, count in enumerate(counts) for place in range(count)]
     return [torch.stack(column) for column in zip(*order, strict=True)]
+
+
+def _in_pieces(
+    decoder: Decoder, rows: Mapping[str, Sequence[Tensor]], once: Mapping[str, Any], counts: Sequence[int]
+) -> list[Tensor]:
+    """As `_decoded`, made half of each sequence at a time: a prompt, and rows after it."""
+    state = decoder.begin(len(counts), max(counts), once)
+    made: list[list[list[Tensor]]] = []  # by half, output, sequence
+    halves = [(count + 1) // 2 for count in counts]
+    for pieces in ([slice(half) for half in halves], [slice(half, None) for half in halves]):
+        given = {name: [x[piece] for x, piece in zip(parts, pieces, strict=True)] for name, parts in rows.items()}
+        results, state = decoder.extend(state, given)
+        outputs = list(results.values()) if isinstance(results, dict) else [results]
+        sizes = [len(x) for x in next(iter(given.values()))]
+        made.append([list(output.split(sizes)) for output in outputs])
+    first, second = made
+    return [torch.cat([x for both in zip(*two, strict=True) for x in both]) for two in zip(first, second, strict=True)]
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------

@@ -25,9 +25,7 @@ def noise(length: int, seed: int = 0) -> list[int]:
     return [1, *(chosen.randrange(4, 260) for _ in range(length - 1))]
 
 
-def published(
-    slots: int = 2, dim: int = 64, encoder_layers: int = 1, window: int = 8, threshold: float = 4.96
-) -> Any:
+def published(slots: int = 2, dim: int = 64, encoder_layers: int = 1, window: int = 8, threshold: float = 4.96) -> Any:
     """`BltForCausalLM` as transformers makes it, small."""
     from transformers import BltConfig, BltForCausalLM
 
@@ -105,7 +103,9 @@ def tiny(dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: object)
     with torch.no_grad():
         for _, weight in made.by_path():
             gain = weight.dim() == 1
-            weight.copy_(1 + 0.2 * torch.randn_like(weight) if gain else torch.randn_like(weight) * weight.shape[-1] ** -0.5)
+            weight.copy_(
+                1 + 0.2 * torch.randn_like(weight) if gain else torch.randn_like(weight) * weight.shape[-1] ** -0.5
+            )
     return made
 
 

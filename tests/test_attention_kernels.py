@@ -117,7 +117,7 @@ def test_ops_are_registered_well(has_bias: bool) -> None:
 def test_the_cached_op_is_registered_well() -> None:
     q, cache = torch.randn(2, 1, 4, 8), torch.randn(2, 2, 9, 8)
     form = AttentionForm(0.3).text
-    arguments = (q, cache, cache.clone(), torch.tensor([3, 12]), 9, -5, 0, form)
+    arguments = (q, cache, cache.clone(), torch.tensor([3, 12]), 9, -5, 0, form, [])
     torch.library.opcheck(attention_decode.attention_decode, arguments)
 
 

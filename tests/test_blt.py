@@ -39,8 +39,9 @@ def test_golden_case(golden: Any) -> None:
     assert got.argmax(-1).tolist() == [
         38, 256, 188, 185, 84, 217, 115, 188, 131, 156, 21, 89, 250, 38, 212, 82, 93, 258, 230, 93, 21, 244, 131, 153,
     ]  # fmt: skip
-    torch.testing.assert_close(got[5, :5], torch.tensor([0.29818, -0.84990, 2.48516, -2.93819, -1.85007]), rtol=0, atol=1.5e-5)
-    torch.testing.assert_close(got[23, :5], torch.tensor([0.56200, 0.00744, 0.38827, -0.72849, 0.16221]), rtol=0, atol=1.5e-5)
+    rows = {5: [0.29818, -0.84990, 2.48516, -2.93819, -1.85007], 23: [0.56200, 0.00744, 0.38827, -0.72849, 0.16221]}
+    for row, numbers in rows.items():
+        torch.testing.assert_close(got[row, :5], torch.tensor(numbers), rtol=0, atol=1.5e-5)
     total, count = golden.loss(None, [ids])["cross_entropy"]
     assert (total / count).item() == pytest.approx(5.94854, abs=1e-5)
 
@@ -170,13 +171,17 @@ def test_export_and_reload_are_bit_equal(tmp_path: Path) -> None:
     imported(model, tmp_path)
     export_checkpoint(tmp_path / "weft", tmp_path / "back")
     again = BltForCausalLM.from_pretrained(tmp_path / "back")
-    assert {k: v.tolist() for k, v in again.state_dict().items()} == {k: v.tolist() for k, v in model.state_dict().items()}
+    assert {k: v.tolist() for k, v in again.state_dict().items()} == {
+        k: v.tolist() for k, v in model.state_dict().items()
+    }
 
 
 # -- patchers --------------------------------------------------------------------------------------
 
 
-def lengths_by(rule: str, n: int, surprise: list[float] | None = None, ids: list[int] | None = None, **more: Any) -> list[int]:
+def lengths_by(
+    rule: str, n: int, surprise: list[float] | None = None, ids: list[int] | None = None, **more: Any
+) -> list[int]:
     """Lengths over the n bytes and the byte to come, as the sheet counts them."""
     model = tiny(torch.float32, rule=rule, **more)
     bytes_ = torch.tensor(ids or [1, *([50] * (n - 1))])
@@ -228,22 +233,23 @@ def test_patchers_by_their_definition(rule: str) -> None:
 
 
 def test_the_longest_patch() -> None:
-    small = tiny(torch.float32, longest=3)
-    assert max(patch_rows(small, noise(50))) == 3
+    """`at most` ends patches without a flag: the same flags, given, make the same model."""
+    small, ids = tiny(longest=3), noise(50)
+    (ends,) = small.values(("ends",), [torch.tensor(ids)])["ends"]
+    capped = cut_to(ends, 3)
+    assert max(patch_lengths(capped)) <= 4  # the last counts the byte to come
+    assert capped.sum() > ends.sum()
+    free = tiny()
+    torch.testing.assert_close(small([torch.tensor(ids)])[0], free([torch.tensor(ids)], ends=[capped])[0])
 
 
-def patch_rows(model: Any, ids: list[int]) -> list[int]:
-    """Rows of the patches that the pooled values stand for."""
-    (x,) = model.values(("p",), [torch.tensor(ids)]).values() if "p" in model.program.bindings else (None,)
-    del x
-    (ends,) = model.values(("ends",), [torch.tensor(ids)])["ends"]
+def cut_to(ends: Tensor, longest: int) -> Tensor:
     rows, found = 0, []
     for flag in ends.tolist():
         rows += 1
-        if flag or rows == 3:
-            found.append(rows)
-            rows = 0
-    return found
+        found.append(flag or rows == longest)
+        rows = 0 if found[-1] else rows
+    return torch.tensor(found)
 
 
 def test_a_line_starts_the_entropy_model_again() -> None:
@@ -262,7 +268,9 @@ def test_a_line_starts_the_entropy_model_again() -> None:
 TEXTS = (text(b"The cat sat on the mat."), text(b"x"), [1], text(b"hello hello hello hello world"))
 
 
-@pytest.mark.parametrize("more", [{}, {"longest": 3}, {"rule": "space"}, {"rule": "monotonic", "threshold": 0.0}, {"slots": 1}])
+@pytest.mark.parametrize(
+    "more", [{}, {"longest": 3}, {"rule": "space"}, {"rule": "monotonic", "threshold": 0.0}, {"slots": 1}]
+)
 def test_decoding_equals_the_full_forward(more: dict[str, object]) -> None:
     compare_everywhere(tiny(**more), {"bytes": [torch.tensor(t) for t in TEXTS]}, capacity=40)
 

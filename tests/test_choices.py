@@ -168,7 +168,9 @@ model m(x: real[seq, d]) -> real[seq, d]:
 }
 
 REFUSED = {
-    "enum opt2": ("E315", """\
+    "enum opt2": (
+        "E315",
+        """\
 enum pos: rotary, none
 enum act: relu, none
 option a: act = none
@@ -177,8 +179,11 @@ model g(x: real[seq]) -> real[seq]:
     if a == rotary:
         y = x
     return x
-"""),
-    "dead branch type": ("E204", """\
+""",
+    ),
+    "dead branch type": (
+        "E204",
+        """\
 size tiny: dim = 4, other = 8
 option fancy: flag = false
 axis seq
@@ -186,8 +191,11 @@ model m(x: real[seq, dim]) -> real[seq, dim]:
     if fancy:
         x = x + linear(x, other -> dim)
     return x
-"""),
-    "dead branch kind": ("E201", """\
+""",
+    ),
+    "dead branch kind": (
+        "E201",
+        """\
 size tiny: dim = 4, other = 8
 option fancy: flag = false
 axis seq
@@ -196,16 +204,22 @@ model m(x: real[seq, dim], f: flag[seq]) -> real[seq, dim]:
         for i in 0 .. 3:
             x = x + f
     return x
-"""),
-    "dead training": ("E201", """\
+""",
+    ),
+    "dead training": (
+        "E201",
+        """\
 size tiny: dim = 4, other = 8
 axis seq
 model m(x: real[seq, dim], f: flag[seq]) -> real[seq, dim]:
     if training:
         x = x + f
     return x
-"""),
-    "branches two types": ("E317", """\
+""",
+    ),
+    "branches two types": (
+        "E317",
+        """\
 size tiny: dim = 4, other = 8
 option fancy: flag = false
 axis seq
@@ -215,8 +229,11 @@ model m(x: real[seq, dim]) -> real[seq, dim]:
     else:
         y = x
     return y
-"""),
-    "branch elif": ("E204", """\
+""",
+    ),
+    "branch elif": (
+        "E204",
+        """\
 enum mode: a, b, c
 option o: mode = a
 size tiny: dim = 4, other = 8
@@ -229,8 +246,11 @@ model m(x: real[seq, dim]) -> real[seq, dim]:
     else:
         x = x + 2
     return x
-"""),
-    "branch block flag": ("E201", """\
+""",
+    ),
+    "branch block flag": (
+        "E201",
+        """\
 size tiny: dim = 4, other = 8
 axis seq
 block f(x: real[seq, dim], g: flag = false) -> real[seq, dim]:
@@ -239,7 +259,8 @@ block f(x: real[seq, dim], g: flag = false) -> real[seq, dim]:
     return x
 model m(x: real[seq, dim]) -> real[seq, dim]:
     return f(x)
-"""),
+""",
+    ),
 }
 
 

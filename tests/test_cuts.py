@@ -188,7 +188,9 @@ def test_packed_examples_equal_each_alone() -> None:
 
 
 def test_segments_of_segments() -> None:
-    spec = READ.format(by="sum", which="own", at_most="").replace("return spread(p,", NESTED + "    return spread(p + c,")
+    spec = READ.format(by="sum", which="own", at_most="").replace(
+        "return spread(p,", NESTED + "    return spread(p + c,"
+    )
     small = model(spec.replace("axis patch", "axis chapter cut from patch\naxis patch"))
     xs, fs = examples(6, (3,))
     for got, x, f in zip(small(x=xs, f=fs), xs, fs, strict=True):

@@ -15,6 +15,7 @@ from tests import op_samples
 from tests.fused_models import assert_equal, gradients
 from weft.codegen.emit import Imports
 from weft.codegen.emit_kernels import kernels_text, render
+from weft.codegen.facts import facts
 from weft.codegen.gpu import logits_torch
 from weft.codegen.gpu.logits import Logits
 from weft.codegen.gpu.logits_blocks import MOST_ENTRIES, blocks
@@ -30,6 +31,8 @@ from weft.runtime.ahead_of_time import compile_ahead, problems
 from weft.runtime.kernels import _load, attach_kernels
 
 LOSS = LogitsForm(picks=1)
+# Of no column it makes a number like any other.
+CAP = "('*', ('number', 2.0), ('tanh', ('/', ('score',), ('number', 2.0))))"
 FORMS = {
     "loss": LOSS,
     "loss of a linear with a bias": LogitsForm(picks=1, has_bias=True, gradients=("x", "weight", "bias")),
@@ -37,11 +40,16 @@ FORMS = {
     "everything": LogitsForm(mean=True, place=True, picks=2, has_bias=True, gradients=("x", "weight", "bias")),
     "a frozen head": LogitsForm(picks=1, gradients=("x",)),
     "argmax alone": LogitsForm(partition=False, place=True, gradients=()),
+    "a soft cap": LogitsForm(picks=1, change=CAP),
+    "everything of a soft cap": LogitsForm(
+        mean=True, place=True, picks=2, has_bias=True, gradients=("x", "weight", "bias"), change=CAP
+    ),
 }
 # The gradient of the largest is made from logits that must be equal forward and backward.
 BLOCK_FORMS = FORMS | {
     "largest": LogitsForm(partition=False, top=True),
     "all with it": LogitsForm(True, True, True, True),
+    "largest of a soft cap": LogitsForm(top=True, change=CAP),
 }
 # Rows, width, vocabulary: sizes that miss every tile, one row, none.
 SIZES = [(63, 60, 257), (500, 33, 1000), (1, 16, 257), (0, 16, 257)]
@@ -79,6 +87,9 @@ def results(found: object) -> list[Tensor]:
 def oracle(form: LogitsForm, given: Sequence[Tensor]) -> dict[str, Tensor]:
     x, weight, *rest = given
     logits = x @ weight.t() + (rest[0] if form.has_bias else 0)
+    if form.change is not None:
+        assert form.change == CAP
+        logits, form = 2 * torch.tanh(logits / 2), replace(form, change=None)
     return logits_torch.whole(form, logits, rest[form.has_bias :])
 
 
@@ -329,7 +340,15 @@ STREAMED = {
         ("partition", "mean", "top", "ties", "place", "pick_0"),
     ),
 }
+CHANGED = {
+    "soft cap": "20.0 * tanh(z / 20.0)",
+    "scale": "0.25 * z",
+    "read twice": "z * sigmoid(z) - 0.5",
+    "square and more": "maximum(z^2, 0.1) + softplus(z)",
+}
 KEPT = {
+    "before and after a cap": f"logsumexp(2 * tanh(z / 2), over=vocab) + {CROSS}",
+    "a formula of each row": "logsumexp(z * real(i), over=vocab)",
     "another reader": f"sum(tanh(z), over=vocab) + {CROSS}",
     "the softmax itself": "max(softmax(z, over=vocab), over=vocab) + logsumexp(z, over=vocab)",
     "weights of something else": "logsumexp(z, over=vocab) + sum(softmax(z, over=vocab) * z^2, over=vocab)",
@@ -368,6 +387,32 @@ def test_formula_without_stored_logits(result: str, names: tuple[str, ...], bias
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", limit)
 
 
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED.keys())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_formula_before_the_reductions(change: str, dtype: torch.dtype) -> None:
+    """Applied in the kernels, with its derivative, and nothing of it is stored."""
+    result = f"precise({CROSS} + 0.001 * logsumexp(z, over=vocab)^2)".replace("z,", f"{change},")
+    graph, arguments = graph_of(result, True, dtype)
+    made = optimise(graph, GPU_PASSES)
+    (op,) = [node.target for node in made.graph.nodes if isinstance(node.target, LogitsOp)]
+    assert op.form.results == ("partition", "pick_0")
+    assert op.form.change is not None
+    wide = [node for node in made.graph.nodes if node.op == "call_function" and node.target is not op]
+    known = facts(made)
+    assert not any(257 in known[node].dims for node in wide if node in known)
+    exact, wide_arguments = graph_of(result, True, torch.float64)
+    want, want_gradients = gradients(exact, wide_arguments)
+    unattached, unattached_gradients = gradients(made, arguments)
+    attach_kernels(made)
+    got, got_gradients = gradients(made, arguments)
+    limit = 1e-9 if dtype == torch.float64 else 2e-5
+    assert_equal(unattached[0], want[0], "meaning", limit)
+    assert_equal(got[0], want[0], "result", limit)
+    for name in want_gradients:
+        assert_equal(unattached_gradients[name], want_gradients[name], f"meaning's gradient of {name}", limit)
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", limit)
+
+
 @pytest.mark.parametrize("result", KEPT.values(), ids=KEPT.keys())
 def test_logits_with_other_readers_stay(result: str) -> None:
     graph, _ = graph_of(result, False, torch.float32)
@@ -393,13 +438,20 @@ def test_what_is_not_trained_has_no_gradient() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
 def test_no_spills_at_real_size(target: str) -> None:
-    """OLMo 2 7B's loss in both ways, in bfloat16."""
-    ops = [LogitsOp(way, LOSS, 4096, 100352, torch.bfloat16, in_tiles=way == "tiles") for way in ("blocks", "tiles")]
+    """OLMo 2 7B's loss in both ways, in bfloat16, and with a soft cap."""
+    ops = [
+        LogitsOp(f"{name}{way}", form, 4096, 100352, torch.bfloat16, in_tiles=way == "tiles")
+        for name, form in (("", LOSS), ("capped_", FORMS["a soft cap"]))
+        for way in ("blocks", "tiles")
+    ]
     texts = [text for op in ops for text in kernel_texts(op, target, render).values()]
+    roles = {
+        "blocks": ("statistics", "merge", "slopes"),
+        "tiles": ("statistics", "merge", "x_gradient", "weight_gradient"),
+    }
     assert [text.name for text in texts] == [
-        "blocks_statistics", "blocks_merge", "blocks_slopes",
-        "tiles_statistics", "tiles_merge", "tiles_x_gradient", "tiles_weight_gradient",
-    ]  # fmt: skip
+        f"{name}{way}_{role}" for name in ("", "capped_") for way, all_ in roles.items() for role in all_
+    ]
     for made in compile_ahead(texts, [target]):
         assert problems(made) == [], made.kernel
 

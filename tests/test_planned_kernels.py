@@ -7,15 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.small_models import DECODER, checked
 from weft import spec_files
+from weft.codegen.rowwise.fused import FusedOp
 from weft.codegen.targets import TARGETS
-from weft.runtime.ahead_of_time import problems
+from weft.commands.compile import _taken
+from weft.runtime.ahead_of_time import Compiled, problems
 from weft.views import kernels
 from weft.views.kernels import Planned
-from weft.views.planned_kernels import fused, of_graph, of_spec
+from weft.views.planned_kernels import LENGTH, SEQUENCES, decoding_step, fused, of_graph, of_spec, of_step
 
 ROWS = 1000
+
+LOOKS_AHEAD = """
+size dim = 8
+axis seq
+model m(x: real[seq, dim]) -> real[seq, dim]:
+    return attend(x, x, x, over=dim, along=seq)
+"""
+
+HASHED = """
+size vocab = 40
+size dim = 8
+axis seq
+model m(a: id[seq] in vocab, b: id[seq] in vocab) -> real[seq, dim]:
+    return tanh(embed(a, vocab -> dim) as one + 0.5 * (embed(b, vocab -> dim) as two))
+"""
 
 
 def planned(root: Path, name: str, **sizes: str) -> list[Planned]:
@@ -42,7 +61,10 @@ def test_kernels_name_the_lines_they_serve(root: Path, olmo2: list[Planned]) -> 
 
 def test_a_backward_stands_beside_its_forward_and_runs_as_often(olmo2: list[Planned]) -> None:
     forward = {(one.kernel.name, one.spec, one.count) for one in olmo2 if one.direction == "forward"}
-    backward = [one for one in olmo2 if one.direction == "backward"]
+    # A table is read by torch: its gradient alone has kernels.
+    backward = [
+        one for one in olmo2 if one.direction == "backward" and one.kernel.name not in ("sum_runs", "join_parts")
+    ]
     assert len(backward) >= 5
     for one in backward:
         # Logits and attention are differentiated by kernels of other names; logits in as many blocks.
@@ -54,8 +76,8 @@ def test_a_backward_stands_beside_its_forward_and_runs_as_often(olmo2: list[Plan
 def test_a_gate_moves_each_entry_once(olmo2: list[Planned]) -> None:
     # The line that calls the library's block, not the block's own.
     served = at(olmo2, "x = x + rms_norm(swiglu")
-    forward, backward = (one for one in served if "silu" in one.kernel.name)
-    assert (forward.direction, backward.direction) == ("forward", "backward")
+    forward, backward, decode = (one for one in served if "silu" in one.kernel.name)
+    assert [one.direction for one in (forward, backward, decode)] == ["forward", "backward", "decode"]
     assert (forward.count, backward.count) == (4, 4)
     # 384 entries of two bytes: gate and up in, their product out; then also its gradient in, and two out.
     entries = ROWS * 384 * 2
@@ -83,6 +105,76 @@ def test_kernels_compile_without_spills(root: Path) -> None:
     sample = [replace(one, target=list(TARGETS)[place % len(TARGETS)]) for place, one in enumerate(found)]
     rows = kernels.compiled(sample, timeout=120, workers=2)
     assert not [(row.made.kernel, row.made.target, problem) for row in rows for problem in problems(row.made)]
+
+
+def test_a_step_of_the_decoder_is_shown_by_its_shapes(olmo2: list[Planned]) -> None:
+    found = {one.kernel.name: one for one in olmo2 if one.direction == "decode"}
+    assert {"attention_decode", "attention_merge", "silu_swiglu_kernel", "rms_norm_turn_kernel"} <= set(found)
+    attention = found["attention_decode"]
+    assert attention.written.startswith("mixed = attend(")
+    assert attention.count == 4
+    assert attention.work is not None
+    # Of every sequence its cached rows, keys and values, once; besides them its query and its position.
+    caches = SEQUENCES * LENGTH * 2 * 2 * 32 * 2
+    assert attention.work.read == caches + SEQUENCES * (4 * 32 * 2 + 8)
+    assert attention.work.matmul == 2 * SEQUENCES * LENGTH * 4 * 2 * 32
+    gate = found["silu_swiglu_kernel"]
+    assert gate.work is not None
+    assert (gate.work.read, gate.work.written) == (2 * SEQUENCES * 384 * 2, SEQUENCES * 384 * 2)
+    merge = found["attention_merge"]
+    assert merge.work is not None
+    assert attention.work.written == merge.work.read
+    assert merge.work.written == SEQUENCES * 4 * 32 * 2
+
+
+def test_windows_are_read_as_far_as_they_reach() -> None:
+    step = decoding_step(checked(DECODER).model, torch.bfloat16)
+    assert step is not None
+    found = [one for one in of_step(step, "cuda:90") if one.kernel.name == "attention_decode"]
+    assert [one.work.read for one in found if one.work is not None] == [
+        SEQUENCES * (rows * 2 * 2 * 4 * 2 + 4 * 4 * 2 + 8) for rows in (LENGTH, 3)
+    ]
+    assert decoding_step(checked(LOOKS_AHEAD).model, torch.bfloat16) is None
+
+
+def test_gradients_of_tables_are_shown(olmo2: list[Planned]) -> None:
+    runs, parts = (one for one in olmo2 if one.kernel.name in ("sum_runs", "join_parts"))
+    assert (runs.direction, runs.count, runs.written) == ("backward", 1, parts.written)
+    assert runs.written.startswith("x = embed(tokens")
+    assert runs.work is not None
+    assert runs.work.read == ROWS * (4 + 8 + 128 * 2)
+    # All 260 rows of the table once; of 1000 sorted ids in tiles of 32 each run may lie in two, whose halves are kept.
+    assert runs.work.written == 260 * 128 * 2 + 31 * 2 * 128 * 4
+
+
+def test_tables_read_in_a_fused_call_are_among_them() -> None:
+    graph = fused(checked(HASHED).model)
+    ops = [node.target for node in graph.graph.nodes if isinstance(node.target, FusedOp)]
+    assert [len(op.derivative.gathered) for op in ops if op.derivative is not None] == [2]
+    found = [one for one in of_graph(graph, "cuda:90", ROWS) if one.kernel.name == "sum_runs"]
+    assert sum(one.count for one in found) == 2
+    assert {dict(one.kernel.constants)["WIDTH"] for one in found} == {8}
+    assert {one.work.read for one in found if one.work is not None} == {ROWS * (4 + 8 + 8 * 2)}
+
+
+def test_the_manifest_lists_them_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def compile_each(pairs, *_):
+        return [Compiled(text.name, name, "3.7.1", 0.1, error="not compiled here") for text, name in pairs]
+
+    monkeypatch.setattr(kernels, "compile_each", compile_each)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = checked(DECODER)
+    rows = _taken(spec, "cuda:90", torch.bfloat16, [fused(spec.model), fused(spec.objectives["next_token"])])
+    found = {(row["kernel"], row["direction"]) for row in rows}
+    assert found >= {
+        ("attention_forward", "forward"),
+        ("attention_key_gradient", "backward"),
+        ("attention_decode", "decode"),
+        ("silu_kernel", "decode"),
+        ("sum_runs", "backward"),
+    }
+    # What model and objective share is there once.
+    assert len({(row["kernel"], row["direction"], row["spec"], row["roofline_us"]) for row in rows}) == len(rows)
 
 
 def test_a_model_alone_has_kernels_too(root: Path) -> None:

@@ -143,7 +143,9 @@ model g(x: real[c], y: real[p]) -> real[c]:
 }
 
 REFUSED = {
-    "loss only level": ("E508", """\
+    "loss only level": (
+        "E508",
+        """\
 size s: d = 4, v = 9
 axis seq
 axis other
@@ -152,58 +154,82 @@ model g(t: id[seq] in v) -> real[seq, v]:
 objective o(t: id[seq] in v, keep: flag[other]):
     l = g(t)
     loss a = cross_entropy(l, next(t)) only keep
-"""),
-    "only reduced": ("E508", """\
+""",
+    ),
+    "only reduced": (
+        "E508",
+        """\
 size s: d = 4, v = 9
 axis seq
 model g(t: id[seq] in v) -> real[seq, v]:
     return embed(t, v -> d) |> linear(d -> v)
 objective o(t: id[seq] in v, keep: flag[seq]):
     loss a = mean(g(t), over=(seq, v)) only keep
-"""),
-    "loss flag": ("E508", """\
+""",
+    ),
+    "loss flag": (
+        "E508",
+        """\
 size s: d = 4, v = 9
 axis seq
 model g(t: id[seq] in v) -> real[seq, v]:
     return embed(t, v -> d) |> linear(d -> v)
 objective o(t: id[seq] in v, keep: flag[seq]):
     loss a = keep
-"""),
-    "loss id": ("E508", """\
+""",
+    ),
+    "loss id": (
+        "E508",
+        """\
 size s: d = 4, v = 9
 axis seq
 model g(t: id[seq] in v) -> real[seq, v]:
     return embed(t, v -> d) |> linear(d -> v)
 objective o(t: id[seq] in v, keep: flag[seq]):
     loss a = t
-"""),
-    "mask captured noflag": ("E261", """\
+""",
+    ),
+    "mask captured noflag": (
+        "E261",
+        """\
 size s: d = 4
 axis seq
 model g(x: real[seq, d], f: int[seq]) -> real[seq, d]:
     return attend(x, x, x, over=d, along=seq, mask=key(f))
-"""),
-    "mask other axis capture": ("E203", """\
+""",
+    ),
+    "mask other axis capture": (
+        "E203",
+        """\
 size s: d = 4
 axis seq
 axis other
 model g(x: real[seq, d], f: int[other]) -> real[seq, d]:
     return attend(x, x, x, over=d, along=seq, mask=key(f) == query(f))
-"""),
-    "mask missing": ("E207", """\
+""",
+    ),
+    "mask missing": (
+        "E207",
+        """\
 size s: d = 4
 axis seq
 model g(x: real[seq, d], f: int[seq]) -> real[seq, d]:
     return attend(x, x, x, over=d, along=seq, mask=key(f) == query(next(f)))
-"""),
-    "shared bad": ("E253", """\
+""",
+    ),
+    "shared bad": (
+        "E253",
+        """\
 size s: d = 4
 axis seq
 shared mid: laay
 model g(x: real[seq, d]) -> real[seq, d]:
     return x + mid
-"""),
-    "shared shape": ("E502", """\
+""",
+    ),
+    "shared shape": (
+        "E502",
+        """\
 size s: d = 4, e = 5
 axis seq
 block lay[w](x: real[seq, w]) -> real[seq, w]:
@@ -212,39 +238,57 @@ shared mid: lay
 model g(x: real[seq, d], y: real[seq, e]) -> real[seq, d]:
     a = mid(y)
     return mid(x) + mean(a, over=e)
-"""),
-    "unread2": ("E303", """\
+""",
+    ),
+    "unread2": (
+        "E303",
+        """\
 size s: dim = 4, dmi = 5
 axis seq
 model g(x: real[seq, dim]) -> real[seq, dim]:
     return x
-"""),
-    "missing ret": ("E207", """\
+""",
+    ),
+    "missing ret": (
+        "E207",
+        """\
 axis seq
 model g(x: real[seq]) -> real[seq]:
     y = next(x)
     return y
-"""),
-    "step call": ("E310", """\
+""",
+    ),
+    "step call": (
+        "E310",
+        """\
 axis seq
 model g(x: real[seq]) -> real[seq]:
     return x
 objective o(x: real[seq]):
     loss b = g(x)^2 * (1 + real(step()))
-"""),
-    "step model": ("E319", """\
+""",
+    ),
+    "step model": (
+        "E319",
+        """\
 axis seq
 model g(x: real[seq]) -> real[seq]:
     return x * real(step)
-"""),
-    "two ragged one value": ("E253", """\
+""",
+    ),
+    "two ragged one value": (
+        "E253",
+        """\
 size s: dim = 12
 axis a
 axis b
 model m(x: real[a, b, dim]) -> real[a, dim]:
     return x
-"""),
-    "run rebound": ("E313", """\
+""",
+    ),
+    "run rebound": (
+        "E313",
+        """\
 size s: d = 4
 axis seq
 model g(x: real[seq, d]) -> real[seq, d]:
@@ -254,8 +298,11 @@ model g(x: real[seq, d]) -> real[seq, d]:
 objective o(x: real[seq, d]):
     run = g(x)
     loss b = mean((run.h - run)^2, over=d)
-"""),
-    "gradient": ("E901", """\
+""",
+    ),
+    "gradient": (
+        "E901",
+        """\
 size s: d = 4
 axis seq
 model g(x: real[seq, d]) -> real[seq, d]:
@@ -263,31 +310,44 @@ model g(x: real[seq, d]) -> real[seq, d]:
 objective o(x: real[seq, d]):
     a = mean(g(x)^2, over=(seq, d))
     loss b = gradient(a, l)
-"""),
-    "unparen map": ("E114", """\
+""",
+    ),
+    "unparen map": (
+        "E114",
+        """\
 size s: dim = 4, heads = 2, head_dim = 2
 axis seq
 model m(x: real[seq, dim]) -> real[seq, heads, head_dim]:
     return linear(x, dim -> heads, head_dim)
-"""),
-    "unparen map2": ("E114", """\
+""",
+    ),
+    "unparen map2": (
+        "E114",
+        """\
 size s: dim = 4, heads = 2, head_dim = 2
 axis seq
 model m(x: real[seq, heads, head_dim]) -> real[seq, dim]:
     return linear(x, heads, head_dim -> dim)
-"""),
-    "unparen map3": ("E114", """\
+""",
+    ),
+    "unparen map3": (
+        "E114",
+        """\
 size s: dim = 4, heads = 2, head_dim = 2
 axis seq
 model m(x: real[seq, heads, head_dim]) -> real[seq, dim]:
     return x |> linear(heads, head_dim -> dim)
-"""),
-    "unparen map4": ("E114", """\
+""",
+    ),
+    "unparen map4": (
+        "E114",
+        """\
 size s: dim = 4, heads = 2, head_dim = 2
 axis seq
 model m(x: real[seq, dim]) -> real[seq, heads, head_dim]:
     return unflatten(x, dim -> heads, head_dim)
-"""),
+""",
+    ),
 }
 
 

@@ -8,6 +8,9 @@ A row without an allowed key gives 0, with zero gradient. Query head h reads key
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -56,9 +59,10 @@ def attend_packed(
             seen = Rows(_positions(k_position, *keys, keys[0], k), *keys)
             flags = _flags(rows, seen, low, high, predicate)
             local = None if bias is None else bias[keys[0] : keys[1]].T[:, None]
+            change = None if score is None else partial(scored, score, query=rows, key=seen)
             pieces.append(
                 _attend(
-                    q[rows.start : rows.stop], k[keys[0] : keys[1]], v[keys[0] : keys[1]], scale, flags, local, score
+                    q[rows.start : rows.stop], k[keys[0] : keys[1]], v[keys[0] : keys[1]], scale, flags, local, change
                 )
             )
     if not pieces:
@@ -91,7 +95,8 @@ def attend_static(
     keys = Rows(torch.arange(k.shape[1], device=k.device), 0, k.shape[1])
     flags = _flags(rows, keys, low, high, predicate)
     local = None if bias is None else bias.movedim(-1, 1)[:, :, None]
-    return _attend(q, k, v, scale, flags, local, score)
+    change = None if score is None else partial(scored, score, query=rows, key=keys)
+    return _attend(q, k, v, scale, flags, local, change)
 
 
 def _positions(given: Tensor | None, start: int, stop: int, first: int, like: Tensor) -> Tensor:
@@ -113,7 +118,13 @@ def _flags(query: Rows, key: Rows, low: int | None, high: int | None, predicate:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, flags: Tensor | None, bias: Tensor | None, score: Formula | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    flags: Tensor | None,
+    bias: Tensor | None,
+    change: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """`q [..., Q, H, D]`, `k [..., K, G, D]`, `v [..., K, G, Dv]`, `flags [Q, K]`, `bias [..., H or 1, 1, K]`: `[...,
     Q, H, Dv]`."""
@@ -123,8 +134,8 @@ def _attend(
     if group > 1:
         k_HKD, v_HKD = k_HKD.repeat_interleave(group, -3), v_HKD.repeat_interleave(group, -3)
     scores = scale * (q_HQD @ k_HKD.transpose(-2, -1))
-    if score is not None:
-        scores = scored(score, scores)
+    if change is not None:
+        scores = change(scores)
     if bias is not None:
         scores = scores + bias
     if scores.shape[-1] == 0:

@@ -10,6 +10,7 @@ slots in use after this call, an upper bound that the host knows without asking 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,7 +161,13 @@ def _band(queries: int, before: int, low: int | None, high: int, device: torch.d
 
 
 @writes
-def attend_general(
+def attend_general(*operands: Any) -> Tensor:
+    """Any mask, score and bias, through the reference. Operands as of `attend_to_history`."""
+    return attend_to_history(attend_packed, *operands)
+
+
+def attend_to_history(
+    attend: Callable[..., Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -176,14 +183,17 @@ def attend_general(
     bias: Tensor | None,
     captured: tuple[Tensor, ...],
     score: tuple[Any, ...] | None = None,
+    columns: int | None = None,
 ) -> Tensor:
-    """Any mask, score and bias, through the reference: caches `[B, S, G, K]` of keys and values and `captured`, a cache
-    for every tensor that the keys' side of the mask or the bias reads, in the order met."""
+    """`attend`, a function of packed rows, on all rows so far: caches `[B, S, G, K]` of keys and values and
+    `captured`, a cache for every tensor that the keys' side of the bias, the mask or the score reads, in the order
+    met. columns: slots in use afterwards, where every sequence has one new row."""
     left = list(captured)
     all_offsets = history_offsets(offsets, lengths)
     bias_cache = left.pop(0) if bias is not None else None
     predicate = None if predicate is None else with_history(predicate, left, offsets, lengths)
-    return attend_packed(
+    score = None if score is None else with_history(score, left, offsets, lengths)
+    return attend(
         q,
         history(k, keys, offsets, lengths),
         history(v, values, offsets, lengths),
@@ -200,7 +210,7 @@ def attend_general(
 
 
 def with_history(e: Any, caches: list[Tensor], offsets: Tensor, lengths: Tensor) -> Any:
-    """A predicate whose key side reads all rows so far."""
+    """A mask or a score whose key side reads all rows so far."""
     match e:
         case ("key", Tensor() as rows):
             return ("key", history(rows, caches.pop(0), offsets, lengths))

@@ -11,6 +11,7 @@ before this call; offsets [B + 1]: where its new rows begin; ends [N]: a segment
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ def closing_values(x: Tensor, cache: Tensor, ends: Tensor, offsets: Tensor, open
     that stay open are kept in `cache [B, slots, ...]`."""
     bounds, kept, flags = offsets.tolist(), open_before.tolist(), ends.tolist()
     parts = []
-    for example, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for example, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if start == stop:
             continue
         last = next((row for row in range(stop - 1, start - 1, -1) if flags[row]), None)
@@ -204,6 +205,7 @@ def attend_across(
     if k is None or v is None:
         k, v = (cache.new_zeros(0, *cache.shape[2:]) for cache in (keys, values))
     predicate = None if predicate is None else with_history(predicate, left, k_offsets, k_lengths)
+    score = None if score is None else with_history(score, left, k_offsets, k_lengths)
     k_all, v_all = history(k, keys, k_offsets, k_lengths), history(v, values, k_offsets, k_lengths)
     if q is None:
         return None

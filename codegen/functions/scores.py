@@ -1,6 +1,8 @@
 """Formulas over attention scores, as nested tuples that a lowered graph can carry:
 
     ("mul", ("tanh", ("div", ("score",), ("number", 30))), ("number", 30))      a soft cap
+
+("query", read) and ("key", read) are what the two rows have: "position", or a tensor `[rows]` or `[rows, heads]`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .masks import Rows
 
 Formula = tuple[Any, ...]
 
@@ -28,25 +32,37 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 WITH_NUMBERS = ("add", "sub", "mul", "div", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge")
 
 
-def scored(formula: Formula, scores: Tensor) -> Tensor:
-    """The formula of every score."""
-    result = _evaluate(formula, scores)
+def scored(formula: Formula, scores: Tensor, query: Rows, key: Rows) -> Tensor:
+    """The formula of every score `[..., heads, queries, keys]`."""
+    result = _evaluate(formula, scores, query, key)
     return result if isinstance(result, Tensor) else torch.full_like(scores, result)
 
 
-def _evaluate(formula: Formula, scores: Tensor) -> Any:
+def _evaluate(formula: Formula, scores: Tensor, query: Rows, key: Rows) -> Any:
     match formula:
         case ("score",):
             return scores
         case ("number", number):
             return number
+        case ("query", read):
+            rows = query.numbers if isinstance(read, str) else read[query.start : query.stop]
+            return _wide(rows.T[:, :, None] if rows.dim() == 2 else rows[:, None], scores)
+        case ("key", read):
+            rows = key.numbers if isinstance(read, str) else read[key.start : key.stop]
+            return _wide(rows.T[:, None, :] if rows.dim() == 2 else rows[None, :], scores)
         case (str() as name, *parts):
-            operands = [_evaluate(part, scores) for part in parts]
+            operands = [_evaluate(part, scores, query, key) for part in parts]
+            if name == "real":
+                return operands[0].to(scores.dtype) if isinstance(operands[0], Tensor) else float(operands[0])
             if name not in WITH_NUMBERS:
                 operands = [_as_tensor(operand, scores) for operand in operands]
             return FUNCTIONS[name](*operands)
         case _:
             raise AssertionError(formula)
+
+
+def _wide(rows: Tensor, scores: Tensor) -> Tensor:
+    return rows.to(scores.dtype) if rows.is_floating_point() else rows
 
 
 def _as_tensor(operand: Any, like: Tensor) -> Tensor:

@@ -21,12 +21,10 @@ from ..functions.attention import attend_packed
 from ..functions.masks import Predicate
 from . import attention_torch
 from .attention_form import AttentionForm, Capture, read_form, without_gradients
-from .attention_kernels import Kernel, find, key_of, target_of
+from .attention_kernels import WIDEST, Kernel, find, key_of, target_of
 from .formula import folded
 from .intervals import Intervals, band_intervals, row_positions
 
-# Entries of a head that kernels hold.
-WIDEST = 256
 # A namespace of torch operators of this module's own: a compiled model carries a copy of it.
 LIBRARY = __name__.replace(".", "_")
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .triton_types import TRITON_TYPES
 
+# Entries of a head that kernels hold.
+WIDEST = 256
+
 
 @dataclass(frozen=True)
 class AttentionKey:

@@ -105,6 +105,7 @@ FUNCTIONS: Mapping[str, Function] = {
         "tl.abs({})",
         lambda a: (_call("where", _call(">", a, ZERO), ONE, _call("where", _call("<", a, ZERO), Number(-1.0), ZERO)),),
     ),
+    "real": Function(lambda a: a, "{}", lambda a: (ONE,)),
     "exp": Function(_torch(torch.exp), "tl.exp({})", lambda a: (_call("exp", a),)),
     "log": Function(_torch(torch.log), "tl.log({})", lambda a: (_call("/", ONE, a),)),
     "sqrt": Function(_torch(torch.sqrt), "tl.sqrt({})", lambda a: (_call("/", Number(0.5), _call("sqrt", a)),)),
@@ -158,7 +159,7 @@ FUNCTIONS: Mapping[str, Function] = {
 # Functions whose result is a real whatever they are given, and those whose result is a flag.
 _OF_REALS = {
     "/", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf", "softplus", "relu", "sign",
-    "floor", "ceil",
+    "floor", "ceil", "real",
 }  # fmt: skip
 _TESTS = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not"}
 
@@ -186,6 +187,22 @@ def applied(name: str, arguments: tuple[Formula, ...]) -> Formula:
             return Apply(name, arguments)
         case _:
             raise ValueError(f"attention kernels cannot compute {name} of a score")
+
+
+def is_known(nested: Any) -> bool:
+    """Whether kernels can compute all functions of a formula written as nested tuples, whatever it reads."""
+    match nested:
+        case ("number" | "score" | "query" | "key", *_):
+            return True
+        case (str() as name, *arguments):
+            stand_ins = tuple(Number(a[1]) if a[0] == "number" else Score() for a in arguments)
+            try:
+                applied(name, stand_ins)
+            except ValueError:
+                return False
+            return all(is_known(argument) for argument in arguments)
+        case _:
+            return False
 
 
 def from_tuple(nested: Any) -> Formula:
@@ -232,6 +249,11 @@ def folded(formula: Formula) -> Formula:
 
 def _wide(value: float | int | bool) -> torch.dtype | None:
     return torch.float64 if isinstance(value, float) else None
+
+
+def functions(formula: Formula) -> int:
+    """How many a formula applies."""
+    return 1 + sum(map(functions, formula.arguments)) if isinstance(formula, Apply) else 0
 
 
 def leaves(formula: Formula) -> Iterator[Formula]:

@@ -1,4 +1,4 @@
-"""What is asked of every row of `x weight^T + bias`, and the numbers that a scan along the row carries.
+"""What is asked of every row of a formula of `x weight^T + bias`, and the numbers that a scan along the row carries.
 
 partition   log of the sum of the exponentials            mean    the logits weighted by their softmax
 top         the largest                                    ties    how many are as large
@@ -7,14 +7,20 @@ place       the first of them                              pick_i  the logit at 
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
+from functools import cached_property
+
+from .formula import Formula, folded, from_tuple
 
 WHOLE_NUMBERS = ("ties", "place")
 
 
 @dataclass(frozen=True)
 class LogitsForm:
-    """`picks`: how many ids a row has. `gradients`: of "x", "weight", "bias", those that are asked for."""
+    """`picks`: how many ids a row has. `gradients`: of "x", "weight", "bias", those that are asked for. `change`: the
+    formula of formula.py that makes a logit of an output of the linear, as the text of nested tuples over ("score",);
+    None where they are the same."""
 
     partition: bool = True
     mean: bool = False
@@ -23,12 +29,17 @@ class LogitsForm:
     picks: int = 0
     has_bias: bool = False
     gradients: tuple[str, ...] = ("x", "weight")
+    change: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.partition or self.top or self.place):
             raise ValueError("nothing is asked of the whole row")
         if self.mean and not self.partition:
             raise ValueError("the mean needs the partition")
+
+    @cached_property
+    def formula(self) -> Formula | None:
+        return None if self.change is None else folded(from_tuple(ast.literal_eval(self.change)))
 
     @property
     def pick_names(self) -> tuple[str, ...]:

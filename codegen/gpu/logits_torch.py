@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .formula import Row, Score, derivative, evaluate
 from .logits_form import LogitsForm
 
 # Below any logit, and finite: differences with it are no nan.
@@ -17,7 +18,9 @@ LOWEST = -3e38
 
 
 def block_states(form: LogitsForm, logits: Tensor, ids: Sequence[Tensor], first_column: int) -> dict[str, Tensor]:
-    """The states `[R]` of columns `first_column`, ... of the logits: `logits [R, C]`, `ids [R]` each."""
+    """The states `[R]` of columns `first_column`, ... of the logits: `logits [R, C]` before the form's formula, `ids
+    [R]` each."""
+    logits = changed(form, logits)
     top = logits.amax(1).clamp(min=LOWEST)
     distance = logits - top[:, None]
     found = {"top": top}
@@ -70,7 +73,9 @@ def slopes(
     kept: dict[str, Tensor],
     grads: dict[str, Tensor],
 ) -> Tensor:
-    """The gradient of a block of logits, `[R, C]`; `kept` and `grads` hold results and their gradients, `[R]`."""
+    """The gradient of a block of logits before the form's formula, `[R, C]`; `kept` and `grads` hold results and their
+    gradients, `[R]`."""
+    given, logits = logits, changed(form, logits)
     slope = torch.zeros_like(logits)
     if form.partition:
         p = torch.exp(logits - kept["partition"][:, None])
@@ -85,11 +90,24 @@ def slopes(
     column = first_column + torch.arange(logits.shape[1], device=logits.device)
     for name, wanted in zip(form.pick_names, ids, strict=True):
         slope = slope + torch.where(column == wanted[:, None], grads[name][:, None], 0)
-    return slope
+    if form.formula is None:
+        return slope
+    return slope * evaluate(derivative(form.formula, Score()), given, _no_rows, given.dtype)
+
+
+def changed(form: LogitsForm, logits: Tensor) -> Tensor:
+    """The form's formula of every logit."""
+    return logits if form.formula is None else evaluate(form.formula, logits, _no_rows, logits.dtype)
+
+
+def _no_rows(row: Row) -> Tensor:
+    raise AssertionError(f"a formula of logits reads {row}")
 
 
 def whole(form: LogitsForm, logits: Tensor, ids: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What is asked of `logits [N, V]`, from all of them at once: the results `[N]`, with torch's own gradients."""
+    """What is asked of `logits [N, V]`, which are before the form's formula, from all of them at once: the results
+    `[N]`, with torch's own gradients."""
+    logits = changed(form, logits)
     found = {}
     if form.partition:
         found["partition"] = torch.logsumexp(logits, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..cost import Work
+from ..gpu.formula import functions
 from ..gpu.logits_blocks import blocks
 from ..gpu.triton_types import TRITON_TYPES
 from .lines import gradient_names, real_of, result_type_of, type_of
@@ -27,8 +28,9 @@ def logits_work(op: LogitsOp, rows: int) -> dict[str, tuple[Work, int]]:
     operands = (rows + op.vocabulary) * op.width * op.dtype.itemsize
     product = 2.0 * entries * op.width
     # A maximum, a difference, an exponential, a sum; and as many for each of the others.
-    scan = entries * (4.0 + 3.0 * form.mean + 2.0 * form.top + 2.0 * form.place + 2.0 * form.picks)
-    slope = entries * (3.0 + 4.0 * form.mean + 2.0 * form.top + 2.0 * form.picks)
+    steps = 0 if form.formula is None else functions(form.formula)
+    scan = entries * (4.0 + steps + 3.0 * form.mean + 2.0 * form.top + 2.0 * form.place + 2.0 * form.picks)
+    slope = entries * (3.0 + 2.0 * steps + 4.0 * form.mean + 2.0 * form.top + 2.0 * form.picks)
     sums = {"x_gradient": rows * op.width * real.itemsize, "weight_gradient": op.vocabulary * op.width * real.itemsize}
     found: dict[str, tuple[float, float, float, float]] = {  # read, written, of products, of vectors
         "statistics": (

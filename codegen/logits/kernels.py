@@ -29,6 +29,7 @@ from .lines import (
     State,
     bias_pointer,
     bias_steps,
+    change_steps,
     gradient_names,
     id_loads,
     id_pointers,
@@ -50,6 +51,7 @@ from .lines import (
 # Entries a program holds of a block.
 TILE = 4096
 LEAST_COLUMNS = 16
+ABSENT = 'z = tl.where(mask_v[None, :], z, float("-inf"))'
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ class Tile:
 # What is made of a tile has to fit in registers beside it, on every target.
 _TILE_OF_16_BITS = Tile(64, 128, 64, warps=8, stages=3)
 _TILE_OF_MUCH = Tile(64, 64, 64, warps=8, stages=3)
+_TILE_OF_A_FORMULA = Tile(64, 64, 32, warps=8, stages=3)
 _TILE_OF_32_BITS = Tile(32, 32, 32, warps=2, stages=2)
 
 
 def default_tile(form: LogitsForm, dtype: torch.dtype) -> Tile:
     if dtype.itemsize > 2:
         return _TILE_OF_32_BITS
+    if form.change is not None:
+        return _TILE_OF_A_FORMULA
     return _TILE_OF_MUCH if form.mean or form.has_bias or form.picks > 1 else _TILE_OF_16_BITS
 
 
@@ -112,10 +117,14 @@ def tile_kernels(
 
 def _block_statistics(name: str, form: LogitsForm, vocabulary: int, dtype: torch.dtype) -> LogitsKernel:
     block_v = max(LEAST_COLUMNS, min(TILE, power_of_two(vocabulary)))
+    changed = change_steps(form, real_of(dtype))
+    # A formula may make anything of what is absent.
+    changed = (*changed, ABSENT) if changed else ()
     scores = (
         "at = offs_m[:, None].to(tl.int64) * stride_z + offs_v[None, :]",
         'z = tl.load(z_ptr + at, mask=mask_m[:, None] & mask_v[None, :], other=float("-inf"))',
         *bias_steps(form, real_of(dtype)),
+        *changed,
     )
     return _statistics(
         name, form, dtype, (pointer("z", real_of(dtype)),), (Argument("stride_z", "i32", True),), scores,
@@ -140,7 +149,7 @@ def _slopes(name: str, form: LogitsForm, vocabulary: int, dtype: torch.dtype) ->
             Argument("stride_z", "i32", True),
         ),
         row_loads=row_loads(form),
-        steps=(*bias_steps(form, real), *slope_steps(form)),
+        steps=(*bias_steps(form, real), *change_steps(form, real), *slope_steps(form, real)),
         rounded=rounded("slope", dtype),
         block_m=max(1, TILE // block_v),
         block_v=block_v,
@@ -175,11 +184,12 @@ def _tile_scores(name: str, form: LogitsForm, dtype: torch.dtype) -> tuple[str, 
         "    x_ptr, weight_ptr, row, mask_m, column, mask_v, stride_x, stride_w, BLOCK_M, BLOCK_V, BLOCK_D, PRECISION",
         ")",
         *bias_steps(form, real_of(dtype)),
+        *change_steps(form, real_of(dtype)),
     )
 
 
 def _tile_statistics(name: str, form: LogitsForm, width: int, dtype: torch.dtype, tile: Tile) -> LogitsKernel:
-    scores = (*_tile_scores(name, form, dtype), 'z = tl.where(mask_v[None, :], z, float("-inf"))')
+    scores = (*_tile_scores(name, form, dtype), ABSENT)
     return _statistics(
         name, form, dtype, (pointer("x", dtype), pointer("weight", dtype)), _strides(width), scores, tile
     )  # fmt: skip
@@ -209,7 +219,7 @@ def _tile_gradient(name: str, form: LogitsForm, width: int, dtype: torch.dtype, 
         row_loads=row_loads(form),
         steps=(
             *_tile_scores(name, form, dtype),
-            *slope_steps(form),
+            *slope_steps(form, real),
             masked,
             *(("bias_sum += tl.sum(slope, 0)",) if has_bias_sum else ()),
         ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..gpu.formula import Formula, Score, derivative, triton_text
 from ..gpu.logits_form import WHOLE_NUMBERS, LogitsForm
 from ..gpu.triton_types import TRITON_TYPES
 
@@ -118,8 +119,8 @@ def result_stores(form: LogitsForm) -> tuple[str, ...]:
     )
 
 
-def slope_steps(form: LogitsForm) -> tuple[str, ...]:
-    """The gradient `slope` of a tile `z` of the columns `column`."""
+def slope_steps(form: LogitsForm, real: torch.dtype) -> tuple[str, ...]:
+    """The gradient `slope` of a tile `z` of the columns `column`; of `score`, where a formula made z of it."""
     lines = []
     if form.partition:
         lines.append("slope = tl.exp(z - partition[:, None])")
@@ -134,7 +135,18 @@ def slope_steps(form: LogitsForm) -> tuple[str, ...]:
         lines.append("slope += tl.where(z == top[:, None], d_top[:, None], 0.0)")
     for number, name in enumerate(form.pick_names):
         lines.append(f"slope += tl.where(column[None, :] == id_{number}[:, None], d_{name}[:, None], 0.0)")
+    if form.formula is not None:
+        lines.append(f"slope *= {_text(derivative(form.formula, Score()), real)}")
     return tuple(lines)
+
+
+def change_steps(form: LogitsForm, real: torch.dtype) -> tuple[str, ...]:
+    """From outputs of the linear to logits, of absent columns as well."""
+    return () if form.formula is None else ("score = z", f"z = {_text(form.formula, real)}")
+
+
+def _text(formula: Formula, real: torch.dtype) -> str:
+    return triton_text(formula, lambda _: True, TRITON_NAMES[real])
 
 
 def rounded(value: str, dtype: torch.dtype) -> str:

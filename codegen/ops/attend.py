@@ -14,27 +14,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ...dsl import frontier, masks
+from ...dsl import frontier
 from ...dsl.axes import Axis
 from ...dsl.errors.axes import AxisTwice, NotAlong, SidewaysLevels, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import AxisUnshared, GroupMismatch
 from ...dsl.frontier import Frontier
-from ...dsl.masks import (
-    Arithmetic,
-    Both,
-    Captured,
-    Compare,
-    Either,
-    Formula,
-    Literal,
-    Mask,
-    Not,
-    Position,
-    SegmentIndex,
-    Side,
-    Term,
-)
+from ...dsl.masks import Formula, Mask
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.record import record
@@ -43,11 +29,12 @@ from ...dsl.value_type import Real, ValueType
 from ..functions_lazy import attention, cuts
 from ..lazy import torch
 from ..lowering import LowerContext
-from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
+from .attend_formulas import check_mask, check_score, mask_arguments, score_argument, sides_of
 from .cut import seen_cut
+from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
 from .mask_cuts import MaskCut, mask_cuts, same_segment
 from .operands import entries, result_type, sizes, traffic
-from .score import score_formula
+from .score import Score, score_of
 
 
 @record
@@ -70,8 +57,8 @@ class Heads:
 
 @record
 class AttendAttrs:
-    """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures, then what made the cuts
-    it reads, `cut_inputs` of them.
+    """Inputs of the node: q, k, v, then the bias if `has_bias`, then what the mask captures, then what the score does,
+    then what made the cuts that the mask reads.
 
     `query_rows` is the ordered axis of the queries, None at example level. `query_side`: q itself has the static axis
     `along`.
@@ -86,13 +73,36 @@ class AttendAttrs:
     has_bias: bool
     query_rows: Axis | None
     query_side: bool
-    score: tuple[Any, ...] | None = None  # see functions/scores.py
+    score: Score | None = None
     cuts: tuple[MaskCut, ...] = ()
 
-    def captured(self, node: Node) -> tuple[Value, ...]:
-        """What the mask captures."""
-        end = len(node.inputs) - sum(cut.inputs for cut in self.cuts)
-        return node.inputs[end - len(self.mask.captures) : end]
+    @property
+    def first_capture(self) -> int:
+        """Where in the inputs the mask's captures begin."""
+        return 4 if self.has_bias else 3
+
+    @property
+    def first_score_capture(self) -> int:
+        return self.first_capture + len(self.mask.captures)
+
+    @property
+    def first_cut_input(self) -> int:
+        return self.first_score_capture + (0 if self.score is None else len(self.score.captures))
+
+    def mask_captures(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of the inputs, or of what is said of each."""
+        return inputs[self.first_capture : self.first_score_capture]
+
+    def score_captures(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs[self.first_score_capture : self.first_cut_input]
+
+    def cut_inputs(self, inputs: tuple[Any, ...]) -> list[tuple[MaskCut, tuple[Any, ...]]]:
+        """What made each cut."""
+        found, start = [], self.first_cut_input
+        for cut in self.cuts:
+            found.append((cut, inputs[start : start + cut.inputs]))
+            start += cut.inputs
+        return found
 
 
 def _infer(
@@ -131,17 +141,20 @@ def _infer(
     per_example = not ordered and any(value.type.per_example or value.type.rows is not None for value in (q, k, v))
     type = ValueType(Real(), (*ordered, *stay, *value_axes), per_example)
     mask = mask or Mask(None)
-    _check_mask(call, mask, along, query_rows)
+    check_mask(call, mask, along, query_rows)
     if bias is not None:
         _check_bias(call, bias, heads, along)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
     factor: float = math.prod(sizes(over)) ** -0.5 if scale is None else float(scale)
-    formula = None if score is None else score_formula(call, score)
+    found = None if score is None else score_of(call, score, heads.of_queries)
+    if found is not None:
+        check_score(call, found, along, query_rows)
+    captures = () if found is None else found.captures
     cuts, made = mask_cuts(call, mask, along, query_rows)
     attrs = AttendAttrs(
-        over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side, formula, cuts
+        over, along, heads, value_axes, factor, mask, bias is not None, query_rows, query_side, found, cuts
     )
-    return Inferred(attrs, (*inputs, *mask.captures, *made), (type,))
+    return Inferred(attrs, (*inputs, *mask.captures, *captures, *made), (type,))
 
 
 def _check_levels(call: OpCall, q: Value, k: Value, v: Value, along: Axis) -> None:
@@ -199,29 +212,6 @@ def _heads(
     return Heads(tuple(order), query_heads, key_heads, own)
 
 
-def _check_mask(call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None) -> None:
-    want_whole(call, "attend", **{f"mask.{number}": value for number, value in enumerate(mask.captures)})
-    for side, index in masks.captured_sides(mask.formula):
-        rows, own = mask.captures[index].type.rows, along if side == "key" else query_rows
-        if along.is_ordered and rows is not None and rows is not own and (own is None or rows not in own.ancestors):
-            at = mask.span or call.at("mask")
-            place = "per example" if own is None else own.name
-            raise call.fail(SidewaysLevels(at, f"{side}({mask.captures[index].name})", place, rows.name, at, at))
-    for value in mask.captures:
-        if value.type.static_axes:
-            raise call.fail(
-                WrongAxisKind(
-                    call.at("mask"),
-                    "a mask",
-                    value.type.static_axes[0].name,
-                    "one value per row",
-                    "a static axis of it",
-                )
-            )
-        if along.is_static:
-            raise call.fail(NotBuiltYet(call.at("mask"), "a mask that reads values, along a static axis,"))
-
-
 def _check_bias(call: OpCall, bias: Value, heads: Heads, along: Axis) -> None:
     rows = bias.type.rows
     if rows is not None and rows is not along:
@@ -235,80 +225,6 @@ def _check_bias(call: OpCall, bias: Value, heads: Heads, along: Axis) -> None:
             )
     if heads.keys is not None and heads.keys in bias.type.static_axes:
         raise call.fail(NotBuiltYet(call.at("bias"), f"a bias per key head ({heads.keys.name})"))
-
-
-# -- masks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@record
-class _Predicates:
-    """Writes a formula as nested tuples (functions/masks.py), with captured values read at the rows of either side."""
-
-    ctx: LowerContext
-    captures: tuple[Value, ...]
-    queries: Axis | None
-    keys: Axis
-
-    def formula(self, formula: Formula) -> tuple[Any, ...]:
-        match formula:
-            case Both(left, right):
-                return ("and", self.formula(left), self.formula(right))
-            case Either(left, right):
-                return ("or", self.formula(left), self.formula(right))
-            case Not(inner):
-                return ("not", self.formula(inner))
-            case Compare(operator, left, right):
-                compared = (operator, self.term(left), self.term(right))
-                # A row in a gap is in the segment of no other row.
-                for side in (left, right) if operator == "==" else ():
-                    if isinstance(side, Side) and isinstance(side.read, SegmentIndex):
-                        inside = self._inside(side.side, side.read)
-                        compared = compared if inside is None else ("and", compared, inside)
-                return compared
-
-    def _inside(self, side: str, read: SegmentIndex) -> tuple[Any, ...] | None:
-        if self._rows(side) is read.axis:
-            return None
-        inside = self.ctx.segment_inside(read.axis)
-        return None if inside is None else ("==", (side, inside), ("number", True))
-
-    def _rows(self, side: str) -> Axis | None:
-        return self.queries if side == "query" else self.keys
-
-    def term(self, term: Term) -> tuple[Any, ...]:
-        match term:
-            case Literal(value):
-                return ("number", value)
-            case Side(side, Position()):
-                return (side, "position")
-            case Side(side, Captured(index)):
-                rows = self._rows(side)
-                return (side, self.ctx.aligned(self.captures[index], (), rows, rows is None))
-            case Side(side, SegmentIndex(axis, which)):
-                # The row number of a side that runs along the cut is the index of its own row.
-                return (side, "position" if self._rows(side) is axis else self.ctx.segment_index(axis, which))
-            case Arithmetic("abs", left, _):
-                return ("abs", self.term(left))
-            case Arithmetic(_, left, None):
-                return ("neg", self.term(left))
-            case Arithmetic(operator, left, right) if right is not None:
-                return (operator, self.term(left), self.term(right))
-            case _:
-                raise AssertionError(term)
-
-
-def _mask_arguments(
-    ctx: LowerContext, node: Node, attrs: AttendAttrs, formula: Formula | None
-) -> dict[str, Any]:
-    """`low`, `high`, `score` and `predicate`, as far as they say something."""
-    band = masks.distance(formula)
-    arguments: dict[str, Any] = {"low": band.low, "high": band.high, "score": attrs.score}
-    if not masks.is_exactly_distance(formula):
-        assert formula is not None
-        captures = attrs.captured(node)
-        arguments["predicate"] = _Predicates(ctx, captures, attrs.query_rows, attrs.along).formula(formula)
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 # -- lowering
@@ -330,6 +246,17 @@ def _as_heads(
     return ctx.call(torch.reshape, read, (-1, *shape) if leading else shape)
 
 
+def _arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs, formula: Formula | None) -> dict[str, Any]:
+    """What the mask and the score say."""
+    captures = attrs.mask_captures(node.inputs)
+    arguments = mask_arguments(ctx, formula, captures, attrs.query_rows, attrs.along)
+    if attrs.score is not None:
+        captures = attrs.score_captures(node.inputs)
+        heads = attrs.heads.of_queries
+        arguments["score"] = score_argument(ctx, attrs.score.formula, captures, heads, attrs.query_rows, attrs.along)
+    return arguments
+
+
 def _lower(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, AttendAttrs)
@@ -341,7 +268,7 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     heads = attrs.heads
     at_queries, at_keys = (attrs.query_rows, attrs.query_rows is None, True), (attrs.along, False, True)
     grouped, formula = same_segment(attrs.mask.formula, attrs.query_rows, attrs.along, ctx)
-    arguments = _mask_arguments(ctx, node, attrs, formula)
+    arguments = _arguments(ctx, node, attrs, formula)
     if attrs.query_rows is None:
         q_read = ctx.full(q, (*heads.of_queries, *attrs.over), None, True)
         q_read = ctx.call(torch.reshape, q_read, (-1, math.prod(sizes(heads.of_queries)), math.prod(sizes(attrs.over))))
@@ -362,9 +289,7 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
         assert attrs.query_rows is not None
         q_offsets, k_offsets = (_segment_offsets(ctx, grouped, rows) for rows in (attrs.query_rows, attrs.along))
         # Rows count from the start of their segment; where that matters, their numbers in the example are given.
-        if attrs.query_rows is not attrs.along and len(arguments) > ("bias" in arguments):
-            arguments |= {"q_position": ctx.position(attrs.query_rows), "k_position": ctx.position(attrs.along)}
-        elif "predicate" in arguments:
+        if (attrs.query_rows is not attrs.along and len(arguments) > ("bias" in arguments)) or "predicate" in arguments:
             arguments |= {"q_position": ctx.position(attrs.query_rows), "k_position": ctx.position(attrs.along)}
     result = ctx.call(attention.attend_packed, q_read, k_read, v_read, q_offsets, k_offsets, attrs.scale, **arguments)
     ctx.define(node.outputs[0], _unpacked(ctx, node, attrs, result, (), True))
@@ -391,7 +316,7 @@ def _lower_static(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     place, heads = result_type(node), attrs.heads
     rows, per_example = place.rows, place.per_example
     leading = rows is not None or per_example
-    arguments = _mask_arguments(ctx, node, attrs, attrs.mask.formula)
+    arguments = _arguments(ctx, node, attrs, attrs.mask.formula)
 
     def read(value: Value, lead: tuple[Axis, ...], axes: tuple[Axis, ...], last: tuple[Axis, ...]) -> Any:
         """`[rows, entries of lead or 1, heads, D]`."""
@@ -430,14 +355,14 @@ def _unpacked(
 def _frontier(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     assert isinstance(attrs, AttendAttrs)
-    bias = 4 if attrs.has_bias else 3
     queries = attrs.along if attrs.query_side else attrs.query_rows
-    captured, seen = given[bias:], {}
-    for cut in reversed(attrs.cuts):
-        captured, made = captured[: -cut.inputs], captured[-cut.inputs :]
-        seen[cut.axis] = seen_cut(cut.axis, cut.along, made)
+    seen = {cut.axis: seen_cut(cut.axis, cut.along, made) for cut, made in attrs.cut_inputs(given)}
     reach = frontier.reach_of(attrs.mask, attrs.along, queries, seen)
-    return frontier.attend(given[0], given[1:bias], reach, captured)
+    read = [] if attrs.score is None else attrs.score_captures(given)
+    sides = [] if attrs.score is None else sides_of(attrs.score.formula)
+    at_query = frontier.join(given[0], *(read[index] for side, index in sides if side == "query"))
+    at_keys = [*given[1 : attrs.first_capture], *(read[index] for side, index in sides if side == "key")]
+    return frontier.attend(at_query, at_keys, reach, attrs.mask_captures(given))
 
 
 def _cost(node: Node, rows: Mapping[Axis, int]) -> Cost:
@@ -470,7 +395,8 @@ ATTEND = OpDef(
     doc=(
         "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, score=, scale=)`: each query's "
         "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + bias, "
-        "where `score` is a block of one real. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
+        "where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)` and values "
+        "without rows. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
         "and k are shared by name or q's own; with `group` "
         "query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row without an allowed "
         "key gives 0. The result has the axes of q without D, and v's own."

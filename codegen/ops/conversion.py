@@ -157,6 +157,8 @@ WHERE = OpDef(
         "i: id[seq] in vocab => where(i == 2, 0, i)",
     ),
 )
+
+
 def _lower_optional(ctx: LowerContext, node: Node) -> None:
     ctx.define(node.outputs[0], own(ctx, node.inputs[0]))
 

@@ -17,7 +17,7 @@ from ...dsl.frontier import Frontier, Segments
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.record import record
-from ...dsl.value_type import Flag, Id, Int, Real, Tag, ValueType
+from ...dsl.value_type import Flag, Id, Int, Tag, ValueType
 from ..functions_lazy import cuts, segments
 from ..lazy import torch
 from ..lowering import LowerContext
@@ -259,11 +259,15 @@ SPREAD = OpDef(
         "`closed`. Where there is none, 0."
     ),
     samples=(
-        "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f; p = pool(x, seq -> patch, by=sum); "
-        "y = spread(p, patch -> seq, before) => y + 2 * spread(p, patch -> seq, closed)",
-        "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i; "
-        "p = pool(x, seq -> patch, by=mean); y = spread(p, patch -> seq, before) => "
-        "y + 2 * spread(p, patch -> seq, closed) - spread(p, patch -> seq)",
+        (
+            "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f; p = pool(x, seq -> patch, by=sum); "
+            "y = spread(p, patch -> seq, before) => y + 2 * spread(p, patch -> seq, closed)"
+        ),
+        (
+            "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i; "
+            "p = pool(x, seq -> patch, by=mean); y = spread(p, patch -> seq, before) => "
+            "y + 2 * spread(p, patch -> seq, closed) - spread(p, patch -> seq)"
+        ),
     ),
 )
 
@@ -336,10 +340,14 @@ INDEX = OpDef(
     ),
     samples=(
         "x: real[seq, dim] => x * real(index(dim))",
-        "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f => "
-        "x * real(index(patch)) + real(index(patch, closed))",
-        "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i => "
-        "x * real(index(patch)) + real(index(patch, closed))",
+        (
+            "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f => "
+            "x * real(index(patch)) + real(index(patch, closed))"
+        ),
+        (
+            "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i => "
+            "x * real(index(patch)) + real(index(patch, closed))"
+        ),
     ),
 )
 

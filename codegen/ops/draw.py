@@ -146,6 +146,7 @@ BERNOULLI = OpDef(
     samples=("x: real[seq, dim] => bernoulli(0.3, like=x)",),
 )
 
+
 def _infer_step(call: OpCall) -> Inferred:
     return Inferred(NoAttrs(), (), (ValueType(Int()),))
 

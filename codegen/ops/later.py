@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import wraps
 
 from ...dsl import frontier
-from ...dsl.axes import Axis, Cut, Selected
+from ...dsl.axes import Axis, Selected
 from ...dsl.errors.axes import AxisTwice, NotAlong, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import BadNumber, NotACut
@@ -18,8 +18,9 @@ from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.record import record
-from ...dsl.value_type import Kind, Real, ValueType, ordered_first
+from ...dsl.value_type import Kind, Real, ordered_first
 from ..lowering import LowerContext
+from .axis_pairs import moved, one_pair, want_along
 from .joining import Operand, axis_names, join, level_words, same_kind, want_axes, want_real, want_whole
 
 

@@ -33,10 +33,14 @@ def mask_cuts(
         if rows is not axis and rows is not axis.kind.parent:
             place = "lie along no ordered axis" if rows is None else f"lie along {rows.name}"
             what = f"`{side}({axis.name})`: the {'queries' if side == 'query' else 'keys'} {place}"
-            raise call.fail(BadMask(mask.span or call.at("mask"), what, f"{axis.name} is cut from {axis.kind.parent.name}"))
+            raise call.fail(
+                BadMask(mask.span or call.at("mask"), what, f"{axis.name} is cut from {axis.kind.parent.name}")
+            )
         made = call.segmented(axis)
         found[axis] = () if made is None else made.values
-    cuts = tuple(MaskCut(axis, axis.kind.parent, len(values)) for axis, values in found.items() if isinstance(axis.kind, Cut))
+    cuts = tuple(
+        MaskCut(axis, axis.kind.parent, len(values)) for axis, values in found.items() if isinstance(axis.kind, Cut)
+    )
     return cuts, tuple(value for values in found.values() for value in values)
 
 

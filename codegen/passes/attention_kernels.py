@@ -1,8 +1,8 @@
 """Attention over packed rows goes to generated kernels; what each row sees is computed once for all layers.
 
-    y = attend_packed(q, k, v, offsets, offsets, scale, high=0)
-        ->  seen = seen_rows(offsets, offsets, tokens, tokens, None, 0)
-            y = attend(q, k, v, offsets, offsets, scale, high=0, intervals=seen)
+y = attend_packed(q, k, v, offsets, offsets, scale, high=0)
+    ->  seen = seen_rows(offsets, offsets, tokens, tokens, None, 0)
+        y = attend(q, k, v, offsets, offsets, scale, high=0, intervals=seen)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import fx
 from ..facts import Fact, facts
 from ..functions.attention import attend_packed
 from ..gpu.attention import attend
+from ..gpu.formula import is_known
 from ..gpu.intervals import seen_rows
 from ..origin import inherit
 from .matching import is_call
@@ -30,9 +31,10 @@ def use_attention_kernels(module: fx.GraphModule) -> None:
             _use_kernels(module, node, known, first)
 
 
-def _use_kernels(
-    module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Fact], first: dict[str, fx.Node]
-) -> None:
+def _use_kernels(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Fact], first: dict[str, fx.Node]) -> None:
+    score = node.kwargs.get("score", node.args[10] if len(node.args) > 10 else None)
+    if score is not None and not is_known(score):
+        return  # rounding, say: the reference computes it
     node.target = attend
     if len(node.args) != 6 or node.kwargs.get("q_position") is not None or node.kwargs.get("k_position") is not None:
         return  # a decoding step has few rows, and positions of its own

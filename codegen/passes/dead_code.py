@@ -1,4 +1,4 @@
-"""Nodes nobody reads go away. Arguments of the graph stay: they are its signature; so do calls that write to a cache."""
+"""Nodes nobody reads go away. Arguments of the graph stay, as its signature; so do calls that write to a cache."""
 
 from __future__ import annotations
 

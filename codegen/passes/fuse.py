@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..facts import Fact, facts
+from ..facts import FACT, Fact, facts
 from ..functions import packing
 from ..graph_context import CompilerBug
 from ..origin import inherit, mark, origin
@@ -228,11 +228,17 @@ def _rewrite(module: fx.GraphModule, regions: list[Region], known: dict[fx.Node,
         made.append((region, known_op))
     replaced: dict[fx.Node, fx.Node] = {}
     for region, op in made:
-        _replace(module, region, op, replaced)
+        _replace(module, region, op, replaced, known)
     _sort(module)
 
 
-def _replace(module: fx.GraphModule, region: Region, op: FusedOp, replaced: dict[fx.Node, fx.Node]) -> None:
+def _replace(
+    module: fx.GraphModule,
+    region: Region,
+    op: FusedOp,
+    replaced: dict[fx.Node, fx.Node],
+    known: dict[fx.Node, Fact],
+) -> None:
     graph = module.graph
     with graph.inserting_after(region.nodes[-1]):
         inputs = tuple(replaced.get(node, node) for node in region.inputs)
@@ -244,6 +250,8 @@ def _replace(module: fx.GraphModule, region: Region, op: FusedOp, replaced: dict
         if len(region.outputs) > 1:
             with graph.inserting_after(call):
                 result = inherit(graph.call_function(operator.getitem, (call, number)), output)
+        if output in known:
+            result.meta[FACT] = known[output]  # for passes after this one, and for kernels that read it
         output.replace_all_uses_with(result)
         replaced[output] = result
     for node in reversed(region.nodes):

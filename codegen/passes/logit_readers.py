@@ -2,7 +2,8 @@
 
     logsumexp(z)    sum(softmax(z) * z)    max(z)    argmax(z)    z[id]
 
-`readers_of` names them as codegen/gpu/logits_form.py does.
+`readers_of` names them as codegen/gpu/logits_form.py does. Between the linear and z may stand a formula of numbers,
+a soft cap such as 30 * tanh(y / 30): `changed_by` reads it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import fx
+from torch.nn import functional
 
 from ..functions.gathers import entries
+from ..functions.pointwise import maximum, minimum
 from ..functions.statics import argmax_static, logsumexp_static, max_static, softmax_static, sum_static
+from ..gpu.formula import is_known
 from ..origin import origin
-from .matching import bare, is_call, node_at, readers
+from .matching import bare, is_call, is_number, node_at, readers
 
 _REDUCTIONS = {logsumexp_static: "partition", max_static: "top", argmax_static: "place"}
 
@@ -32,6 +38,48 @@ class LogitReaders:
     @property
     def all(self) -> Iterable[fx.Node]:
         return (node for nodes in self.nodes.values() for node in nodes)
+
+
+_FUNCTIONS: dict[Any, str] = {
+    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.neg: "neg",
+    operator.pow: "pow", torch.tanh: "tanh", torch.sigmoid: "sigmoid", torch.exp: "exp", torch.log: "log",
+    torch.abs: "abs", torch.sqrt: "sqrt", torch.relu: "relu", functional.softplus: "softplus",
+    maximum: "max", minimum: "min",
+}  # fmt: skip
+
+
+def changed_by(linear: fx.Node) -> tuple[fx.Node, tuple[Any, ...] | None]:
+    """The node that holds the logits, and the formula that makes them of the linear's outputs, as nested tuples over
+    ("score",): the linear itself and None where nothing stands between it and its readers."""
+    made: dict[fx.Node, tuple[Any, ...]] = {linear: ("score",)}
+    waiting = list(readers(linear))
+    while waiting:
+        node = waiting.pop(0)
+        formula = None if node in made else _formula(node, made)
+        if formula is not None and is_known(formula):
+            made[node] = formula
+            waiting += readers(node)
+    # What somebody else reads must be one value.
+    ends = [node for node in made if any(reader not in made for reader in readers(node))]
+    if len(ends) != 1 or ends[0] is linear:
+        return linear, None
+    return ends[0], made[ends[0]]
+
+
+def _formula(node: fx.Node, made: dict[fx.Node, tuple[Any, ...]]) -> tuple[Any, ...] | None:
+    name = _FUNCTIONS.get(node.target) if node.op == "call_function" and not node.kwargs else None
+    if name is None:
+        return None
+    parts: list[tuple[Any, ...]] = []
+    for operand in map(bare, node.args):
+        if isinstance(operand, fx.Node) and operand in made:
+            parts.append(made[operand])
+        elif isinstance(operand, int | float) and is_number(operand):
+            # A whole number stays one in an exponent only.
+            parts.append(("number", operand if name == "pow" else 1.0 * operand))
+        else:
+            return None
+    return (name, *parts)
 
 
 def readers_of(logits: fx.Node) -> LogitReaders | None:

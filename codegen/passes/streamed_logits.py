@@ -3,6 +3,7 @@
     logits = linear(x, w)
     lse = logsumexp(logits);  at = logits[target]     ->     lse, at = rows_of_logits(x, w, target)
 
+A formula between the linear and what reduces it, such as a soft cap, is applied where a logit is read.
 Everything else the spec makes of the results stays as it is. A model whose logits have another reader keeps them.
 `maker` knows the function that a device has for what is asked, or that it has none.
 """
@@ -26,7 +27,7 @@ from ..gpu.logits_form import LogitsForm
 from ..logits.op import LogitsOp
 from ..origin import inherit, origin, user_span
 from .fuse import needs_gradient
-from .logit_readers import LogitReaders, readers_of
+from .logit_readers import LogitReaders, changed_by, readers_of
 from .matching import is_call, node_at, replace
 
 
@@ -39,7 +40,8 @@ class Streamed:
     results: tuple[str, ...]
 
 
-Maker = Callable[[fx.Node, LogitReaders], Streamed | None]
+# Given the linear, who reads its logits, and the formula that makes these of its outputs.
+Maker = Callable[[fx.Node, LogitReaders, "tuple[Any, ...] | None"], Streamed | None]
 
 
 def stream_logits(module: fx.GraphModule, maker: Maker | None = None) -> None:
@@ -48,18 +50,19 @@ def stream_logits(module: fx.GraphModule, maker: Maker | None = None) -> None:
     for node in list(module.graph.nodes):
         if not is_call(node, functional.linear):
             continue
-        found = readers_of(node)
-        made = (maker or _on_cpu)(node, found) if found is not None else None
+        logits, change = changed_by(node)
+        found = readers_of(logits)
+        made = (maker or _on_cpu)(node, found, change) if found is not None else None
         if found is not None and made is not None:
-            _rewrite(module, node, found, made, known)
+            _rewrite(module, logits, found, made, known)
 
 
 def stream_logits_on_gpu(module: fx.GraphModule) -> None:
     stream_logits(module, _on_gpu(module))
 
 
-def _on_cpu(logits: fx.Node, found: LogitReaders) -> Streamed | None:
-    if set(found.nodes) != {"partition", "pick_0"} or logits.args[2:] not in ((), (None,)):
+def _on_cpu(logits: fx.Node, found: LogitReaders, change: tuple[Any, ...] | None) -> Streamed | None:
+    if change is not None or set(found.nodes) != {"partition", "pick_0"} or logits.args[2:] not in ((), (None,)):
         return None
     operands = (node_at(logits, 0), node_at(logits, 1), *found.ids)
     return Streamed(partition_and_logit, operands, ("partition", "pick_0"))
@@ -74,6 +77,7 @@ def _on_gpu(module: fx.GraphModule) -> Maker:
 def _kernels(
     logits: fx.Node,
     found: LogitReaders,
+    change: tuple[Any, ...] | None,
     known: dict[fx.Node, Fact],
     wanted: set[fx.Node],
     ops: dict[object, LogitsOp],
@@ -96,6 +100,7 @@ def _kernels(
         gradients=tuple(name for name, operand in operands.items() if operand in wanted)
         if set(found.nodes) != {"place"}
         else (),
+        change=None if change is None else repr(change),
     )
     op = LogitsOp(_name(logits), form, weight.dims[1], weight.dims[0], x.dtype, span=user_span(logits))
     if op.key not in ops:

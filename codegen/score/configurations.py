@@ -65,6 +65,15 @@ _WIDE: _Table = {
     _KEY: {64: Configuration(32, 32, 8, 1), 128: Configuration(32, 16, 8, 1), 256: Configuration(16, 16, 8, 1)},
 }
 _WIDEST = Configuration(16, 16, 4, 1)
+# Where a formula that reads values of rows, 16-bit, would spill in the tile of other formulas.
+_WITH_VALUES: dict[tuple[str, str, int], Configuration] = {
+    ("cuda:80", _FORWARD, 128): Configuration(128, 16, 8, 2),
+    ("cuda:80", _QUERY, 128): Configuration(64, 16, 8, 2),
+    ("cuda:100", _FORWARD, 64): Configuration(128, 32, 8, 3),
+    ("cuda:100", _QUERY, 64): Configuration(128, 16, 8, 2),
+    ("cuda:100", _KEY, 64): Configuration(16, 64, 8, 2),
+    ("cuda:100", _KEY, 128): Configuration(32, 64, 8, 1),
+}
 
 
 def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Configuration:
@@ -81,6 +90,8 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
     chosen = _DEFAULTS[family][kernel][size]
     if plan.form.score is None and not plan.has_bias:
         return chosen
+    if plan.form.score is not None and plan.form.captured and (family, kernel, size) in _WITH_VALUES:
+        return _WITH_VALUES[family, kernel, size]
     # Gradients of formulas hold more per score: half the tile that a loop moves over. Where sums lie in memory of the
     # tensor cores, half a tile of keys' gradients needs more registers, not less.
     if kernel == _KEY and not (family == "cuda:100" and size == 128):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .decode import DECODE_KERNELS, DecodePlan
@@ -12,10 +13,28 @@ from .plan import AttentionPlan
 BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "fp64": 64, "i1": 8, "u8": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64}
 
 
+# What each kernel writes, besides gradients of captured values; all else is read.
+WRITTEN = {
+    "attention_forward": ("out", "lse"),
+    "attention_delta": ("delta",),
+    "attention_query_gradient": ("dq",),
+    "attention_key_gradient": ("dk", "dv", "dbias"),
+    "attention_decode": ("part", "part_max", "part_sum"),
+    "attention_merge": ("out",),
+}
+
+
 @dataclass(frozen=True)
 class KernelCost:
-    bytes: int
+    """Bytes, and operations of products."""
+
+    read: int
+    written: int
     flops: int
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.written
 
 
 @dataclass(frozen=True)
@@ -29,8 +48,7 @@ class Rows:
 
 def kernel_cost(plan: AttentionPlan, name: str, rows: Rows) -> KernelCost:
     """Of one of KERNELS. Pointwise work is not counted."""
-    types = [(argument, type[1:]) for argument, type in KERNELS[name](plan).arguments if type.startswith("*")]
-    moved = sum(_entries(plan, argument.removesuffix("_ptr"), rows) * BITS[type] // 8 for argument, type in types)
+    moved = _moved(name, KERNELS[name](plan).arguments, lambda tensor: _entries(plan, tensor, rows))
     q, v = plan.q_width, plan.v_width
     products = {
         "attention_forward": q + v,
@@ -38,7 +56,22 @@ def kernel_cost(plan: AttentionPlan, name: str, rows: Rows) -> KernelCost:
         "attention_query_gradient": 2 * q + v,
         "attention_key_gradient": 2 * q + 2 * v,
     }
-    return KernelCost(moved, 2 * rows.pairs * plan.heads * products[name])
+    return KernelCost(*moved, 2 * rows.pairs * plan.heads * products[name])
+
+
+def _moved(name: str, arguments: tuple[tuple[str, str], ...], entries: Callable[[str], int]) -> tuple[int, int]:
+    """Bytes read and written of the tensors among a kernel's arguments."""
+    read = written = 0
+    for argument, type in arguments:
+        if not type.startswith("*"):
+            continue
+        tensor = argument.removesuffix("_ptr")
+        size = entries(tensor) * BITS[type[1:]] // 8
+        if tensor in WRITTEN[name] or tensor.startswith("d_captured"):
+            written += size
+        else:
+            read += size
+    return read, written
 
 
 def _entries(plan: AttentionPlan, name: str, rows: Rows) -> int:
@@ -77,7 +110,9 @@ def decode_cost(plan: DecodePlan, name: str, sequences: int, cached: int, splits
         "part_max": splits * heads,
         "part_sum": splits * heads,
     }
-    types = [(argument, type[1:]) for argument, type in DECODE_KERNELS[name](plan).arguments if type.startswith("*")]
-    moved = sum(entries[argument.removesuffix("_ptr")] * BITS[type] // 8 for argument, type in types)
+    for index, captured in enumerate(attention.form.captured):
+        rows = cached if captured.side == "key" else sequences * plan.rows
+        entries[f"captured_{index}"] = rows * (attention.heads if captured.has_heads else 1)
+    moved = _moved(name, DECODE_KERNELS[name](plan).arguments, entries.__getitem__)
     per_pair = attention.q_width + attention.v_width if name == "attention_decode" else 0
-    return KernelCost(moved, 2 * cached * plan.rows * attention.heads * per_pair)
+    return KernelCost(*moved, 2 * cached * plan.rows * attention.heads * per_pair)

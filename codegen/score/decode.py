@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..emit_attention import attention_text
-from ..gpu.formula import leaves
+from ..gpu.formula import Row, leaves
 from ..kernel_text import KernelText
 from .configurations import Configuration, default_decode_configuration
 from .kernels import precision
-from .plan import AttentionPlan, Load, Part, logit_lines, parts, tile_loads
+from .plan import INTEGERS, AttentionPlan, Load, Part, formula_text, logit_lines, parts, tile_loads
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """`attention` says what a score is; its captured values are the two positions. A query sees the rows low <= key -
-    query <= high (low None: from the first); `rows` new rows per sequence."""
+    """`attention` says what a score is; the first two of its captured values are the positions. A query sees the rows
+    low <= key - query <= high (low None: from the first); `rows` new rows per sequence."""
 
     attention: AttentionPlan
     rows: int
@@ -58,11 +58,14 @@ class DecodeKernelPlan:
 
 def decode(plan: DecodePlan) -> DecodeKernelPlan:
     attention = plan.attention
-    score = attention.form.score
-    sides = set() if score is None else {getattr(leaf, "side", None) for leaf in leaves(score)}
+    form = attention.form
+    read = {leaf for f in (form.score, form.predicate) if f is not None for leaf in leaves(f) if isinstance(leaf, Row)}
+    sides = {leaf.side for leaf in read if leaf.index == 0}
+    values = sorted((leaf for leaf in read if leaf.index > 0), key=lambda leaf: leaf.index)
     real = _real(attention)
     tensors = [(f"{name}_ptr", f"*{attention.dtype}") for name in "qkv"]
     tensors += [("position_ptr", "*i64"), ("part_ptr", real), ("part_max_ptr", real), ("part_sum_ptr", real)]
+    tensors += [(f"captured_{leaf.index}_ptr", f"*{form.captured[leaf.index].type}") for leaf in values]
     strides = ["stride_qb", "stride_qm", "stride_qh", "stride_kb", "stride_kh", "stride_kn"]
     strides += ["stride_vb", "stride_vh", "stride_vn"]
     first = "0"
@@ -72,6 +75,7 @@ def decode(plan: DecodePlan) -> DecodeKernelPlan:
     allowed = [
         f"allowed = mask_n[None, :] & (key_row[None, :] <= query_row[:, None] + {plan.high})",
         *([] if plan.low is None else [f"allowed &= key_row[None, :] >= query_row[:, None] + {plan.low}"]),
+        *([] if form.predicate is None else [f"allowed &= {formula_text(attention, form.predicate)}"]),
     ]
     q_loads = [
         Load(
@@ -81,6 +85,8 @@ def decode(plan: DecodePlan) -> DecodeKernelPlan:
         )
         for part in parts(attention.q_width, "d")
     ]
+    q_loads += [_value_load(attention, leaf) for leaf in values if leaf.side == "query"]
+    k_loads = [_value_load(attention, leaf) for leaf in values if leaf.side == "key"]
     return DecodeKernelPlan(
         name="attention_decode",
         summary="Softmax over a stretch of the cached rows of a formula of q . k, times v.",
@@ -92,12 +98,28 @@ def decode(plan: DecodePlan) -> DecodeKernelPlan:
         v_width=attention.v_width,
         first_column=first,
         row_loads=tuple(q_loads),
-        column_loads=tuple(tile_loads(attention, ("k", "v"), "_tile", "n", "mask_n")),
+        column_loads=(*tile_loads(attention, ("k", "v"), "_tile", "n", "mask_n"), *k_loads),
         logit=logit_lines(attention),
         allowed=tuple(allowed),
         needs_query_position="query" in sides,
         needs_key_position="key" in sides,
     )
+
+
+def _value_load(plan: AttentionPlan, leaf: Row) -> Load:
+    """A captured value: of new rows `[sequences, ROWS(, HEADS)]`, of cached ones `[sequences, slots(, HEADS)]`."""
+    captured = plan.form.captured[leaf.index]
+    pointer = f"captured_{leaf.index}_ptr"
+    if leaf.side == "query":
+        place, mask, shape = "sequence.to(tl.int64) * ROWS + row", "mask_m", "[:, None]"
+        place = f"({place}) * HEADS + head" if captured.has_heads else place
+    elif captured.has_heads:
+        place = "(sequence.to(tl.int64) * slots + offs_n)[None, :] * HEADS + head[:, None]"
+        mask, shape = "mask_m[:, None] & mask_n[None, :]", ""
+    else:
+        place, mask, shape = "sequence.to(tl.int64) * slots + offs_n", "mask_n", "[None, :]"
+    cast = "" if captured.type in INTEGERS else f".to({plan.real})"
+    return Load(f"{leaf.side}_{leaf.index}", f"tl.load({pointer} + {place}, mask={mask}, other=0){cast}{shape}")
 
 
 def merge(plan: DecodePlan) -> DecodeKernelPlan:

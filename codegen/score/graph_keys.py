@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor, fx
 
 from ..facts import EXAMPLES, Fact, facts
 from ..gpu.attention import attend, call_of
-from ..gpu.attention_kernels import AttentionKey, key_of
+from ..gpu.attention_caches import attend_general, attend_step, causal, one_formula
+from ..gpu.attention_decode import decode_form
+from ..gpu.attention_kernels import AttentionKey, DecodeKey, key_of
 from ..gpu.intervals import Bounds, Intervals
+from ..gpu.triton_types import TRITON_TYPES
 
 # How many rows the stand-ins have changes nothing.
 _ROWS = 2
@@ -25,6 +28,35 @@ def attention_keys(module: fx.GraphModule) -> dict[AttentionKey, list[fx.Node]]:
         if node.target is attend:
             found.setdefault(_key(node, known), []).append(node)
     return found
+
+
+def decode_keys(module: fx.GraphModule, cached: torch.dtype) -> dict[DecodeKey, list[fx.Node]]:
+    """The same of a decoding step, whose caches are of a type."""
+    known = facts(module)
+    found: dict[DecodeKey, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.target in (attend_step, attend_general):
+            found.setdefault(_decode_key(node, known, cached), []).append(node)
+    return found
+
+
+def _decode_key(node: fx.Node, known: Mapping[fx.Node, Fact], cached: torch.dtype) -> DecodeKey:
+    arguments: tuple[Any, ...] = node.args
+    (heads, width), (key_heads, _), (_, v_width) = (known[operand].dims for operand in arguments[:3])
+    if node.target is attend_step:
+        scale, low, high = arguments[7:10]
+        form, _ = decode_form(scale)
+    else:
+        scale, low, high, predicate, bias, _, score = arguments[8:15]
+        high = causal(high)
+        pair = one_formula(score, predicate, bias, _stand_in_rows(known, 1), _stand_in_rows(known, _ROWS))
+        form, _ = decode_form(scale, *pair)
+    return DecodeKey(form.text, TRITON_TYPES[cached], heads, key_heads, width, v_width, 1, low, high)
+
+
+def _stand_in_rows(known: Mapping[fx.Node, Fact], rows: int) -> Callable[[fx.Node], Tensor]:
+    """Tensors without entries, `[sequences, rows(, heads)]`."""
+    return lambda node: torch.empty((_ROWS, rows, *known[node].dims), dtype=known[node].dtype, device="meta")
 
 
 def _key(node: fx.Node, known: Mapping[fx.Node, Fact]) -> AttentionKey:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..emit_attention import Launch, attention_module, attention_text
-from ..gpu.attention_form import read_form
+from ..gpu.attention_form import read_form, without_gradients
 from ..gpu.attention_kernels import AttentionKey
 from ..kernel_text import KernelText
 from .configurations import Configuration, default_configuration
@@ -226,13 +226,15 @@ def plan_of(key: AttentionKey) -> AttentionPlan:
 
 def module_text(key: AttentionKey, targets: Sequence[str], made_from: str) -> str:
     """A module with all kernels of an attention, in the default configurations of each target."""
-    plan = plan_of(key)
+    plan, forward_form = plan_of(key), without_gradients(key.form)
     launches = []
     for target in targets:
         for text in training_kernels(plan, target):
             arguments = tuple(argument for argument, _ in text.arguments)
-            launches.append(Launch(text.name, target, arguments, dict(text.constants), text.warps, text.stages))
-    return attention_module(key, tuple(make(plan) for make in KERNELS.values()), tuple(launches), made_from)
+            entry = "FORWARD_KEY" if text.name == "attention_forward" and forward_form != key.form else "KEY"
+            launches.append(Launch(entry, text.name, target, arguments, dict(text.constants), text.warps, text.stages))
+    kernels = tuple(make(plan) for make in KERNELS.values())
+    return attention_module(key, forward_form, kernels, tuple(launches), made_from)
 
 
 def precision(dtype: str, target: str) -> str:

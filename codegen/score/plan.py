@@ -226,7 +226,7 @@ def logit_lines(plan: AttentionPlan) -> tuple[str, ...]:
     """From `score` to `logit`, the exponent of two."""
     form = plan.form
     if form.score is not None:
-        inner = f"({_text(plan, form.score)} + bias)" if plan.has_bias else _text(plan, form.score)
+        inner = f"({formula_text(plan, form.score)} + bias)" if plan.has_bias else formula_text(plan, form.score)
         return f"score *= {form.scale!r}", f"logit = {inner} * {LOG2E!r}"
     if plan.has_bias:
         return (f"logit = score * {form.scale * LOG2E!r} + bias * {LOG2E!r}",)
@@ -238,7 +238,7 @@ def gradients_of(plan: AttentionPlan, side: str) -> tuple[Gradient, ...]:
     found = []
     for index, captured in enumerate(plan.form.captured):
         if captured.side == side and captured.has_gradient and plan.form.score is not None:
-            factor = _text(plan, derivative(plan.form.score, Row(side, index)))
+            factor = formula_text(plan, derivative(plan.form.score, Row(side, index)))
             found.append(Gradient(f"d_captured_{index}", f"d_captured_{index}_ptr", factor))
     if plan.has_bias and side == "key":
         found.append(Gradient("dbias", "dbias_ptr", "1.0"))
@@ -253,10 +253,11 @@ def _times(factor: str, is_masked: bool) -> str:
 
 
 def _slope(plan: AttentionPlan) -> str:
-    return "1.0" if plan.form.score is None else _text(plan, derivative(plan.form.score, Score()))
+    return "1.0" if plan.form.score is None else formula_text(plan, derivative(plan.form.score, Score()))
 
 
-def _text(plan: AttentionPlan, formula: Formula) -> str:
+def formula_text(plan: AttentionPlan, formula: Formula) -> str:
+    """As Triton computes it in a tile."""
     return triton_text(formula, lambda row: plan.form.captured[row.index].type not in INTEGERS, plan.real)
 
 
@@ -300,7 +301,7 @@ def _allowed(plan: AttentionPlan, sides: Sides) -> tuple[str, ...]:
         bounds = "(offs_n[:, None] >= q_low[None, :]) & (offs_n[:, None] < q_high[None, :])"
     if plan.form.predicate is None:
         return (f"allowed = {bounds}",)
-    return f"allowed = {bounds}", f"allowed &= {_text(plan, plan.form.predicate)}"
+    return f"allowed = {bounds}", f"allowed &= {formula_text(plan, plan.form.predicate)}"
 
 
 def range_line(plan: AttentionPlan, rows: str, block: str, is_exact: bool) -> str:

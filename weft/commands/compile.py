@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from weft.codegen.emit import KernelOp
+    from collections.abc import Sequence
+
+    import torch
+    from torch import fx
+
+    from weft.dsl.check import Checked
 
 # Rows of a step, for bytes and operations in the manifest.
 ROWS = 16384
@@ -61,7 +66,7 @@ def run(
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if precision not in types:
         raise CommandFault(f"--precision is one of {', '.join(types)}, not {precision}", 2)
-    inspect = None if target == "cpu" else partial(_taken, target)
+    inspect = None if target == "cpu" else partial(_taken, checked, target, types[precision])
     passes = BASIC_PASSES if target == "cpu" else GPU_PASSES
     folder = compile_to(checked, out, types[precision], passes, __version__, target, inspect)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -79,22 +84,18 @@ def run(
         print(f"  {name:13} {lines:6,} lines: {what}")
 
 
-def _taken(target: str, ops: tuple[KernelOp, ...]) -> list[dict[str, Any]]:
-    """What each kernel takes on the target: compiled here, one after another, without a GPU."""
+def _taken(checked: Checked, target: str, dtype: torch.dtype, graphs: Sequence[fx.GraphModule]) -> list[dict[str, Any]]:
+    """What each kernel takes on the target, those of a decoding step with them: compiled here, one after another,
+    without a GPU."""
     from rich.console import Console
 
     from weft import spec_files
-    from weft.codegen.logits.op import LogitsOp
-    from weft.codegen.origin import user_span
     from weft.views import kernels, planned_kernels
 
-    planned = []
-    for op in ops:
-        if isinstance(op, LogitsOp):
-            span = op.span
-        else:
-            span = user_span(next(node for node in reversed(op.meaning.graph.nodes) if node.op == "call_function"))
-        planned += planned_kernels.of_op(op, span, target, ROWS)
+    planned = planned_kernels.of_graphs(graphs, [target], ROWS)
+    step = planned_kernels.decoding_step(checked.model, dtype)
+    if step is not None:
+        planned += planned_kernels.of_step(step, target)
     with Console(stderr=True).status(f"compiling {len(planned)} kernels for {target}"):
         rows = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
     found = kernels.data(rows)["kernels"]

@@ -47,8 +47,10 @@ def run(
     params: every weight, how it starts, and totals.
     causality: how far ahead each value looks, and what objectives demand.
     decode: what the derived decoder computes per row and what it caches.
-    kernels: every kernel that a GPU would launch in a step, compiled here for GPUs that need not be there.
-    cost: what each kernel moves and computes, and the least time that takes on a device.
+    kernels: every kernel that a GPU would launch in a training step and in a step of the decoder, compiled here for
+    GPUs that need not be there.
+    cost: what each kernel moves and computes, and the least time that takes on a device; in a decoder's step, for 32
+    sequences of 4096 rows.
     ptx, sass: the code of kernels.
     """
     from weft import spec_files
@@ -98,8 +100,7 @@ def _kernels(checked, view: str, of: str | None, targets: list[str], device: str
     if of is None:
         planned = planned_kernels.of_spec(checked, targets, rows)
     else:
-        graph = planned_kernels.fused(spec_files.program(checked, of))
-        planned = [one for target in targets for one in planned_kernels.of_graph(graph, target, rows)]
+        planned = planned_kernels.of_program(spec_files.program(checked, of), targets, rows)
     with Console(stderr=True).status(f"compiling {len(planned)} kernels"):
         made = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
     texts = {

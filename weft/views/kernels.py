@@ -1,6 +1,7 @@
 """`weft inspect FILE kernels|cost|ptx|sass`: what generated kernels take, must move and compute, and their code.
 
-Rows come in the order of the spec; kernels that serve the same line stand together, forward before backward.
+Rows come in the order of the spec; kernels that serve the same line stand together, forward before backward, and what
+a step of the decoder launches last.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from weft.runtime.ahead_of_time import TIMEOUT, Compiled, compile_each, problems
 
 from .table import amount, table
 
-DIRECTIONS = ("forward", "backward")
+# Of training, and of a step of the derived decoder.
+DIRECTIONS = ("forward", "backward", "decode")
+Direction = Literal["forward", "backward", "decode"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Planned:
     kernel: KernelText
     target: str
     spec: str
-    direction: Literal["forward", "backward"]
+    direction: Direction
     work: Work | None = None
     count: int = 1
     written: str = ""
@@ -47,7 +50,7 @@ class KernelRow:
 
     made: Compiled
     spec: str
-    direction: Literal["forward", "backward"]
+    direction: Direction
     work: Work | None = None
     count: int = 1
     written: str = ""

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from .kernels import Planned
 
 if TYPE_CHECKING:
+    import torch
     from torch import fx
 
     from weft.codegen.emit import KernelOp
+    from weft.codegen.gpu.attention_kernels import DecodeKey
     from weft.codegen.kernel_text import KernelText
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.rowwise.plan import RowPlan
@@ -19,18 +21,38 @@ if TYPE_CHECKING:
     from weft.dsl.program import Program
     from weft.dsl.source import Span
 
-# Rows of an example, for the cost of attention.
+# Rows of an example, for the cost of attention; in a decoding step, rows that each sequence has already.
 LENGTH = 4096
+# Sequences of a decoding step.
+SEQUENCES = 32
 # What tensor cores multiply float32 in.
 MATMUL_TYPES = {"fp32": "tf32"}
 
 
 def of_spec(checked: Checked, targets: Sequence[str], rows: int) -> list[Planned]:
-    """Of the objectives of a spec, or of its model where it has none, for each target; kernels that objectives share
-    are there once. `rows`: of one step, for bytes and operations."""
+    """Of the objectives of a spec, or of its model where it has none, for each target, and of a step of the model's
+    decoder where it has one; kernels that objectives share are there once. `rows`: of one training step, for bytes and
+    operations."""
+    planned = of_graphs([fused(program) for program in checked.objectives.values() or [checked.model]], targets, rows)
+    return planned + _of_decoder(checked.model, targets)
+
+
+def of_program(program: Program, targets: Sequence[str], rows: int) -> list[Planned]:
+    """The same of one model or objective."""
+    return of_graphs([fused(program)], targets, rows) + _of_decoder(program, targets)
+
+
+def _of_decoder(program: Program, targets: Sequence[str]) -> list[Planned]:
+    import torch
+
+    step = None if program.losses else decoding_step(program, torch.bfloat16)
+    return [] if step is None else [one for target in targets for one in of_step(step, target)]
+
+
+def of_graphs(graphs: Sequence[fx.GraphModule], targets: Sequence[str], rows: int) -> list[Planned]:
+    """Kernels that graphs share are there once."""
     found: dict[tuple[KernelText, str, str], Planned] = {}
-    for program in checked.objectives.values() or [checked.model]:
-        graph = fused(program)
+    for graph in graphs:
         for target in targets:
             for one in of_graph(graph, target, rows):
                 found.setdefault((one.kernel, one.target, one.spec), one)
@@ -48,9 +70,24 @@ def fused(program: Program) -> fx.GraphModule:
     return optimise(lower(program, weights, torch.bfloat16), GPU_PASSES)
 
 
+def decoding_step(program: Program, dtype: torch.dtype) -> fx.GraphModule | None:
+    """The graph of one new row per sequence after the passes for a GPU; None for a model that does not decode."""
+    from weft.codegen.decode import derive
+    from weft.codegen.graph_context import NotLowered
+    from weft.codegen.lower import empty_weights
+    from weft.codegen.pipeline import GPU_PASSES, optimise
+    from weft.dsl.diagnostics import Mistake
+
+    try:
+        graphs = derive(program, empty_weights(program.weights, dtype, "meta"), dtype)
+    except (Mistake, NotLowered):
+        return None
+    return optimise(graphs.step, GPU_PASSES)
+
+
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
-    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention;
-    calls that share a kernel are counted."""
+    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention
+    and of gradients of tables; calls that share a kernel are counted."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
@@ -64,7 +101,8 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
             found[op.key] = made if known is None else [
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
-    return [one for both in found.values() for one in both] + of_attention(module, target, rows)
+    made = [one for both in found.values() for one in both]
+    return made + of_attention(module, target, rows) + of_tables(module, target, rows)
 
 
 def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
@@ -82,8 +120,66 @@ def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned
         for kernel in training_kernels(plan, target):
             cost = kernel_cost(plan, kernel.name, Rows(rows, rows, round(pairs)))
             direction = "forward" if kernel.name == "attention_forward" else "backward"
-            work = Work(cost.bytes, 0, matmul=cost.flops, matmul_type=MATMUL_TYPES.get(plan.dtype, plan.dtype))
+            matmul_type = MATMUL_TYPES.get(plan.dtype, plan.dtype)
+            work = Work(cost.read, cost.written, matmul=cost.flops, matmul_type=matmul_type)
             found.append(Planned(kernel, target, _place(span), direction, work, len(nodes), _line(span)))
+    return found
+
+
+def of_tables(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
+    """The kernels that add gradients into the rows of tables that they are for."""
+    from weft.codegen.origin import user_span
+    from weft.codegen.scatter_text import scatter_kernels, scatter_work, table_gradients
+
+    found: dict[object, list[Planned]] = {}
+    for gradient, node in table_gradients(module):
+        span = user_span(node)
+        found.setdefault((gradient, _place(span)), []).extend(
+            Planned(kernel, target, _place(span), "backward", scatter_work(gradient, kernel.name, rows), 1, _line(span))
+            for kernel in scatter_kernels(gradient.width, gradient.dtype)
+        )
+    return [replace(one, count=len(all_) // 2) for all_ in found.values() for one in all_[:2]]
+
+
+def of_step(step: fx.GraphModule, target: str) -> list[Planned]:
+    """What a decoding step launches, for SEQUENCES sequences that have LENGTH rows each."""
+    from weft.codegen.facts import WORKING
+    from weft.codegen.origin import user_span
+    from weft.codegen.rowwise.fused import FusedOp
+    from weft.codegen.score.graph_keys import decode_keys
+
+    found: dict[object, Planned] = {}
+    for node in step.graph.nodes:
+        if isinstance(node.target, FusedOp):
+            made = replace(of_op(node.target, user_span(node), target, SEQUENCES)[0], direction="decode")
+            known = found.get(made.kernel)
+            found[made.kernel] = made if known is None else replace(known, count=known.count + 1)
+    planned = list(found.values())
+    for key, nodes in decode_keys(step, step.meta[WORKING]).items():
+        planned += _of_decode_attention(key, user_span(nodes[0]), target, len(nodes))
+    return planned
+
+
+def _of_decode_attention(key: DecodeKey, span: Span | None, target: str, count: int) -> list[Planned]:
+    from weft.codegen.cost import Work
+    from weft.codegen.gpu.attention_decode import splits_of
+    from weft.codegen.score.cost import decode_cost
+    from weft.codegen.score.decode import DECODE_KERNELS, DecodePlan, decode_text
+    from weft.codegen.score.load import plan_of
+    from weft.codegen.targets import devices_of
+
+    plan = DecodePlan(plan_of(key), key.rows, key.low, key.high)
+    length = LENGTH if key.low is None else min(LENGTH, 1 - key.low)
+    texts = {name: decode_text(plan, name, target) for name in DECODE_KERNELS}
+    block = dict(texts["attention_decode"].constants)["BLOCK_N"]
+    assert isinstance(block, int)
+    splits = splits_of(SEQUENCES * key.key_heads, -(-length // block), devices_of(target)[0].processors)
+    found = []
+    for name, text in texts.items():
+        cost = decode_cost(plan, name, SEQUENCES, SEQUENCES * length, splits)
+        dtype = plan.attention.dtype
+        work = Work(cost.read, cost.written, matmul=cost.flops, matmul_type=MATMUL_TYPES.get(dtype, dtype))
+        found.append(Planned(text, target, _place(span), "decode", work, count, _line(span)))
     return found
 
 
