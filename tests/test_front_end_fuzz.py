@@ -73,6 +73,27 @@ def test_hostile(text: str, fuzz: ModuleType) -> None:
     assert failure is None, failure.why
 
 
+# Found by long runs, cut down.
+FOUND = {
+    "an axis of a broken size, read by an `if` on that size": """
+size tiny: dim = 4, ffn
+axis seq
+axis again = dim
+
+model m(x: real[seq, dim]) -> real[seq, dim]:
+    if dim > 3:
+        y = rename(x, dim -> again)
+    return x
+""",
+}
+
+
+@pytest.mark.parametrize("text", FOUND.values(), ids=FOUND.keys())
+def test_found(text: str, fuzz: ModuleType) -> None:
+    failure = fuzz.attempt(text)
+    assert failure is None, failure.why
+
+
 def test_a_text_that_hangs_is_stopped(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also inside code that goes on after any exception."""
 
