@@ -10,6 +10,8 @@ from tests.fused_models import assert_equal, calls, fused, gradients
 from tests.op_samples import LENGTHS, SAMPLES, Sample
 from weft.codegen.facts import EXAMPLES, facts
 from weft.codegen.ops import OPS
+from weft.codegen.rowwise.row_program import RowProgram
+from weft.codegen.rowwise.tiles import Tiles
 from weft.dsl.check import check
 from weft.dsl.source import Source
 
@@ -122,6 +124,42 @@ def test_numbers_are_double_where_rows_are(text: str) -> None:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-13)
 
 
+TWICE = """
+size dim = 5
+axis again = dim
+axis two = 2
+axis seq
+
+model m(x: real[seq, dim], w: real[seq], y: real[seq, again]):
+    param gain: real[dim] = ones
+    {lines}
+"""
+# Found by random specs: the entries of one value meet each other, so that one name would stand for two axes.
+MEETINGS = {
+    "under two names": "return outer(rename(x * gain, dim -> again), x) + y",
+    "summed": "return x * mean(outer(rename(x, dim -> again), x)^2, over=(again, dim)) * gain",
+    "with parts": (
+        "s = stack((x, w), over=two); "
+        "return mean(outer(rename(s * gain, dim -> again), s)^2, over=(again, two, dim)) * x"
+    ),
+}
+
+
+@pytest.mark.parametrize("fewest", [1, 2])
+@pytest.mark.parametrize("lines", MEETINGS.values(), ids=MEETINGS.keys())
+def test_entries_that_meet_their_own(lines: str, fewest: int) -> None:
+    text = TWICE.format(lines=lines.replace("; ", "\n    "))
+    program = check(Source("twice.weft", text), OPS).value().models["m"]
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program))
+    want, want_gradients = gradients(graph, arguments)
+    made, _ = fused(graph, fewest)
+    got, got_gradients = gradients(made, arguments)
+    assert_equal(got[0], want[0], "result", 1e-9)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-9)
+
+
 LONG = """
 size wide = 20011
 axis seq
@@ -150,3 +188,35 @@ def test_long_rows(formula: str, is_looped: bool) -> None:
     assert_equal(got[0], want[0], "result", 1e-9)
     for name in want_gradients:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "block"), [(5120, 1024), (8192, 4096), (20011, 4096), (17408, 1024), (12288, 4096), (6144, 2048)]
+)
+def test_blocks_of_a_long_row_pad_little(size: int, block: int) -> None:
+    """Of the largest that pad least: what is gone through is then nearly what is there."""
+    tiles = Tiles(_norm_of(size))
+    assert tiles.is_looped
+    assert tiles.cut is not None
+    assert tiles.block(tiles.cut) == block
+    padded = -(-size // block) * block
+    assert all(padded <= -(-size // other) * other for other in (1024, 2048, 4096))
+
+
+def _norm_of(size: int) -> RowProgram:
+    """The gradient of a norm of a sum, which holds many values at once."""
+    text = f"""
+size wide = {size}
+axis seq
+
+model m(x: real[seq, wide], y: real[seq, wide]) -> real[seq, wide]:
+    param one: real[wide] = ones
+    param two: real[wide] = ones
+    h = x + y * rsqrt(mean(y^2, over=wide) + 0.001) * one
+    return h * rsqrt(mean(h^2, over=wide) + 0.001) * two
+"""
+    program = check(Source("wide.weft", text), OPS).value().models["m"]
+    _, ops = fused(op_samples.module(program, torch.bfloat16), fewest=2)
+    (op,) = ops
+    assert op.backward is not None
+    return op.backward.program

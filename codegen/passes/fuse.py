@@ -58,6 +58,7 @@ class _Groups:
         self.facts = facts(module)
         self.shapes = Shapes(self.facts, frozenset(needs_gradient(module, self.facts)))
         self.programs: dict[Shape, bool] = {}
+        self.builds: dict[Shape, bool] = {}
         self.place = {node: number for number, node in enumerate(module.graph.nodes)}
         self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
         self.nodes: dict[fx.Node, set[fx.Node]] = {}
@@ -171,7 +172,18 @@ class _Groups:
             return None
         region = region_of(kept)
         by_row = any(self.facts[node].level is not None for node in region.inputs)
-        return region if by_row and region.outputs else None
+        return region if by_row and region.outputs and self._builds(region) else None
+
+    def _builds(self, region: Region) -> bool:
+        """What was merged does; a node that joined no other, or views alone, were never asked."""
+        shape = self.shapes.of_region(region)
+        if shape not in self.builds:
+            try:
+                build(region, self.facts, "candidate")
+                self.builds[shape] = True
+            except CannotFuse:
+                self.builds[shape] = False
+        return self.builds[shape]
 
 
 def _fits(region: Region, known: dict[fx.Node, Fact]) -> bool:
