@@ -39,6 +39,7 @@ from weft.dsl.diagnostics import SpecError  # noqa: E402
 from weft.dsl.source import Source  # noqa: E402
 
 SLOW = 2.0
+KEPT = 5  # texts of one sort of failure
 HANGING = 20.0  # seconds of this process after which a text is given up
 TOKEN = re.compile(r"\n[ ]*|[A-Za-z_]\w*|\d[\w.]*|->|\|>|\.\.|[=<>!]=|//|\*\*|\"[^\"\n]*\"|[^\w\s]|[ ]+")
 NASTY = (
@@ -281,11 +282,12 @@ def main() -> None:
     for failure in failures(options.seed, options.count, seconds, times, watch):
         why = failure.why.strip().splitlines()
         where = next((line.strip() for line in reversed(why) if line.lstrip().startswith("File")), "")
-        key = f"{why[-1]} {where}"
+        key = re.sub(r"[\d.]+ s$", "", why[-1]) + where
         seen[key] += 1
-        if seen[key] == 1:
-            (folder / f"{len(seen)}.weft").write_text(failure.text, "utf-8", "surrogatepass")
-            print(f"---- {folder / str(len(seen))}.weft\n{failure.why}", flush=True)
+        if seen[key] <= KEPT:
+            file = folder / f"{list(seen).index(key) + 1}_{seen[key]}.weft"
+            file.write_text(failure.text, "utf-8", "surrogatepass")
+            print(f"---- {file}\n{failure.why}", flush=True)
     faulthandler.cancel_dump_traceback_later()
     current.unlink(missing_ok=True)
     failed = sum(seen.values())
