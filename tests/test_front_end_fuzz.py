@@ -85,8 +85,8 @@ model m(x: real[seq, dim]) -> real[seq, dim]:
         y = rename(x, dim -> again)
     return x
 """,
-    "an objective declared fifty times": (ROOT / "specs" / "llama.weft").read_text("utf-8")
-    + 50
+    "an objective declared two hundred times": (ROOT / "specs" / "llama.weft").read_text("utf-8")
+    + 200
     * "\nobjective next_token(tokens: id[seq] in vocab):\n    loss text = cross_entropy(llama(tokens), next(tokens))\n",
 }
 
