@@ -1,8 +1,8 @@
 """What kernels really read and write, counted while Triton's interpreter runs them, and what torch allocates.
 
-    with counted() as launches:
-        call(x, weight)
-    launches[0]["x_ptr"].read          bytes of all loads; .distinct_read of different addresses
+with counted() as launches:
+    call(x, weight)
+launches[0]["x_ptr"].read          bytes of all loads; .distinct_read of different addresses
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 from triton.runtime import interpreter
 
 
@@ -107,24 +107,26 @@ def counted() -> Iterator[list[Launch]]:
         executor.__call__ = call
 
 
-class Largest(TorchDispatchMode):
-    """The tensors that torch makes, by their shapes, and the bytes that were alive at once at most."""
+@dataclass
+class Memory:
+    """What torch allocated on the CPU: bytes of the largest piece, and of all that was alive at once at most."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: dict[tuple[int, ...], int] = {}
+    largest: int = 0
+    peak: int = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, Tensor):
-                # What is made is its storage: an expanded view holds less than its shape says.
-                bytes_ = tensor.untyped_storage().nbytes() if tensor.device.type != "meta" else 0
-                shape = tuple(tensor.shape)
-                self.shapes[shape] = max(self.shapes.get(shape, 0), bytes_)
-        return made
 
-    @property
-    def entries(self) -> int:
-        """Of the largest tensor, if each entry is as small as any number."""
-        return max((int(np.prod(shape)) for shape in self.shapes), default=0)
+@contextmanager
+def allocated() -> Iterator[Memory]:
+    """Every allocation of torch's allocator, inside operators and libraries too. What was there before is not
+    counted."""
+    found = Memory()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        yield found
+    results = recorded.profiler.kineto_results if recorded.profiler is not None else None
+    assert results is not None
+    alive = 0
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        found.largest = max(found.largest, event.nbytes())
+        found.peak = max(found.peak, alive)
