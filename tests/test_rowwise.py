@@ -103,6 +103,34 @@ def test_formula_is_one_kernel(text: str, dtype: torch.dtype) -> None:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
 
 
+# A gate a row: an example's would be made by a step of its own, and rounded a second time.
+BY_ROW = {name: text.replace("g: real[heads]", "g: real[seq, heads]") for name, text in FORMULAS.items()}
+# Rows in all and the size of an axis: what misses every tile, one of each. Examples of no rows and of one are among
+# them.
+ODD = [(63, 500), (500, 63), (60, 1), (1, 60)]
+
+
+@pytest.mark.parametrize("text", BY_ROW.values(), ids=BY_ROW.keys())
+@pytest.mark.parametrize(("rows", "dim"), ODD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_formula_at_odd_sizes(text: str, rows: int, dim: int, dtype: torch.dtype) -> None:
+    source = op_samples.spec(text).replace("size dim = 5", f"size dim = {dim}")
+    program = check(Source("odd.weft", source), OPS).value().models["m"]
+    lengths = {"seq": (0, 1, rows - 1, 0), "other": (1, 0, 2, 1)}
+    inputs = op_samples.inputs(program, lengths, dtype=dtype)
+    exact = op_samples.module(program)
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    want, want_gradients = gradients(exact, op_samples.arguments(exact, wide, lengths))
+    graph, ops = fused(op_samples.module(program, dtype), fewest=2)
+    assert len(ops) == calls(graph) == 1
+    got, got_gradients = gradients(graph, op_samples.arguments(graph, inputs, lengths))
+    limit = {torch.float32: 1e-5, torch.bfloat16: 4e-3}[dtype]
+    for one, two in zip(got, want, strict=True):
+        assert_equal(one, two, "result", limit)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
+
+
 # Found by random specs: each is one way in which a number or a lone entry went wrong.
 NUMBERS = {
     "a flag as a number": "f: flag[seq] => real(f) - 0.4",
