@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .cost import Work
 from .gpu.scatter import BLOCK_T, TILE, WARPS, block_entries
 from .gpu.triton_types import TRITON_TYPES
 from .kernel_text import KernelText
@@ -26,6 +27,29 @@ def scatter_kernels(width: int, dtype: torch.dtype) -> tuple[KernelText, KernelT
             "join_parts", (ids, ("run_end_ptr", "*i64"), parts, sums, count), (*constants, ("BLOCK_T", BLOCK_T))
         ),
     )  # fmt: skip
+
+
+def scatter_work(width: int, dtype: torch.dtype, rows: int, count: int) -> dict[str, Work]:
+    """By kernel: what adding `rows` rows into a table of `count` moves, where no run of equal ids crosses two tiles
+    and, for what such runs add, where every run does."""
+    real = torch.promote_types(dtype, torch.float32)
+    crossing = -(-rows // TILE)
+    added = float(rows * width)
+    ids, order = 4, 8
+    return {
+        "sum_runs": Work(
+            read=rows * (width * dtype.itemsize + ids + order),
+            written=min(rows, count) * width * dtype.itemsize,
+            vector=added,
+            vector_type=TRITON_TYPES[real],
+        ),
+        "join_parts": Work(
+            read=2 * crossing * width * real.itemsize,
+            written=crossing * width * dtype.itemsize,
+            vector=2.0 * crossing * width,
+            vector_type=TRITON_TYPES[real],
+        ),
+    }
 
 
 def _text(name: str, arguments: tuple[tuple[str, str], ...], constants: tuple[tuple[str, int], ...]) -> KernelText:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .kernels import Planned
 
 if TYPE_CHECKING:
+    import torch
     from torch import fx
 
     from weft.codegen.emit import KernelOp
@@ -49,8 +50,8 @@ def fused(program: Program) -> fx.GraphModule:
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
-    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention;
-    calls that share a kernel are counted."""
+    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of tables'
+    gradients and of attention; calls that share a kernel are counted."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
@@ -64,7 +65,42 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
             found[op.key] = made if known is None else [
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
-    return [one for both in found.values() for one in both] + of_attention(module, target, rows)
+    own = [one for both in found.values() for one in both]
+    return own + of_tables(module, target, rows) + of_attention(module, target, rows)
+
+
+def of_tables(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
+    """The kernels that add up gradients of tables: of those that are read alone, then of those in fused calls."""
+    from math import prod
+
+    from weft.codegen.facts import facts
+    from weft.codegen.gpu import tables
+    from weft.codegen.origin import user_span
+    from weft.codegen.rowwise.fused import FusedOp
+    from weft.codegen.scatter_text import scatter_kernels, scatter_work
+
+    known = facts(module)
+    # By width and type of a table's rows: how many tables, reads of a row, entries of the tables, and the first place.
+    found: dict[tuple[int, torch.dtype], list[tuple[int, int, Span | None]]] = {}
+    for node in module.graph.nodes:
+        if node.target in (tables.embedding, tables.read_rows):
+            index, table = node.args if node.target is tables.embedding else reversed(node.args)
+            count, *entries = known[table].dims
+            reads = prod(known[index].dims)
+            found.setdefault((prod(entries), known[table].dtype), []).append((reads, count, user_span(node)))
+        elif isinstance(node.target, FusedOp) and node.target.derivative is not None:
+            for gathered in node.target.derivative.gathered:
+                result = node.target.derivative.program.results[gathered.rows]
+                count = known[node.args[gathered.place]].dims[0]
+                each = (prod(result.dims[:-1]), count, user_span(node))
+                found.setdefault((result.dims[-1], result.dtype), []).append(each)
+    made = []
+    for (width, dtype), places in found.items():
+        reads, count, span = places[0]
+        work = scatter_work(width, dtype, rows * reads, count)
+        for kernel in scatter_kernels(width, dtype):
+            made.append(Planned(kernel, target, _place(span), "backward", work[kernel.name], len(places), _line(span)))
+    return made
 
 
 def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
