@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -78,7 +79,7 @@ def counted() -> Iterator[list[Launch]]:
     load, store, call = builder.create_masked_load, builder.create_masked_store, executor.__call__
 
     def launched(self, *arguments, **options):
-        grid = self.grid(options) if callable(self.grid) else self.grid
+        grid: Any = self.grid(options) if callable(self.grid) else self.grid
         names = [name for name in self.arg_names if name not in options]
         tensors = {name: x for name, x in zip(names, arguments, strict=False) if isinstance(x, Tensor)}
         tensors |= {name: x for name, x in options.items() if isinstance(x, Tensor)}
@@ -99,12 +100,14 @@ def counted() -> Iterator[list[Launch]]:
         return store(self, ptrs, value, mask, *rest)
 
     try:
-        builder.create_masked_load, builder.create_masked_store = loaded, stored
-        executor.__call__ = launched
+        for place, name, other in ((builder, "create_masked_load", loaded), (builder, "create_masked_store", stored),
+                                   (executor, "__call__", launched)):  # fmt: skip
+            setattr(place, name, other)
         yield found
     finally:
-        builder.create_masked_load, builder.create_masked_store = load, store
-        executor.__call__ = call
+        for place, name, other in ((builder, "create_masked_load", load), (builder, "create_masked_store", store),
+                                   (executor, "__call__", call)):  # fmt: skip
+            setattr(place, name, other)
 
 
 @dataclass
@@ -125,7 +128,7 @@ def allocated() -> Iterator[Memory]:
     results = recorded.profiler.kineto_results if recorded.profiler is not None else None
     assert results is not None
     alive = 0
-    events = [event for event in results.events() if event.name() == "[memory]"]
+    events: list[Any] = [event for event in results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()
         found.largest = max(found.largest, event.nbytes())

@@ -57,7 +57,7 @@ def shapes_of(*groups: dict) -> list[Shape]:
         for function, one in group.get("steps", STEPS):
             node = graph.call_function(function, (node, x if isinstance(one, str) else one))
             chain.append(node)
-        known |= dict.fromkeys((x, *chain), group.get("fact", F32))
+        known |= {one: group.get("fact", F32) for one in (x, *chain)}
         wanted |= {x, *chain} if group.get("wanted", False) else set()
         chains.append(chain)
         ends.append(node)

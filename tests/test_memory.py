@@ -46,7 +46,8 @@ def step(root, size: Size, passes: tuple[Pass, ...]) -> Memory:
     attach_kernels(graph)
     tokens = torch.randint(size.vocabulary, (size.rows,), generator=torch.Generator().manual_seed(0))
     with allocated() as memory:
-        sum(graph(tokens, torch.tensor([0, size.rows], dtype=torch.int32))).backward()
+        results = graph(tokens, torch.tensor([0, size.rows], dtype=torch.int32))
+        torch.stack([result.double() for result in results]).sum().backward()
     assert all(parameter.grad is not None for parameter in graph.parameters())
     return memory
 

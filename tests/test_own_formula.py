@@ -132,7 +132,7 @@ def call_of(checked: Checked) -> tuple[Callable[..., Tensor], list[Tensor]]:
     class Operands(fx.Interpreter):
         def call_function(self, target, args, kwargs):
             if isinstance(target, Fused):
-                found.extend(args)
+                found.extend(x for x in args if isinstance(x, Tensor))
             return super().call_function(target, args, kwargs)
 
     tokens, offsets = TOKENS[:7], torch.tensor([0, 5, 5, 6, 7], dtype=torch.int32)
