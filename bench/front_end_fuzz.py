@@ -4,28 +4,34 @@
     python bench/front_end_fuzz.py --count 100000
 
 Texts are shipped specs, the syntax corpus and the broken specs, with pieces deleted, doubled, swapped, replaced by
-pieces of others and by what tends to break compilers. A failure prints the text and stays in `fuzz_failures/`.
+pieces of others and by what tends to break compilers. A failure prints the text and stays in `fuzz_failures/`. A text
+that hangs is stopped by a timer and is a failure like any other; where even that cannot stop it, because Python never
+gets its turn, the run ends and `fuzz_failures/current.weft` is the text.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import pkgutil
 import random
 import re
+import signal
 import sys
 import textwrap
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.random_specs import random_spec  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl import errors  # noqa: E402
 from weft.dsl.check import check_all  # noqa: E402
@@ -33,6 +39,8 @@ from weft.dsl.diagnostics import SpecError  # noqa: E402
 from weft.dsl.source import Source  # noqa: E402
 
 SLOW = 2.0
+KEPT = 5  # texts of one sort of failure
+HANGING = 20.0  # seconds of this process after which a text is given up
 TOKEN = re.compile(r"\n[ ]*|[A-Za-z_]\w*|\d[\w.]*|->|\|>|\.\.|[=<>!]=|//|\*\*|\"[^\"\n]*\"|[^\w\s]|[ ]+")
 NASTY = (
     "9^9^9", "2^48", "-1", "0", "1e400", "1e-400", "99999999999999999999", "0 .. 10^9", "(1, 2, 3) * 1000000",
@@ -62,11 +70,46 @@ class Failure:
     why: str
 
 
+@dataclass
+class Times:
+    """Of a number of texts: how many there were, the slowest, and those that were slow because of what they ask for."""
+
+    texts: int = 0
+    slowest: float = 0.0
+    large: int = 0
+
+
+class Hanging(BaseException):
+    """Not an Exception: what catches those must not catch this."""
+
+
+@contextmanager
+def stopped(after: float) -> Iterator[None]:
+    """Raises Hanging when this process has worked for so many seconds, however busy the machine is. pytest's own
+    timeout is another timer."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Hanging
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, after)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def corpus() -> list[str]:
-    """The texts that mutations start from."""
-    folders = (ROOT / "specs", ROOT / "specs" / "std", ROOT / "tests" / "syntax", ROOT / "tests" / "bad_specs")
-    paths = sorted(path for folder in folders if folder.is_dir() for path in folder.glob("*.weft"))
-    return [path.read_text("utf-8") for path in paths] + [text for text in examples() for _ in range(4)]
+    """The texts that mutations start from. Small ones often, because they are fast; whole models and random specs,
+    in which every construct stands beside every other, as often as time allows."""
+    small = [*_texts("tests/bad_specs"), *(text for text in examples() for _ in range(4))]
+    large = [*_texts("specs"), *_texts("specs/std"), *_texts("tests/syntax")]
+    return [*small, *large * 5, *(random_spec(seed, 2 + seed % 13).text for seed in range(120))]
+
+
+def _texts(folder: str) -> list[str]:
+    return [path.read_text("utf-8") for path in sorted((ROOT / folder).glob("*.weft"))]
 
 
 def examples() -> list[str]:
@@ -163,20 +206,28 @@ _WAYS: tuple[Callable[[random.Random, str, list[str]], str], ...] = (
 )  # fmt: skip
 
 
-def attempt(text: str) -> Failure | None:
-    """Checks one text."""
+def attempt(text: str, times: Times | None = None, limit: float = HANGING) -> Failure | None:
+    """Checks one text. Only in the main thread, where signals arrive."""
+    times = times or Times()
     started = time.process_time()
     try:
-        result = check_all(Source(str(ROOT / "tests" / "bad_specs" / "fuzz.weft"), text), OPS)
-        for error in result.problems.errors:
-            said = error.describe()
-            assert said.title
-            assert 0 <= said.primary.span.start <= said.primary.span.end <= len(said.primary.span.source.text)
+        with stopped(limit):
+            result = check_all(Source(str(ROOT / "tests" / "bad_specs" / "fuzz.weft"), text), OPS)
+            for error in result.problems.errors:
+                said = error.describe()
+                assert said.title
+                assert 0 <= said.primary.span.start <= said.primary.span.end <= len(said.primary.span.source.text)
+    except Hanging:
+        return Failure(text, f"stopped after {limit:.0f} s\n{traceback.format_exc(limit=-4)}\nHanging")
     except Exception:  # noqa: BLE001 - that none escapes is what is tested
         return Failure(text, traceback.format_exc(limit=-4))
     took = time.process_time() - started
+    times.texts += 1
+    times.slowest = max(times.slowest, took)
     # What is within the limits is built, and a program of a hundred thousand operations may take its time.
-    if took > SLOW and (result.checked is None or _operations(result.checked) < 20_000):
+    if took > SLOW and result.checked is not None and _operations(result.checked) >= 20_000:
+        times.large += 1
+    elif took > SLOW:
         return Failure(text, f"took {took:.1f} s")
     return None
 
@@ -185,37 +236,65 @@ def _operations(checked) -> int:
     return max((len(p.nodes) for p in (*checked.models.values(), *checked.objectives.values())), default=0)
 
 
-def failures(seed: int, count: int | None = None, seconds: float | None = None) -> Iterator[Failure]:
-    """Attempts from a seed, so many or for so long."""
+def failures(
+    seed: int,
+    count: int | None = None,
+    seconds: float | None = None,
+    times: Times | None = None,
+    before: Callable[[str], object] | None = None,
+) -> Iterator[Failure]:
+    """Attempts from a seed, so many or for so long. `before` is told each text first."""
     rng, texts = random.Random(seed), corpus()
     until = None if seconds is None else time.monotonic() + seconds
     done = 0
     while (count is None or done < count) and (until is None or time.monotonic() < until):
         done += 1
-        found = attempt(mutated(rng, texts))
+        text = mutated(rng, texts)
+        if before is not None:
+            before(text)
+        found = attempt(text, times)
         if found is not None:
             yield found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--count", type=int, help="so many texts, however long they take")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = Path("fuzz_failures")
+    folder.mkdir(exist_ok=True)
+    current = folder / "current.weft"
     seen: Counter[str] = Counter()
     seconds = None if options.count else 60 * options.minutes
-    for failure in failures(options.seed, options.count, seconds):
+    times, started, reported = Times(), time.monotonic(), time.monotonic()
+
+    def watch(text: str) -> None:
+        nonlocal reported
+        current.write_text(text, "utf-8", "surrogatepass")
+        # Its thread is none of Python's, so it ends a process that holds on to the interpreter.
+        faulthandler.dump_traceback_later(30 * HANGING, exit=True)
+        if time.monotonic() - reported > 60:
+            reported = time.monotonic()
+            print(f"{times.texts} texts in {reported - started:.0f} s, {sum(seen.values())} failures", flush=True)
+
+    for failure in failures(options.seed, options.count, seconds, times, watch):
         why = failure.why.strip().splitlines()
         where = next((line.strip() for line in reversed(why) if line.lstrip().startswith("File")), "")
-        key = f"{why[-1]} {where}"
+        key = re.sub(r"[\d.]+ s$", "", why[-1]) + where
         seen[key] += 1
-        if seen[key] == 1:
-            folder.mkdir(exist_ok=True)
-            (folder / f"{len(seen)}.weft").write_text(failure.text, "utf-8")
-            print(f"---- {folder / str(len(seen))}.weft\n{failure.why}", flush=True)
-    print(f"{sum(seen.values())} failures of {len(seen)} sorts")
+        if seen[key] <= KEPT:
+            file = folder / f"{list(seen).index(key) + 1}_{seen[key]}.weft"
+            file.write_text(failure.text, "utf-8", "surrogatepass")
+            print(f"---- {file}\n{failure.why}", flush=True)
+    faulthandler.cancel_dump_traceback_later()
+    current.unlink(missing_ok=True)
+    failed = sum(seen.values())
+    print(
+        f"{times.texts} texts from seed {options.seed} in {time.monotonic() - started:.0f} s, the slowest "
+        f"{times.slowest:.2f} s, {times.large} large ones beyond {SLOW:.0f} s; {failed} failures of {len(seen)} sorts"
+    )
     sys.exit(bool(seen))
 
 

@@ -4,6 +4,7 @@
 
 Each spec follows from its number, which counts from --seed. The first failure of each sort is made smaller, printed and
 kept in `random_spec_failures/`; run it again with --seed N --count 1. What must hold stands in tests/random_checks.py.
+A spec that ends its process is a failure of its own sort, and the others go on.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -38,11 +42,17 @@ class Outcome:
     undecodable: tuple[str, ...]
 
 
-def attempt(seed: int) -> Outcome:
-    """Runs one spec. Every tenth is also compiled to a folder, twice."""
+ENDED = "the process ended"
+# Specs that one set of processes runs before the next takes over.
+SHARE = 400
+
+
+def attempt(seed: int, running: Path) -> Outcome:
+    """Runs one spec. Every tenth is also compiled to a folder, twice. `running`: a folder that says who runs what."""
     from tests.random_checks import Seen, failure_of
     from tests.random_specs import random_spec
 
+    (running / str(os.getpid())).write_text(str(seed), encoding="ascii")
     started, seen = time.monotonic(), Seen()
     spec = random_spec(seed, 2 + seed % 15)
     failure = failure_of(spec, seed % 10 == 0, seen)
@@ -52,12 +62,33 @@ def attempt(seed: int) -> Outcome:
 
 
 def outcomes(first: int, count: int, jobs: int) -> Iterator[Outcome]:
-    seeds = range(first, first + count)
-    if jobs == 1:
-        yield from map(attempt, seeds)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=200) as pool:
-        yield from pool.imap(attempt, seeds, chunksize=4)
+    """In processes of their own: a library can end the one it runs in."""
+    end = first + count
+    for start in range(first, end, SHARE):
+        yield from _outcomes(list(range(start, min(start + SHARE, end))), jobs)
+
+
+def _outcomes(seeds: list[int], jobs: int) -> Iterator[Outcome]:
+    from tests.random_specs import random_spec
+
+    with TemporaryDirectory() as folder:
+        running = Path(folder)
+        done: set[int] = set()
+        try:
+            with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+                for future in [pool.submit(attempt, seed, running) for seed in seeds]:
+                    outcome = future.result()
+                    done.add(outcome.seed)
+                    yield outcome
+        except BrokenProcessPool:
+            suspects = {int(file.read_text("ascii")) for file in running.iterdir()} - done
+            if len(seeds) == 1:
+                yield Outcome(seeds[0], 0, ENDED, ENDED, random_spec(seeds[0], 2 + seeds[0] % 15).text, 0, 0, ())
+                return
+            # One of them ended it; what it was is seen when each runs alone.
+            for seed in sorted(suspects):
+                yield from _outcomes([seed], 1)
+            yield from _outcomes([seed for seed in seeds if seed not in done | suspects], jobs)
 
 
 def minimised(outcome: Outcome) -> str:
@@ -65,6 +96,8 @@ def minimised(outcome: Outcome) -> str:
     from tests.random_specs import random_spec
 
     spec = random_spec(outcome.seed, 2 + outcome.seed % 15)
+    if outcome.sort == ENDED:
+        return f"{spec.text}\n# {ENDED}\n"  # trying a smaller one would end this process
     small = smaller(spec, Failure(outcome.sort or "", outcome.why))
     failure = failure_of(small)
     return f"{small.text}\n# {failure.why.strip().splitlines()[-1] if failure else 'does not fail alone'}\n"

@@ -172,8 +172,11 @@ def _check(
     check_settings(module, problems)
     spec = instantiate(module, size, given, library, ops, shorten)
     check_later(module, spec)
-    models = {m.name.text: elaborate_model(spec, m) for m in spec.root.models}
-    objectives = {o.name.text: elaborate_objective(spec, o) for o in module.of(syntax.Objective)}
+    # What is declared twice is a mistake, and its second text stands for nothing.
+    models = {m.name.text: elaborate_model(spec, m) for m in spec.root.models if module.stands_for(m)}
+    objectives = {
+        o.name.text: elaborate_objective(spec, o) for o in module.of(syntax.Objective) if module.stands_for(o)
+    }
     check_declarations(spec)
     if problems:
         return Result(None, problems)

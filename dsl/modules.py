@@ -62,6 +62,10 @@ class Module:
             for declaration in self.of(syntax.Enum)
         }
 
+    def stands_for(self, declaration: Named) -> bool:
+        """Whether a declaration is what its name means here."""
+        return self.named.get(declaration.name.text) is declaration
+
     @cached_property
     def presets(self) -> dict[str, syntax.Preset]:
         table: dict[str, syntax.Preset] = {}

@@ -345,7 +345,7 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
                 continue
             try:
                 found = self.find(name.text, name.span)
-            except Mistake:
+            except (Mistake, Noted):
                 continue
             if isinstance(found, SharedFamily):
                 found.home.used.add(name.text)

@@ -211,6 +211,47 @@ def largest(writer: Writer) -> Typed | None:
     return score if writer.maybe() else found
 
 
+def pairs(writer: Writer) -> Typed | None:
+    """`topk_pairs` of keys that a linear makes."""
+    x = writer.real(lambda v: bool(v.axes) and not {"two", "three"} & {*v.axes})
+    if x is None or {"two", "three"} - {*writer.known()}:
+        return None
+    gone = writer.pick(x.axes)
+    rest = tuple(axis for axis in x.axes if axis != gone)
+    k = writer.pick(axis for axis in ("two", "three", "heads") if axis not in rest)
+    if not writer.fits((*rest, "two", "three")):
+        return None
+    made, best = writer.name("p"), writer.name("t")
+    writer.line(f"{made} = linear({x.text}, {gone} -> (two, three), bias=true)")
+    writer.line(f"{best} = topk_pairs({made}, over=three, pair=two, k={k}, into=nine)")
+    found = joined("nine", f"{best}.index", [x], axes=(*rest, k))
+    score = joined(REAL, f"{best}.score", [x], axes=(*rest, k), size=3 * x.size)
+    writer.values += [found, score]
+    return score if writer.maybe() else found
+
+
+def nearest(writer: Writer) -> Typed | None:
+    """Of a table's entries: which, how far, and the entry."""
+    x = writer.real(lambda v: bool(v.axes) and v.is_plain and v.level is not None)
+    table = x and writer.real(
+        lambda v: v.level is None and v.is_plain and len(v.axes) == 2 and bool({*v.axes} & {*x.axes})
+    )
+    if x is None or table is None:
+        return None
+    over = writer.pick(axis for axis in table.axes if axis in x.axes)
+    (along,) = (axis for axis in table.axes if axis != over)
+    rest = tuple(axis for axis in x.axes if axis != over)
+    if along in rest:
+        return None
+    text = f"nearest({x.text}, {table.text}, over={over}, along={along})"
+    match writer.chance.randrange(3):
+        case 0:
+            return joined(along, f"{text}.index", [x], axes=rest)
+        case 1:
+            return joined(REAL, f"{text}.score", [x, table], axes=rest, size=9.0)
+    return joined(REAL, f"{text}.value", [x, table], axes=(*rest, over), size=table.size)
+
+
 # -- parts and names ---------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +415,8 @@ def attended(writer: Writer, q: Typed, k: Typed, v: Typed, over: str, group: str
         ahead = ahead or bias.ahead
     if writer.maybe(0.2):
         said += f", scale={writer.number()}"
+    if writer.maybe(0.2):
+        said += f", score={writer.pick(('silu', 'capped', 'bent'))}"
     own = tuple(axis for axis in v.axes if axis not in shared)
     axes = (*(axis for axis in q.axes if axis != over), *own)
     if not writer.fits(axes):
@@ -412,12 +455,13 @@ def attend_to_parts(writer: Writer) -> Typed | None:
     axes = (*(axis for axis in q.axes if axis != over), *own)
     if not writer.fits(axes):
         return None
-    text = f"attend({q.text}, {k.text}, {k.text}, over={over}, along={along})"
+    score = writer.pick(("", "", ", score=capped"))
+    text = f"attend({q.text}, {k.text}, {k.text}, over={over}, along={along}{score})"
     return Typed(text, REAL, q.level, axes, ahead=q.ahead or k.ahead, size=k.size)
 
 
 PRODUCTIONS = (
     *(linear,) * 6, feed_forward, dot, outer, *(reduction,) * 2, softmax, *(norm,) * 3, scores, rope, embed, embed,
-    pick_entry, *(largest,) * 2, parts, stack, concat, *(names,) * 2, *(shifted,) * 3, filled, attend, attend,
-    *(attention,) * 2, attend_to_parts,
+    pick_entry, *(largest,) * 2, pairs, nearest, parts, stack, concat, *(names,) * 2, *(shifted,) * 3, filled,
+    attend, attend, *(attention,) * 2, attend_to_parts,
 )  # fmt: skip

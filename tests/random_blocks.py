@@ -11,6 +11,11 @@ MASKS = (
     "mask recent(w) = causal and window(w)",
     "mask sinks(w, n) = causal and (window(w) or key(position) < n)",
 )
+# Of each score of `attend`.
+SCORES = (
+    "block capped(score: real) -> real:\n    return 2 * tanh(score / 2)",
+    "block bent(score: real) -> real:\n    return where(score > 0.137, maximum(score, 0.3 * score^2), 0.5 * score)",
+)
 # Axes that a generic block is used with; its body takes none of them by name.
 FEATURES = ("dim", "ffn", "again")
 INSIDE = ("two", "three", "heads", "kv_heads", "head_dim")

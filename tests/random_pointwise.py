@@ -166,6 +166,6 @@ def wrapped_number(writer: Writer) -> Typed | None:
 
 
 PRODUCTIONS = (
-    *(unary,) * 4, *(binary,) * 5, *(product,) * 2, choice, comparison, logic, whole_number, number_as_real,
+    *(unary,) * 4, *(binary,) * 5, *(product,) * 2, choice, comparison, *(logic,) * 2, whole_number, number_as_real,
     wrapped_number,
 )  # fmt: skip

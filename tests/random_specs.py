@@ -18,7 +18,7 @@ from random import Random
 from hypothesis import strategies as st
 
 from . import random_axes, random_pointwise
-from .random_blocks import BLOCKS, MASKS
+from .random_blocks import BLOCKS, MASKS, SCORES
 from .random_values import EXAMPLE, FLAG, INT, REAL, TAG, Typed, Writer, joined, listed
 
 
@@ -48,7 +48,8 @@ class _Spec:
         vocab, classes = chance.choice((2, 5, 11)), chance.choice((3, 4))
         self.sizes: dict[str, int | None] = {
             "dim": dim, "ffn": ffn, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "vocab": vocab,
-            "classes": classes, "two": 2, "three": 3, "again": dim, "both": dim + ffn, "width": heads * head_dim,
+            "classes": classes, "two": 2, "three": 3, "nine": 9, "again": dim, "both": dim + ffn,
+            "width": heads * head_dim,
         }  # fmt: skip
         self.has_objective = chance.random() < 0.7
         self.writer = Writer(
@@ -103,11 +104,14 @@ class _Spec:
             "axis other",
             "axis two = 2",
             "axis three = 3",
+            "axis nine = three * three",
             "axis again = dim",
             "axis both = dim + ffn",
             "axis width = heads * head_dim",
             "",
             *MASKS,
+            "",
+            "\n\n".join(SCORES),
         ))  # fmt: skip
 
     def last(self) -> str:

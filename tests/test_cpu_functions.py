@@ -298,6 +298,25 @@ def test_packed_attention_with_another_value_width(value_width):
     )
 
 
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("key_offsets", [[0, 0, 3, 3], [0, 0, 0, 0]], ids=str)
+def test_packed_attention_to_documents_without_keys(key_offsets, width):
+    """torch's kernel would end the process; what has nothing to look at is zero."""
+    keys = key_offsets[-1]
+
+    def with_all(result, *read):
+        """Has a gradient for everything, if it is zero."""
+        return result + 0 * sum(x.sum() for x in read)
+
+    offsets = [0, 4, 5, 7]
+    compare(
+        lambda *x: with_all(packed_attention(*x, plan_documents(offsets, key_offsets, False)), *x),
+        lambda *x: with_all(plain_attention(*x, offsets, key_offsets, False, None, None), *x),
+        [torch.randn(7, 2, 8), torch.randn(keys, 2, 8), torch.randn(keys, 2, width)],
+        torch.float64,
+    )
+
+
 def test_packed_attention_without_documents():
     x = torch.randn(0, 2, 8)
     assert packed_attention(x, x, x, plan_documents([0])).shape == (0, 2, 8)

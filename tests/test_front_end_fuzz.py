@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -70,6 +71,48 @@ def test_any_text(seed: int, fuzz: ModuleType) -> None:
 def test_hostile(text: str, fuzz: ModuleType) -> None:
     failure = fuzz.attempt(text)
     assert failure is None, failure.why
+
+
+# Found by long runs, cut down.
+FOUND = {
+    "an axis of a broken size, read by an `if` on that size": """
+size tiny: dim = 4, ffn
+axis seq
+axis again = dim
+
+model m(x: real[seq, dim]) -> real[seq, dim]:
+    if dim > 3:
+        y = rename(x, dim -> again)
+    return x
+""",
+    "an objective declared two hundred times": (ROOT / "specs" / "llama.weft").read_text("utf-8")
+    + 200
+    * "\nobjective next_token(tokens: id[seq] in vocab):\n    loss text = cross_entropy(llama(tokens), next(tokens))\n",
+}
+
+
+@pytest.mark.parametrize("text", FOUND.values(), ids=FOUND.keys())
+def test_found(text: str, fuzz: ModuleType) -> None:
+    failure = fuzz.attempt(text)
+    assert failure is None, failure.why
+
+
+def test_a_text_that_hangs_is_stopped(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also inside code that goes on after any exception."""
+
+    def endless(*given: object) -> None:
+        while True:
+            try:
+                sum(range(1000))
+            except Exception:  # noqa: BLE001, S112 - what must not get in the timer's way
+                continue
+
+    monkeypatch.setattr(fuzz, "check_all", endless)
+    failure = fuzz.attempt("size dim = 4", limit=0.2)
+    assert failure is not None
+    assert failure.why.startswith("stopped after")
+    assert "in endless" in failure.why
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
 def test_threads() -> None:

@@ -10,6 +10,8 @@ from tests.fused_models import assert_equal, calls, fused, gradients
 from tests.op_samples import LENGTHS, SAMPLES, Sample
 from weft.codegen.facts import EXAMPLES, facts
 from weft.codegen.ops import OPS
+from weft.codegen.rowwise.row_program import RowProgram
+from weft.codegen.rowwise.tiles import Tiles
 from weft.dsl.check import check
 from weft.dsl.source import Source
 
@@ -101,6 +103,34 @@ def test_formula_is_one_kernel(text: str, dtype: torch.dtype) -> None:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
 
 
+# A gate a row: an example's would be made by a step of its own, and rounded a second time.
+BY_ROW = {name: text.replace("g: real[heads]", "g: real[seq, heads]") for name, text in FORMULAS.items()}
+# Rows in all and the size of an axis: what misses every tile, one of each. Examples of no rows and of one are among
+# them.
+ODD = [(63, 500), (500, 63), (60, 1), (1, 60)]
+
+
+@pytest.mark.parametrize("text", BY_ROW.values(), ids=BY_ROW.keys())
+@pytest.mark.parametrize(("rows", "dim"), ODD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_formula_at_odd_sizes(text: str, rows: int, dim: int, dtype: torch.dtype) -> None:
+    source = op_samples.spec(text).replace("size dim = 5", f"size dim = {dim}")
+    program = check(Source("odd.weft", source), OPS).value().models["m"]
+    lengths = {"seq": (0, 1, rows - 1, 0), "other": (1, 0, 2, 1)}
+    inputs = op_samples.inputs(program, lengths, dtype=dtype)
+    exact = op_samples.module(program)
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    want, want_gradients = gradients(exact, op_samples.arguments(exact, wide, lengths))
+    graph, ops = fused(op_samples.module(program, dtype), fewest=2)
+    assert len(ops) == calls(graph) == 1
+    got, got_gradients = gradients(graph, op_samples.arguments(graph, inputs, lengths))
+    limit = {torch.float32: 1e-5, torch.bfloat16: 4e-3}[dtype]
+    for one, two in zip(got, want, strict=True):
+        assert_equal(one, two, "result", limit)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
+
+
 # Found by random specs: each is one way in which a number or a lone entry went wrong.
 NUMBERS = {
     "a flag as a number": "f: flag[seq] => real(f) - 0.4",
@@ -120,6 +150,42 @@ def test_numbers_are_double_where_rows_are(text: str) -> None:
     assert_equal(got[0], want[0], "result", 1e-13)
     for name in want_gradients:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-13)
+
+
+TWICE = """
+size dim = 5
+axis again = dim
+axis two = 2
+axis seq
+
+model m(x: real[seq, dim], w: real[seq], y: real[seq, again]):
+    param gain: real[dim] = ones
+    {lines}
+"""
+# Found by random specs: the entries of one value meet each other, so that one name would stand for two axes.
+MEETINGS = {
+    "under two names": "return outer(rename(x * gain, dim -> again), x) + y",
+    "summed": "return x * mean(outer(rename(x, dim -> again), x)^2, over=(again, dim)) * gain",
+    "with parts": (
+        "s = stack((x, w), over=two); "
+        "return mean(outer(rename(s * gain, dim -> again), s)^2, over=(again, two, dim)) * x"
+    ),
+}
+
+
+@pytest.mark.parametrize("fewest", [1, 2])
+@pytest.mark.parametrize("lines", MEETINGS.values(), ids=MEETINGS.keys())
+def test_entries_that_meet_their_own(lines: str, fewest: int) -> None:
+    text = TWICE.format(lines=lines.replace("; ", "\n    "))
+    program = check(Source("twice.weft", text), OPS).value().models["m"]
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program))
+    want, want_gradients = gradients(graph, arguments)
+    made, _ = fused(graph, fewest)
+    got, got_gradients = gradients(made, arguments)
+    assert_equal(got[0], want[0], "result", 1e-9)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-9)
 
 
 LONG = """
@@ -150,3 +216,35 @@ def test_long_rows(formula: str, is_looped: bool) -> None:
     assert_equal(got[0], want[0], "result", 1e-9)
     for name in want_gradients:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "block"), [(5120, 1024), (8192, 4096), (20011, 4096), (17408, 1024), (12288, 4096), (6144, 2048)]
+)
+def test_blocks_of_a_long_row_pad_little(size: int, block: int) -> None:
+    """Of the largest that pad least: what is gone through is then nearly what is there."""
+    tiles = Tiles(_norm_of(size))
+    assert tiles.is_looped
+    assert tiles.cut is not None
+    assert tiles.block(tiles.cut) == block
+    padded = -(-size // block) * block
+    assert all(padded <= -(-size // other) * other for other in (1024, 2048, 4096))
+
+
+def _norm_of(size: int) -> RowProgram:
+    """The gradient of a norm of a sum, which holds many values at once."""
+    text = f"""
+size wide = {size}
+axis seq
+
+model m(x: real[seq, wide], y: real[seq, wide]) -> real[seq, wide]:
+    param one: real[wide] = ones
+    param two: real[wide] = ones
+    h = x + y * rsqrt(mean(y^2, over=wide) + 0.001) * one
+    return h * rsqrt(mean(h^2, over=wide) + 0.001) * two
+"""
+    program = check(Source("wide.weft", text), OPS).value().models["m"]
+    _, ops = fused(op_samples.module(program, torch.bfloat16), fewest=2)
+    (op,) = ops
+    assert op.backward is not None
+    return op.backward.program

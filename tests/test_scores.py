@@ -350,7 +350,7 @@ model m(x: real[seq, dim], n: int) -> real[seq, dim]:
     ("block", "code"),
     [
         ("block made(s: real) -> real:\n    return s * real(index(seq))\n", "E218"),
-        ("block made(s: real) -> real:\n    return s * query(index(seq))\n", "E218"),
+        ("block made(s: real) -> real:\n    return s * query(index(seq))\n", "E901"),
         ("block made(s: real) -> real:\n    return s + query(s)\n", "E261"),
         ("block made(s: real) -> real:\n    return s + query(key(mean(x, over=dim)))\n", "E261"),
         ("block made(s: real) -> real:\n    return s + query(4)\n", "E261"),

@@ -77,6 +77,8 @@ def _plan(q: tuple[int, ...], k: tuple[int, ...], causal: bool, window: int | No
     for _, queries, _, keys in documents:
         if causal and keys < queries:
             raise ValueError(f"a document has {queries} queries but only {keys} keys")
+    # The fused kernel ends the process where there are no keys; such queries get zeros.
+    documents = [document for document in documents if document[3]]
     shares_keys = window is not None and any(d[3] > window for d in documents)
     shapes = [(d[1], d[3]) for d in documents]
     runs = 1 + sum(a != b for a, b in pairwise(shapes))

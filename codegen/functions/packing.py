@@ -32,7 +32,7 @@ def position(offsets: Tensor, row_example: Tensor) -> Tensor:
 def expand(x: Tensor, like: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
     """`x`, which broadcasts against [N, *sizes], expanded to it; N is the length of `like`. Without it, to [*sizes]."""
     lead = () if like is None else (like.shape[0],)
-    return x.expand(*lead, *sizes)
+    return x.expand((*lead, *sizes))
 
 
 def filled(

@@ -193,7 +193,10 @@ STACK = OpDef(
         "`stack((a, b), over=A)`: values as the entries of a new axis, which must be as long as the list. One "
         "value's static axes contain the others'."
     ),
-    samples=("x: real[seq, dim], y: real[seq, dim], z: real[seq] => stack((x, y, z), over=three)",),
+    samples=(
+        "x: real[seq, dim], y: real[seq, dim], z: real[seq] => stack((x, y, z), over=three)",
+        "x: real[seq, dim]; param a: real[dim]; s = sum(a, over=dim) => x * sum(stack((s, s^2), over=two), over=two)",
+    ),
 )
 CONCAT = OpDef(
     name="concat",

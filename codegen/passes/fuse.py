@@ -4,7 +4,8 @@
 
 Groups grow along edges, then take in neighbours that read the same rows, as long as what they are together is a row
 program (rowwise/build.py) and no path leaves a group and comes back. What follows from ids and positions alone (masks,
-rotary angles) makes groups of its own, so that all layers share it, unless one group alone reads it.
+rotary angles) makes groups of its own, so that all layers share it, unless one group alone reads it. Equal layers have
+groups of equal shapes (group_shapes.py), of which each is looked at once.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from ..rowwise.axis_rules import tables
 from ..rowwise.build import Region, build, region_of, spec_name
 from ..rowwise.derivative import derive
 from ..rowwise.fused import FusedOp, fused_op
-from ..rowwise.row_program import RowProgram
 from ..rowwise.steps import RESERVED
 from ..rowwise.tiles import MOST_LIVE, Tiles
 from ..rowwise.value_rules import FUSIBLE
+from .group_shapes import Shape, Shapes
 
 # Only names change: a group that ends in one may as well leave it to its readers.
 RESHAPES = (torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, operator.getitem)
@@ -48,13 +49,16 @@ def fuse_rows(module: fx.GraphModule, fewest: int = FEWEST) -> None:
     groups = _Groups(module, fewest)
     groups.grow()
     regions = [region for region in map(groups.trimmed, groups.members()) if region is not None]
-    _rewrite(module, regions, groups.facts)
+    _rewrite(module, regions, groups.facts, groups.shapes)
 
 
 class _Groups:
     def __init__(self, module: fx.GraphModule, fewest: int) -> None:
         self.fewest = fewest
         self.facts = facts(module)
+        self.shapes = Shapes(self.facts, frozenset(needs_gradient(module, self.facts)))
+        self.programs: dict[Shape, bool] = {}
+        self.builds: dict[Shape, bool] = {}
         self.place = {node: number for number, node in enumerate(module.graph.nodes)}
         self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
         self.nodes: dict[fx.Node, set[fx.Node]] = {}
@@ -123,11 +127,11 @@ class _Groups:
             return False
         if _work(nodes) < self.fewest:
             return True
-        try:
-            program = build(region_of(nodes), self.facts, "candidate")
-        except CannotFuse:
-            return False
-        return len(program.values) <= MOST_VALUES and _fits(program)
+        region = region_of(nodes)
+        shape = self.shapes.of_region(region)
+        if shape not in self.programs:
+            self.programs[shape] = _fits(region, self.facts)
+        return self.programs[shape]
 
     def _leaves_and_returns(self, nodes: set[fx.Node]) -> bool:
         """Whether a path from the nodes comes back to them by way of others. Groups are passed through whole."""
@@ -168,12 +172,27 @@ class _Groups:
             return None
         region = region_of(kept)
         by_row = any(self.facts[node].level is not None for node in region.inputs)
-        return region if by_row and region.outputs else None
+        return region if by_row and region.outputs and self._builds(region) else None
+
+    def _builds(self, region: Region) -> bool:
+        """What was merged does; a node that joined no other, or views alone, were never asked."""
+        shape = self.shapes.of_region(region)
+        if shape not in self.builds:
+            try:
+                build(region, self.facts, "candidate")
+                self.builds[shape] = True
+            except CannotFuse:
+                self.builds[shape] = False
+        return self.builds[shape]
 
 
-def _fits(program: RowProgram) -> bool:
-    """Whether a program and its gradients hold no more of a row than there are registers for."""
-    if Tiles(program).live > MOST_LIVE:
+def _fits(region: Region, known: dict[fx.Node, Fact]) -> bool:
+    """Whether a region is a program, and with its gradients holds no more of a row than there are registers for."""
+    try:
+        program = build(region, known, "candidate")
+    except CannotFuse:
+        return False
+    if len(program.values) > MOST_VALUES or Tiles(program).live > MOST_LIVE:
         return False
     gradients = derive(program, len(program.sources), {source.place for source in program.sources}).program
     return not gradients.stores or Tiles(gradients).live <= MOST_LIVE
@@ -214,18 +233,22 @@ def _plans(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> set[fx.Node]:
 # -- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def _rewrite(module: fx.GraphModule, regions: list[Region], known: dict[fx.Node, Fact]) -> None:
+def _rewrite(module: fx.GraphModule, regions: list[Region], known: dict[fx.Node, Fact], shapes: Shapes) -> None:
+    by_shape: dict[object, FusedOp] = {}
     calls: dict[object, FusedOp] = {}
     taken = dict.fromkeys(RESERVED, 1)
-    wanted = frozenset(needs_gradient(module, known))
     made: list[tuple[Region, FusedOp]] = []
     for region in sorted(regions, key=lambda region: region.nodes[0]):
-        op = fused_op(region, known, region_name(region), wanted)
-        known_op = calls.get(op.key)
-        if known_op is None:
-            taken[op.name] = taken.get(op.name, 0) + 1
-            known_op = calls[op.key] = op if taken[op.name] == 1 else op.renamed(f"{op.name}_{taken[op.name]}")
-        made.append((region, known_op))
+        name = region_name(region)
+        shape = name, shapes.of_region(region)
+        if shape not in by_shape:
+            op = fused_op(region, known, name, shapes.wanted)
+            # Texts may be equal where shapes are not: one kernel serves both.
+            if op.key not in calls:
+                taken[name] = taken.get(name, 0) + 1
+                calls[op.key] = op if taken[name] == 1 else op.renamed(f"{name}_{taken[name]}")
+            by_shape[shape] = calls[op.key]
+        made.append((region, by_shape[shape]))
     replaced: dict[fx.Node, fx.Node] = {}
     for region, op in made:
         _replace(module, region, op, replaced, known)

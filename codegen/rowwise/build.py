@@ -78,6 +78,11 @@ class Builder:
         for node in self.region.nodes:
             rule = AXES.get(node.target, axes_pointwise)
             self.dims[node] = rule(self, node)
+        for node in self.region.nodes:
+            leaves = self.leaves(node)
+            if len(set(leaves)) < len(leaves):
+                # `outer(rename(x, a -> b), x)`: entries of x meet each other, and a name says which only once.
+                raise CannotFuse(f"{node.name} has an axis of one operand twice")
         self.written_out = {leaf for dim in self.apart for leaf in resolved(dim)}
         called: dict[Leaf, str] = {}
         for node, dims in self.dims.items():

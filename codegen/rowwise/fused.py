@@ -5,7 +5,7 @@ Called, it runs those nodes: that is its meaning, on any device. The runtime put
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -62,7 +62,7 @@ def _text(made: RowPlan | None) -> object:
     return sources, made.program.results, made.arguments, made.numbering, made.sums, made.passes
 
 
-def fused_op(region: Region, facts: Mapping[fx.Node, Fact], name: str, wanted: frozenset[fx.Node]) -> FusedOp:
+def fused_op(region: Region, facts: Mapping[fx.Node, Fact], name: str, wanted: Collection[fx.Node]) -> FusedOp:
     """`wanted`: the nodes that a gradient is asked for."""
     program = build(region, facts, name)
     asked = {place for place, node in enumerate(region.inputs) if node in wanted}

@@ -10,6 +10,7 @@ from .row_program import Axis, Constant, Iota, Reduce, RowProgram
 RESIDENT = 16384  # entries of one row that a program may hold of a value
 TILE = 4096  # entries that a tile of several rows is filled up to
 COLUMNS = 2048  # entries of a block of a row that is cut
+FEWEST_LOOPED = 1024  # entries of a block that a row is gone through in, where fewer would pad less
 PER_THREAD = 16  # entries a thread should hold of a value
 LIVE_PER_THREAD = 80  # entries it should hold of all values that are still to be read
 FEWEST_WARPS, MOST_WARPS = 4, 16
@@ -50,7 +51,14 @@ class Tiles:
             return power_of_two(axis.size)
         others = max(padded(value.axes - {axis}) for value in self.values)
         room = RESIDENT // 4 if self.is_looped else COLUMNS
-        return min(power_of_two(axis.size), max(16, room // others))
+        largest = min(power_of_two(axis.size), max(16, room // others))
+        if not self.is_looped:
+            return largest
+        # The last block may be mostly padding: 5,120 entries are 2 blocks of 4,096, or 5 of 1,024 with none.
+        smaller = [largest]
+        while smaller[-1] * others > FEWEST_LOOPED:
+            smaller.append(smaller[-1] // 2)
+        return min(smaller, key=lambda block: -(-axis.size // block) * block)
 
     def is_masked(self, axis: Axis) -> bool:
         return axis.size % self.block(axis) != 0
