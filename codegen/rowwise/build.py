@@ -149,12 +149,9 @@ class Builder:
             fact = self.facts[node]
             dims = fact.dims[1:] if is_table and fact.level is None else fact.dims
             by_row = fact.level is not None and not is_table
-            entries = 1
-            for size in dims:
-                entries *= size
             place = self.region.inputs.index(node)
             name = _unique(spec_name(node), self.called)
-            self.sources[key] = Source(place, name, by_row, entries, fact.dtype, is_table)
+            self.sources[key] = Source(place, name, by_row, dims, fact.dtype, is_table)
         return self.sources[key]
 
     def layout(self, leaves: Iterable[Leaf], where: Where) -> Layout:

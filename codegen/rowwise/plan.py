@@ -62,6 +62,7 @@ class RowPlan:
     warps: int
     stages: int
     is_accumulated: bool  # the sums over rows are added into memory that starts as zero
+    saves: bool  # some results are for the backward alone; SAVES says whether they are written
 
     @property
     def name(self) -> str:
@@ -94,6 +95,7 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
         warps=warps or tiles.warps(rows),
         stages=2,
         is_accumulated=bool(in_memory),
+        saves=any(result.is_saved for result in program.results),
     )
 
 

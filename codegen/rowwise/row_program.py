@@ -55,7 +55,7 @@ def extent(layout: Layout) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor the kernel reads: `[rows, *entries]` or `[*entries]`, contiguous but for the stride of its rows.
+    """A tensor the kernel reads: `[rows, *dims]` or `[*dims]`, contiguous but for the stride of its rows.
 
     `place` is the operand of the fused call; `by_row`: it has a row for each of the kernel's rows. A source that is
     gathered from (`by_row` false, read through an index) has its own number of rows.
@@ -64,9 +64,13 @@ class Source:
     place: int
     name: str
     by_row: bool
-    entries: int
+    dims: tuple[int, ...]
     dtype: torch.dtype
     is_table: bool = False
+
+    @property
+    def entries(self) -> int:
+        return prod(self.dims)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +154,14 @@ class Store:
 
 @dataclass(frozen=True)
 class Result:
-    """A tensor the kernel makes: `[rows, *dims]`, or `[*dims]` for a sum over rows."""
+    """A tensor the kernel makes: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone,
+    after all results that others read; it is made where a gradient will be asked for."""
 
     name: str
     dims: tuple[int, ...]
     dtype: torch.dtype
     by_row: bool = True
+    is_saved: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ _STORED = {
 
 # What the text of a kernel calls otherwise: the frame's variables, Triton, and the functions of the prelude.
 RESERVED: tuple[str, ...] = (
-    "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "tl", "triton", "range", "float", "bool",
+    "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "SAVES", "tl", "triton", "range", "float", "bool",
     "INTERPRETED", "to_bfloat16", "tanh", "softplus", "sign", "power", "factor",
 )  # fmt: skip
 
@@ -220,7 +220,8 @@ class Writer:
                 if not isinstance(store.value, Constant)
                 else (f"tl.full({shape}, {value}, {self.real})")
             )
-        return [self.step(f"tl.store({pointer}, {written}, mask={mask})", store.value.origin)]
+        guard = "if SAVES: " if result.is_saved else ""
+        return [self.step(f"{guard}tl.store({pointer}, {written}, mask={mask})", store.value.origin)]
 
     def _cast(self, text: str, kind: Kind, dtype: torch.dtype) -> str:
         if kind is Kind.REAL and dtype == torch.bfloat16:
