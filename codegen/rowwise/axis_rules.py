@@ -11,7 +11,7 @@ from torch import fx
 from torch.nn import functional
 
 from ..facts import dimension
-from ..functions import gathers, packing, precision, statics
+from ..functions import gathers, packing, precision, shifts, statics
 from .axes import CannotFuse, Dim, fresh, regrouped, unify
 
 if TYPE_CHECKING:
@@ -118,6 +118,11 @@ def _axes_entries(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
     return (*dims[: shared - 1], *dims[shared:])
 
 
+def _axes_previous(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
+    x, first = args(node)[0], args(node)[3]
+    return _joined(b, [x, first]) if isinstance(first, fx.Node) else b.dims[x]
+
+
 def tables(node: fx.Node) -> tuple[int, ...]:
     """Which operands are gathered from, and so must be in memory."""
     return _TABLES.get(node.target, ())
@@ -147,4 +152,7 @@ AXES: dict[Any, Callable[[Builder, fx.Node], tuple[Dim, ...]]] = {
     gathers.rows_of_table: _axes_rows_of_table,
     torch.index_select: _axes_index_select,
     gathers.entries: _axes_entries,
+    shifts.previous_rows: _axes_previous,
+    shifts.next_rows: _axes_same,
+    shifts.shifted_flags: _axes_same,
 }  # fmt: skip

@@ -67,6 +67,7 @@ class Builder:
     known: dict[tuple[object, ...], Val] = field(default_factory=dict)
     called: dict[str, int] = field(default_factory=dict)
     current: Origin | None = None
+    shift: int = 0  # values are asked for at this many rows after the kernel's
 
     # -- axes --------------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class Builder:
             return constant(node)
         leaves = self.leaves(node)
         where = {leaf: part for leaf, part in where.items() if leaf in leaves}
-        key = (node, frozenset(where.items()))
+        key = (node, frozenset(where.items()), self.shift)
         if key not in self.known:
             before, self.current = self.current, origin(node)
             if node in self.region.inputs:
@@ -133,6 +134,14 @@ class Builder:
             self.current = before
         return self.known[key]
 
+    def value_at(self, node: Any, where: Where, rows: int) -> Val:
+        """As `value`, so many rows later: of what is stored, and of maps of that, which are computed there again."""
+        self.shift += rows
+        try:
+            return self.value(node, where)
+        finally:
+            self.shift -= rows
+
     def load(self, node: fx.Node, leaves: tuple[Leaf, ...], where: Where, index: Val | None) -> Val:
         fact = self.facts[node]
         source = self.source(node, index is not None)
@@ -140,8 +149,10 @@ class Builder:
         axes = frozenset(entry for entry in layout if isinstance(entry, Axis))
         by_row = source.by_row
         if index is not None:
+            if self.shift:
+                raise CannotFuse("rows of a table, read at another row")
             axes, by_row = axes | index.axes, index.by_row
-        return Load(axes, by_row, kind_of(fact), origin(node), source, layout, index)
+        return Load(axes, by_row, kind_of(fact), origin(node), source, layout, index, self.shift if by_row else 0)
 
     def source(self, node: fx.Node, is_table: bool) -> Source:
         key = (node, is_table)
@@ -168,6 +179,8 @@ class Builder:
 
     def reduce(self, how: How, of: Callable[[Where], Val], leaves: tuple[Leaf, ...], where: Where) -> Val:
         """Over leaves, of which some may be written out."""
+        if self.shift:
+            raise CannotFuse("a reduction, read at another row")
         axes = frozenset(self.axis_of[leaf] for leaf in leaves if leaf not in self.written_out)
         result: Val | None = None
         for part in _parts([leaf for leaf in leaves if leaf in self.written_out]):

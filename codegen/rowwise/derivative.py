@@ -33,6 +33,7 @@ from .row_program import (
     Source,
     Store,
     Val,
+    at_row,
 )
 
 
@@ -165,6 +166,9 @@ class _Made:
             reads = [load for load in loads if load.source == source]
             for index in dict.fromkeys(load.index for load in reads):
                 found = {load: self.gradients.of(load) for load in reads if load.index is index}
+                if index is None and source.by_row:
+                    # What a row was read for by another is the gradient there, so that one is computed here.
+                    found = {load: value and at_row(value, -load.shift) for load, value in found.items()}
                 if all(gradient is None for gradient in found.values()):
                     continue
                 if index is None:
@@ -184,7 +188,7 @@ class _Made:
     def arriving(self, source: Source, pieces: dict[Layout, Val]) -> int | None:
         """Which of the given gradients the pieces are, entry by entry."""
         given = {
-            value.source if isinstance(value, Load) and value.layout == layout else None
+            value.source if isinstance(value, Load) and value.layout == layout and not value.shift else None
             for layout, value in pieces.items()
         }
         only = next(iter(given)) if len(given) == 1 else None
@@ -202,7 +206,7 @@ class _Made:
         return self.known[key]
 
     def scattered(self, source: Source, rows: int, index: Val, own: tuple[Axis, ...]) -> Gathered:
-        if isinstance(index, Load) and index.index is None and index.layout == own:
+        if isinstance(index, Load) and index.index is None and index.layout == own and not index.shift:
             operand = index.source
             if operand is not None and operand.by_row:
                 return Gathered(source.place, rows, operand.place, None)

@@ -70,7 +70,7 @@ def _value(
                 order = [0, *(place + step * (rank - 1) for place in range(1, rank) for step in (0, 1))]
                 found = found.permute(order).reshape(index.shape[0], *shape)
             else:
-                found = _placed(flat, value.layout, axes)
+                found = _placed(_moved(flat, value.shift), value.layout, axes)
             return found.to(real) if value.kind is Kind.REAL else found
         case Map():
             assert value.function is not None
@@ -90,6 +90,15 @@ def _value(
                 case How.MIN:
                     return x.amin(dims, keepdim=True)
     raise AssertionError(value)
+
+
+def _moved(rows: Tensor, by: int) -> Tensor:
+    """Row r + by at row r, 0 where there is none."""
+    if not by:
+        return rows
+    number = torch.arange(rows.shape[0], device=rows.device) + by
+    inside = (number >= 0) & (number < rows.shape[0])
+    return torch.where(inside[:, None], rows[number.clamp(0, max(rows.shape[0] - 1, 0))], 0)
 
 
 def _placed(flat: Tensor, layout: Layout, axes: tuple[Axis, ...]) -> Tensor:

@@ -11,8 +11,8 @@ own, and a load names the part by number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from math import prod
@@ -86,6 +86,11 @@ class Val:
     def operands(self) -> tuple[Val, ...]:
         return ()
 
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        """The same of other operands."""
+        del operands
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Constant(Val):
@@ -101,15 +106,20 @@ class Iota(Val):
 
 @dataclass(frozen=True, eq=False)
 class Load(Val):
-    """Entries of a source, at the kernel's row, or at row `index` of a table."""
+    """Entries of a source, at the kernel's row or `shift` rows after it, or at row `index` of a table. A row before the
+    first or after the last of all reads 0."""
 
     source: Source | None = None
     layout: Layout = ()
     index: Val | None = None
+    shift: int = 0
 
     @property
     def operands(self) -> tuple[Val, ...]:
         return () if self.index is None else (self.index,)
+
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        return replace(self, index=operands[0]) if operands else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +132,9 @@ class Map(Val):
     @property
     def operands(self) -> tuple[Val, ...]:
         return self.args
+
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        return replace(self, args=operands)
 
 
 class How(Enum):
@@ -140,6 +153,45 @@ class Reduce(Val):
     def operands(self) -> tuple[Val, ...]:
         assert self.arg is not None
         return (self.arg,)
+
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        return replace(self, arg=operands[0])
+
+
+def operands_first(roots: Iterable[Val]) -> tuple[Val, ...]:
+    """Values and all that they are made of."""
+    seen: dict[Val, None] = {}
+
+    def visit(root: Val) -> None:
+        stack: list[tuple[Val, Iterator[Val]]] = [(root, iter(root.operands))]
+        while stack:
+            value, rest = stack[-1]
+            following = next((operand for operand in rest if operand not in seen), None)
+            if following is None:
+                seen.setdefault(value)
+                stack.pop()
+            else:
+                stack.append((following, iter(following.operands)))
+
+    for root in roots:
+        if root not in seen:
+            visit(root)
+    return tuple(seen)
+
+
+def at_row(value: Val, rows: int) -> Val:
+    """The value so many rows after the kernel's: the same, of loads that are shifted."""
+    if not rows:
+        return value
+    moved: dict[Val, Val] = {}
+    for one in operands_first((value,)):
+        new = tuple(moved[operand] for operand in one.operands)
+        match one:
+            case Load() if one.index is None and one.by_row:
+                moved[one] = replace(one, shift=one.shift + rows)
+            case _:
+                moved[one] = one if new == one.operands else one.of(new)
+    return moved[value]
 
 
 @dataclass(frozen=True)
@@ -176,23 +228,7 @@ class RowProgram:
     @property
     def values(self) -> tuple[Val, ...]:
         """Everything the stores need, operands first."""
-        seen: dict[Val, None] = {}
-
-        def visit(root: Val) -> None:
-            stack: list[tuple[Val, Iterator[Val]]] = [(root, iter(root.operands))]
-            while stack:
-                value, rest = stack[-1]
-                following = next((operand for operand in rest if operand not in seen), None)
-                if following is None:
-                    seen.setdefault(value)
-                    stack.pop()
-                else:
-                    stack.append((following, iter(following.operands)))
-
-        for store in self.stores:
-            if store.value not in seen:
-                visit(store.value)
-        return tuple(seen)
+        return operands_first(store.value for store in self.stores)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:

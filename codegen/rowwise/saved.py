@@ -201,16 +201,8 @@ def _replaced(backward: RowProgram, loads: Mapping[Val, Val]) -> RowProgram:
     for value in backward.values:
         if value in new:
             continue
-        same = all(new[operand] is operand for operand in value.operands)
-        match value:
-            case Load() if not same and value.index is not None:
-                new[value] = replace(value, index=new[value.index])
-            case Map() if not same:
-                new[value] = replace(value, args=tuple(new[operand] for operand in value.args))
-            case Reduce() if not same and value.arg is not None:
-                new[value] = replace(value, arg=new[value.arg])
-            case _:
-                new[value] = value
+        operands = tuple(new[operand] for operand in value.operands)
+        new[value] = value if operands == value.operands else value.of(operands)
     stores = tuple(replace(store, value=new[store.value]) for store in backward.stores)
     return replace(backward, stores=stores)
 

@@ -179,11 +179,15 @@ class Writer:
             index = self._read(value.index)
             terms.append(f"{index}.to(tl.int64) * {source.entries}" if source.entries != 1 else index)
         elif source.by_row:
-            terms.append(f"row * {self.strides[source]}")
+            row = f"(row {'+' if value.shift > 0 else '-'} {abs(value.shift)})" if value.shift else "row"
+            terms.append(f"{row} * {self.strides[source]}")
         address = self._address(value.layout, extent(value.layout))
         if address:
             terms.append(address)
         mask = self._mask(value.by_row, value.axes)
+        if value.shift:
+            assert mask is not None
+            mask += f" & (row >= {-value.shift})" if value.shift < 0 else f" & (row < n_rows - {value.shift})"
         text = f"tl.load({' + '.join(terms)}" + (f", mask={mask}, other=0)" if mask else ")")
         if value.kind is Kind.REAL and TRITON_TYPES[source.dtype] != TRITON_TYPES[_dtype(self.real)]:
             return f"{text}.to({self.real})"
