@@ -79,6 +79,24 @@ FORMULAS = {
     "whole numbers": "i: int[seq] => (i * 31 - 7) mod 11 + (i - 50) // 3",
     "argument of the maximum": "x: real[seq, heads, dim] => argmax(x * x, over=heads)",
     "activations": "x: real[seq, dim] => tanh(x) * softplus(2 * x) + erf(x) - relu(x) * abs(x) + sqrt(x^2 + 1)",
+    "a norm of two values end to end": (
+        "x: real[seq, dim], y: real[seq, heads]; c = concat((x * 2, tanh(y)), (dim, heads) -> dim_and_heads) "
+        "=> c * rsqrt(mean(c^2, over=dim_and_heads) + 0.1)"
+    ),
+    "end to end beside a weight": (
+        "x: real[seq, dim], y: real[seq, heads]; param g: real[dim_and_heads]; "
+        "c = concat((x * 2, tanh(y)), (dim, heads) -> dim_and_heads) "
+        "=> softmax(c * g, over=dim_and_heads), argmax(c, over=dim_and_heads)"
+    ),
+    "two that are put together alike": (
+        "x: real[seq, dim], y: real[seq, heads], z: real[seq, heads]; "
+        "c = concat((x * 2, y), (dim, heads) -> dim_and_heads); d = concat((x, z), (dim, heads) -> dim_and_heads) "
+        "=> c * d"
+    ),
+    "end to end of other axes": (
+        "x: real[seq, ffn, dim], y: real[seq, heads], w: real[seq, dim_and_heads] "
+        "=> concat((x * 2, y), (dim, heads) -> dim_and_heads) * w"
+    ),
     "powers": "x: real[seq, dim], y: real[seq] => (x^2 + 0.5)^y + 2.5^x + x^4 - (x^2 + 1)^-2 + (x^2 + 1)^0.5",
 }
 

@@ -80,6 +80,21 @@ def _axes_stack(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
     return (*dims[:place], new, *dims[place:])
 
 
+def _axes_cat(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
+    """Along the last dimension, as `concat` is lowered."""
+    parts = args(node)[0]
+    if b.dim(node, args(node)[1]) != len(b.facts[node].dims) - 1:
+        raise CannotFuse("a concatenation inside")
+    for part in parts[1:]:
+        for one, two in zip(b.dims[parts[0]][:-1], b.dims[part][:-1], strict=True):
+            if bool(one) != bool(two):
+                raise CannotFuse("a concatenation that broadcasts")
+            unify(one, two)
+    new = fresh(b.facts[node].dims[-1:])[0]
+    b.joined.append((new, tuple(b.dims[part][-1] for part in parts)))
+    return (*b.dims[parts[0]][:-1], new)
+
+
 def reduced_dims(b: Builder, node: fx.Node) -> tuple[fx.Node, tuple[int, ...]]:
     x = args(node)[0]
     dims = args(node)[1]
@@ -140,6 +155,7 @@ AXES: dict[Any, Callable[[Builder, fx.Node], tuple[Dim, ...]]] = {
     packing.expand: _axes_expand,
     torch.select: _axes_select,
     torch.stack: _axes_stack,
+    torch.cat: _axes_cat,
     **dict.fromkeys(
         (
             statics.sum_static, statics.mean_static, statics.max_static, statics.min_static, statics.any_static,

@@ -33,7 +33,9 @@ from .row_program import (
     Source,
     Store,
     Val,
+    Window,
     at_row,
+    axes_of,
 )
 
 
@@ -83,7 +85,7 @@ def derive(program: RowProgram, operands: int, asked: Collection[int]) -> Deriva
         sources.append(source)
         for store in program.stores:
             if store.place == place:
-                axes = frozenset(entry for entry in store.layout if isinstance(entry, Axis))
+                axes = frozenset(axes_of(store.layout))
                 loaded = Load(axes, source.by_row, Kind.REAL, store.value.origin, source, store.layout)
                 gradients.add(store.value, loaded)
     for value in reversed(program.values):
@@ -231,14 +233,20 @@ def _pieces(found: dict[Load, Val | None], own: tuple[Axis, ...]) -> dict[Layout
 
 
 def _missing(layouts: Iterable[Layout]) -> list[Layout]:
-    """Parts of written-out axes that the forward never read."""
+    """Parts of axes that are written out or put together, and that the forward never read."""
     known = list(layouts)
     if not known:
         return []
     first = known[0]
     wanted: list[Layout] = [()]
     for entry in first:
-        choices = [entry] if isinstance(entry, Axis) else [Part(i, entry.size) for i in range(entry.size)]
+        match entry:
+            case Axis():
+                choices = [entry]
+            case Part():
+                choices = [Part(i, entry.size) for i in range(entry.size)]
+            case Window():
+                choices = [Window(i, entry.parts) for i in range(len(entry.parts))]
         wanted = [(*layout, choice) for layout in wanted for choice in choices]
     return [layout for layout in wanted if layout not in known]
 

@@ -24,6 +24,8 @@ from .row_program import (
     RowProgram,
     Store,
     Val,
+    Window,
+    axes_of,
 )
 
 
@@ -92,6 +94,16 @@ def _value(
     raise AssertionError(value)
 
 
+def _at(entry: Axis | Part | Window) -> int | slice:
+    match entry:
+        case Part():
+            return entry.index
+        case Window():
+            return slice(entry.start, entry.start + entry.axis.size)
+        case Axis():
+            return slice(None)
+
+
 def _moved(rows: Tensor, by: int) -> Tensor:
     """Row r + by at row r, 0 where there is none."""
     if not by:
@@ -104,9 +116,9 @@ def _moved(rows: Tensor, by: int) -> Tensor:
 def _placed(flat: Tensor, layout: Layout, axes: tuple[Axis, ...]) -> Tensor:
     """`[rows, entries]` as `[rows, *axes]`."""
     tensor = flat.reshape(flat.shape[0], *(entry.size for entry in layout))
-    index = tuple(entry.index if isinstance(entry, Part) else slice(None) for entry in layout)
+    index = tuple(map(_at, layout))
     tensor = tensor[(slice(None), *index)]
-    left = [entry for entry in layout if isinstance(entry, Axis)]
+    left = axes_of(layout)
     order = sorted(range(len(left)), key=lambda place: axes.index(left[place]))
     tensor = tensor.permute(0, *(1 + place for place in order))
     shape = [flat.shape[0]] + [axis.size if axis in left else 1 for axis in axes]
@@ -114,7 +126,7 @@ def _placed(flat: Tensor, layout: Layout, axes: tuple[Axis, ...]) -> Tensor:
 
 
 def _store(store: Store, value: Tensor, result: Tensor, rows: int, axes: tuple[Axis, ...]) -> None:
-    named = [entry for entry in store.layout if isinstance(entry, Axis)]
+    named = axes_of(store.layout)
     shape = [rows] + [axis.size if axis in named else 1 for axis in axes]
     value = value.expand(shape)
     if store.sum_rows:
@@ -124,5 +136,5 @@ def _store(store: Store, value: Tensor, result: Tensor, rows: int, axes: tuple[A
     )
     value = value.reshape(value.shape[0], *(axis.size for axis in named))
     view = result.reshape(value.shape[0], *(entry.size for entry in store.layout))
-    index = tuple(entry.index if isinstance(entry, Part) else slice(None) for entry in store.layout)
+    index = tuple(map(_at, store.layout))
     view[(slice(None), *index)] = value.to(result.dtype)

@@ -6,7 +6,7 @@
 A value has an entry for each combination of its axes, and is one per row or one for all rows. Operands meet by axis
 name, so there is nothing to reshape, permute or expand: those turn into the order in which loads and stores name the
 axes. An axis that the spec takes apart (the halves of rotary positions) is written out: each part is a value of its
-own, and a load names the part by number.
+own, and a load names the part by number. So is one that it puts together (`concat`), of parts that are axes themselves.
 """
 
 from __future__ import annotations
@@ -45,7 +45,33 @@ class Part:
     size: int
 
 
-Layout = tuple[Axis | Part, ...]
+@dataclass(frozen=True)
+class Window:
+    """The entries that one of `parts`, laid end to end as one axis, has there: part `number`."""
+
+    number: int
+    parts: tuple[Axis, ...]
+
+    @property
+    def axis(self) -> Axis:
+        return self.parts[self.number]
+
+    @property
+    def start(self) -> int:
+        return sum(axis.size for axis in self.parts[: self.number])
+
+    @property
+    def size(self) -> int:
+        return sum(axis.size for axis in self.parts)
+
+
+Layout = tuple[Axis | Part | Window, ...]
+
+
+def axes_of(layout: Layout) -> tuple[Axis, ...]:
+    """What entries at a layout are numbered by."""
+    windows = (entry.axis if isinstance(entry, Window) else entry for entry in layout)
+    return tuple(entry for entry in windows if isinstance(entry, Axis))
 
 
 def extent(layout: Layout) -> int:
@@ -238,7 +264,7 @@ class RowProgram:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """Every axis, slower before faster as far as the layouts agree."""
-        layouts = [tuple(entry for entry in layout if isinstance(entry, Axis)) for layout in self.layouts]
+        layouts = [axes_of(layout) for layout in self.layouts]
         layouts += [tuple(sorted(value.axes, key=lambda axis: axis.name)) for value in self.values if value.axes]
         after: dict[Axis, set[Axis]] = {}
         for layout in layouts[: len(self.layouts)]:

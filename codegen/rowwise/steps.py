@@ -11,7 +11,23 @@ import torch
 from ..gpu.triton_types import TRITON_TYPES
 from ..origin import UNKNOWN, Origin
 from ..spec_comment import comment
-from .row_program import Axis, Constant, How, Iota, Kind, Layout, Load, Map, Part, Reduce, Store, Val, extent
+from .row_program import (
+    Axis,
+    Constant,
+    How,
+    Iota,
+    Kind,
+    Layout,
+    Load,
+    Map,
+    Part,
+    Reduce,
+    Store,
+    Val,
+    Window,
+    axes_of,
+    extent,
+)
 from .tiles import Tiles
 
 _STORED = {
@@ -159,7 +175,9 @@ class Writer:
             if isinstance(entry, Part):
                 constant += entry.index * stride
             else:
-                name = self.axis_names[entry]
+                if isinstance(entry, Window):
+                    constant += entry.start * stride
+                name = self.axis_names[entry.axis if isinstance(entry, Window) else entry]
                 terms.append(name if stride == 1 else f"{name} * {stride}")
         if constant:
             terms.append(str(constant))
@@ -195,7 +213,7 @@ class Writer:
 
     def store(self, store: Store) -> list[Step]:
         result = self.program.results[store.place]
-        value, axes = self._read(store.value), [entry for entry in store.layout if isinstance(entry, Axis)]
+        value, axes = self._read(store.value), axes_of(store.layout)
         entries = extent(store.layout)
         if store.sum_rows:
             # Rows beyond the last one hold anything.
@@ -241,11 +259,11 @@ class Writer:
 
     def is_added_in_memory(self, store: Store) -> bool:
         """A sum over rows that no program can hold is added up in memory, each program in its own."""
-        return store.sum_rows and self.tiles.is_looped and self.tiles.cut in store.layout
+        return store.sum_rows and self.tiles.is_looped and self.tiles.cut in axes_of(store.layout)
 
     def end_of_sum(self, store: Store) -> tuple[str, str, Step]:
         """The name of a sum over rows, the shape it is held in, and the step that writes it."""
-        axes = [entry for entry in store.layout if isinstance(entry, Axis)]
+        axes = axes_of(store.layout)
         entries = extent(store.layout)
         address = self._address(store.layout, entries)
         pointer = f"{self.results[store.place]} + tl.program_id(0) * {entries}" + (f" + {address}" if address else "")

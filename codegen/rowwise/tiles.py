@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import accumulate
 
-from .row_program import Axis, Constant, Iota, Reduce, RowProgram
+from .row_program import Axis, Constant, Iota, Reduce, RowProgram, axes_of
 
 RESIDENT = 16384  # entries of one row that a program may hold of a value
 TILE = 4096  # entries that a tile of several rows is filled up to
@@ -43,7 +43,7 @@ class Tiles:
         return any(isinstance(value, Reduce) and axis in value.over for value in self.values)
 
     def _is_free(self, axis: Axis) -> bool:
-        return not self._is_reduced(axis) and all(axis in store.layout for store in self.program.stores)
+        return not self._is_reduced(axis) and all(axis in axes_of(store.layout) for store in self.program.stores)
 
     def block(self, axis: Axis) -> int:
         if axis is not self.cut:

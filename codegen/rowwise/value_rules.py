@@ -112,6 +112,11 @@ def _value_stack(b: Builder, node: fx.Node, where: Where) -> Val:
     return b.value(parts[number], where)
 
 
+def _value_cat(b: Builder, node: fx.Node, where: Where) -> Val:
+    (leaf,) = resolved(b.dims[node][-1])
+    return b.value(args(node)[0][where[leaf]], where)
+
+
 def _of(b: Builder, x: fx.Node, dims: tuple[int, ...]) -> tuple[Leaf, ...]:
     return tuple(leaf for place in dims for leaf in resolved(b.dims[x][place]))
 
@@ -254,6 +259,7 @@ VALUES: dict[Any, Callable[[Builder, fx.Node, Where], Val]] = {
     pointwise.straight_through: _value_straight,
     torch.select: _value_select,
     torch.stack: _value_stack,
+    torch.cat: _value_cat,
     statics.sum_static: _value_sum,
     statics.mean_static: _value_mean,
     statics.max_static: _extreme(How.MAX),
