@@ -33,6 +33,7 @@ from .emit import Imports, KernelOp, method
 from .emit_kernels import kernels_text
 from .graph_context import CompilerBug
 from .lower import empty_weights, lower, signature
+from .passes.joined_linears import joined_paths
 from .pipeline import Pass, optimise
 from .score.graph_keys import attention_keys
 from .score.kernels import module_text
@@ -167,6 +168,9 @@ def _module_text(
     size = f", size {checked.size}" if checked.size else ""
     what = "Compiled" if class_name == "Model" else "The unfused reference"
     table = "".join(_weight_line(weight) for weight in weights.values())
+    joined = dict.fromkeys(paths for graph in graphs.values() for paths in joined_paths(graph))
+    if joined:
+        imports.modules.add(("functions", "adjoining"))
     header = f'"""{what} from {source}{size} by weft {weft_version}. Computes in {_short(dtype)}.\n'
     needs = "torch, triton" if imports.kernels else "torch"
     return (
@@ -178,9 +182,12 @@ def _module_text(
         + "\n".join(imports.lines)
         + "\nfrom .weight_tree import WeightTree\n\n"
         + "# Path, shape, how it starts, whether training leaves it alone.\n"
-        + f"WEIGHTS = (\n{table})\n\n\n"
+        + f"WEIGHTS = (\n{table})\n"
+        + ("# Read as one matrix, so they lie behind one another.\nJOINED = (\n" if joined else "")
+        + "".join(f"    {paths!r},\n" for paths in joined)
+        + (")\n\n\n" if joined else "\n\n")
         + f"class {class_name}(WeightTree):\n"
-        + _CONSTRUCTOR.replace("DTYPE", str(dtype))
+        + _CONSTRUCTOR.replace("DTYPE", str(dtype)).replace("        LAY_OUT\n", _LAY_OUT if joined else "")
         + "\n"
         + "\n".join(methods)
         + (_LOAD if class_name == "Model" else "")
@@ -202,6 +209,7 @@ _CONSTRUCTOR = '''    """Parameters are named by weight path. They start as the 
         for path, shape, start, is_frozen in WEIGHTS:
             parameter = torch.nn.Parameter(torch.empty(shape, dtype=DTYPE, device=device))
             self.add(path, parameter.requires_grad_(not is_frozen))
+        LAY_OUT
         if seed is not None:
             self.reset(seed)
 
@@ -215,6 +223,11 @@ _CONSTRUCTOR = '''    """Parameters are named by weight path. They start as the 
                 self[path].copy_(_functions_start.start(path, shape, kind, dict(numbers), seed))
         for path, source in copies:
             self[path].copy_(self[source])
+'''
+
+_LAY_OUT = '''\
+        for paths in JOINED:
+            _functions_adjoining.lay_out([self[path] for path in paths])
 '''
 
 _LOAD = '''

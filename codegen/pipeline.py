@@ -26,6 +26,7 @@ from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
+from .passes.joined_linears import join_linears_on_gpu
 from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
@@ -60,6 +61,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     *BASIC_PASSES[1:],
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
+    Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
     Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
