@@ -6,6 +6,7 @@
     reference.py    the same, unfused: what the spec says, line by line
     functions/ ...  the functions both call, copied
     manifest.json   what it was made from, what it takes and gives, its weights
+    report.html     spec, graph, kernels and their code side by side
 
 Written to a temporary folder and renamed: the folder is whole or not there. The same spec, size, type and versions
 give the same bytes.
@@ -50,6 +51,9 @@ ATTENTION_TARGETS = (*TARGETS, "interpreter")
 # What kernels take on the artifact's target, as data for the manifest.
 Inspect = Callable[[tuple[KernelOp, ...]], list[dict[str, Any]]]
 
+# The page, of the unfused graphs by name and of those that run.
+Report = Callable[[Mapping[str, fx.GraphModule], Mapping[str, fx.GraphModule]], str]
+
 
 class ArtifactError(Exception):
     """An artifact cannot be written where it was asked for. The text is one line for the user."""
@@ -63,13 +67,15 @@ def compile_to(
     weft_version: str = "0.1.0",
     target: str = "cpu",
     inspect: Inspect | None = None,
+    report: Report | None = None,
 ) -> Path:
     """Writes the artifact of a checked spec: its main model, and a loss method for each objective.
 
-    `target` is what it is made for; `inspect` says what each of its kernels takes there, for the manifest.
+    `target` is what it is made for; `inspect` says what each of its kernels takes there, for the manifest; `report`
+    makes report.html.
     """
     folder = Path(folder)
-    files = artifact_files(checked, dtype, passes, weft_version, target, inspect)
+    files = artifact_files(checked, dtype, passes, weft_version, target, inspect, report)
     if folder.exists() and not _is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there and is no artifact: give a new or empty folder")
     try:
@@ -112,6 +118,7 @@ def artifact_files(
     weft_version: str,
     target: str = "cpu",
     inspect: Inspect | None = None,
+    report: Report | None = None,
 ) -> dict[str, str]:
     """The text of every file by name."""
     weights = {weight.path: weight for weight in checked.weights.values()}
@@ -142,6 +149,8 @@ def artifact_files(
     if attentions:
         files["__init__.py"] = _PACKAGE.replace("from .model", f"from . import {_stems(len(attentions))}\nfrom .model")
     files.update(copied_modules(imports.modules))
+    if report is not None:
+        files["report.html"] = report(references, fused)
     manifest = _manifest(checked, references, weights, dtype, passes, weft_version, files)
     manifest |= {"target": target, "kernels": inspect(tuple(imports.kernels.values())) if inspect else []}
     files[MANIFEST] = json.dumps(manifest, indent=1) + "\n"
