@@ -32,6 +32,8 @@ DECISIONS = frozenset(
     (f.EQUAL, f.NOT_EQUAL, f.LESS, f.AT_MOST, f.GREATER, f.AT_LEAST, f.FLOOR, f.CEIL, f.ROUND, f.SIGN, f.TO_INT)
     + (f.MOD, f.FLOORDIV)
 )
+# Functions of which a rounded operand, exact but for a part of itself, makes something else where it is large.
+AMPLIFIERS = frozenset((f.EXP, f.POW, f.SIN, f.COS))
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,13 @@ def _choices(program: RowProgram, backward: RowProgram) -> dict[Val, Choice]:
             continue
         if isinstance(value, Load) and value.index is None:
             continue
-        if value.kind is Kind.REAL and _is_decided(value, readers):
+        if value.kind is Kind.REAL and _reaches(value, readers, DECISIONS):
             continue
         place = _result_of(program, value)
         is_narrow = any(reader.axes - value.axes for reader in readers[value])
+        is_exact = place is not None and program.results[place].dtype in (real, torch.int64)
         # A rounded statistic would move all of a row.
-        if place is not None and (program.results[place].dtype == real or not is_narrow):
+        if place is not None and (is_exact or not (is_narrow or _reaches(value, readers, AMPLIFIERS))):
             found[value] = Choice(value, place, program.results[place].dtype)
         elif is_narrow or any(reader not in forward for reader in readers[value]):
             found[value] = Choice(value, None, torch.int64 if value.kind is Kind.INT else real)
@@ -109,12 +112,12 @@ def _result_of(program: RowProgram, value: Val) -> int | None:
     return None
 
 
-def _is_decided(value: Val, readers: Mapping[Val, list[Val]]) -> bool:
-    """Whether something that jumps depends on it."""
+def _reaches(value: Val, readers: Mapping[Val, list[Val]], functions: Collection[f.Function]) -> bool:
+    """Whether one of these functions depends on it."""
     stack, seen = [value], {value}
     while stack:
         for reader in readers[stack.pop()]:
-            if isinstance(reader, Map) and reader.function in DECISIONS:
+            if isinstance(reader, Map) and reader.function in functions:
                 return True
             if reader not in seen:
                 seen.add(reader)
