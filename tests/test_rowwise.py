@@ -148,9 +148,21 @@ model m(x: real[seq, wide], y: real[seq, wide]) -> real[seq, wide]:
     param gain: real[wide] = ones
     return {formula}
 """
+JOINED = """
+size narrow = 3007
+size rest = 17011
+size wide = narrow + rest
+axis seq
+
+model m(x: real[seq, narrow], y: real[seq, rest]) -> real[seq, wide]:
+    param gain: real[wide] = ones
+    z = concat((x, y * 2), (narrow, rest) -> wide)
+    return {formula}
+"""
 LONG_FORMULAS = {
     "cut into blocks, each a program's": ("x * sigmoid(y) * gain", False),
     "gone through in passes": ("x * rsqrt(mean(x^2, over=wide) + 0.001) * gain + y", True),
+    "a row read by its neighbour": ("previous(x) * rsqrt(mean(x^2, over=wide) + 0.001) * gain + y", True),
     "passes that wait for each other": ("softmax(x * gain, over=wide) * (y - mean(y, over=wide))", True),
 }
 
@@ -164,6 +176,22 @@ def test_long_rows(formula: str, is_looped: bool) -> None:
     want, want_gradients = gradients(graph, arguments)
     made, ops = fused(graph)
     assert [any(part.loop for part in op.forward.passes) for op in ops] == [is_looped]
+    got, got_gradients = gradients(made, arguments)
+    assert_equal(got[0], want[0], "result", 1e-9)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-9)
+
+
+@pytest.mark.parametrize("formula", ["z * rsqrt(mean(z^2, over=wide) + 0.1) * gain", "sigmoid(z) * gain"])
+def test_long_rows_put_together(formula: str) -> None:
+    """Parts of a row that no program holds whole: gone through in blocks, so that each is computed once."""
+    program = check(Source("joined.weft", JOINED.format(formula=formula)), OPS).value().models["m"]
+    lengths = {"seq": (0, 2, 1)}
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program, lengths), lengths)
+    want, want_gradients = gradients(graph, arguments)
+    made, (op,) = fused(graph)
+    assert (any(part.loop for part in op.forward.passes), op.forward.columns) == (True, 1)
     got, got_gradients = gradients(made, arguments)
     assert_equal(got[0], want[0], "result", 1e-9)
     for name in want_gradients:

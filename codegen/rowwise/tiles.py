@@ -18,7 +18,7 @@ MOST_LIVE = 96 * 32 * MOST_WARPS  # entries of all values of a row: beyond it re
 
 class Tiles:
     """The blocks of a program's axes. `cut` is the axis that is not held whole, `is_looped`: it is gone through in
-    passes, because a reduction runs over it."""
+    passes, because a reduction runs over it or a result lacks it."""
 
     def __init__(self, program: RowProgram) -> None:
         self.program = program
@@ -27,7 +27,7 @@ class Tiles:
         self.cut: Axis | None = None
         self.is_looped = False
         self.cut = self._cut()
-        self.is_looped = self.cut is not None and self._is_reduced(self.cut)
+        self.is_looped = self.cut is not None and not self._is_free(self.cut)
 
     def _cut(self) -> Axis | None:
         if not self.axes:
@@ -48,7 +48,7 @@ class Tiles:
     def block(self, axis: Axis) -> int:
         if axis is not self.cut:
             return power_of_two(axis.size)
-        others = max(padded(value.axes - {axis}) for value in self.values)
+        others = max((padded(value.axes - {axis}) for value in self.values if axis in value.axes), default=1)
         room = RESIDENT // 4 if self.is_looped else COLUMNS
         return min(power_of_two(axis.size), max(16, room // others))
 
