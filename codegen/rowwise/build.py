@@ -130,6 +130,13 @@ class Builder:
                     unify((one,), two)
         if self.parts_of.keys() & {leaf for parts in self.parts_of.values() for leaf in parts}:
             raise CannotFuse("an axis is put together of one that is")
+        for node in self.dims:
+            taken: set[Leaf] = set()
+            for leaf in self.leaves(node):
+                own = {leaf, *self.parts_of.get(leaf, ())}
+                if own & taken:
+                    raise CannotFuse("an axis stands beside itself")
+                taken |= own
 
     def leaves(self, node: fx.Node) -> tuple[Leaf, ...]:
         return tuple(leaf for dim in self.dims[node] for leaf in resolved(dim))
