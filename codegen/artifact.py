@@ -6,6 +6,7 @@
     reference.py    the same, unfused: what the spec says, line by line
     functions/ ...  the functions both call, copied
     manifest.json   what it was made from, what it takes and gives, its weights
+    report.html     spec, graph, kernels and their code side by side
 
 Written to a temporary folder and renamed: the folder is whole or not there. The same spec, size, type and versions
 give the same bytes.
@@ -33,6 +34,7 @@ from .emit import Imports, method
 from .emit_kernels import kernels_text
 from .graph_context import CompilerBug
 from .lower import empty_weights, lower, signature
+from .passes.joined_linears import joined_paths
 from .pipeline import Pass, optimise
 from .score.graph_keys import attention_keys
 from .score.kernels import module_text
@@ -49,6 +51,9 @@ ATTENTION_TARGETS = (*TARGETS, "interpreter")
 # What the kernels of some graphs take on the artifact's target, as data for the manifest.
 Inspect = Callable[[Sequence[fx.GraphModule]], list[dict[str, Any]]]
 
+# The page, of the unfused graphs by name and of those that run.
+Report = Callable[[Mapping[str, fx.GraphModule], Mapping[str, fx.GraphModule]], str]
+
 
 class ArtifactError(Exception):
     """An artifact cannot be written where it was asked for. The text is one line for the user."""
@@ -62,13 +67,15 @@ def compile_to(
     weft_version: str = "0.1.0",
     target: str = "cpu",
     inspect: Inspect | None = None,
+    report: Report | None = None,
 ) -> Path:
     """Writes the artifact of a checked spec: its main model, and a loss method for each objective.
 
-    `target` is what it is made for; `inspect` says what each kernel takes there, for the manifest.
+    `target` is what it is made for; `inspect` says what each kernel takes there, for the manifest; `report` makes
+    report.html.
     """
     folder = Path(folder)
-    files = artifact_files(checked, dtype, passes, weft_version, target, inspect)
+    files = artifact_files(checked, dtype, passes, weft_version, target, inspect, report)
     if folder.exists() and not _is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there and is no artifact: give a new or empty folder")
     try:
@@ -111,6 +118,7 @@ def artifact_files(
     weft_version: str,
     target: str = "cpu",
     inspect: Inspect | None = None,
+    report: Report | None = None,
 ) -> dict[str, str]:
     """The text of every file by name."""
     weights = {weight.path: weight for weight in checked.weights.values()}
@@ -141,6 +149,8 @@ def artifact_files(
     if attentions:
         files["__init__.py"] = _PACKAGE.replace("from .model", f"from . import {_stems(len(attentions))}\nfrom .model")
     files.update(copied_modules(imports.modules))
+    if report is not None:
+        files["report.html"] = report(references, fused)
     manifest = _manifest(checked, references, weights, dtype, passes, weft_version, files)
     manifest |= {"target": target, "kernels": inspect(tuple(fused.values())) if inspect else []}
     files[MANIFEST] = json.dumps(manifest, indent=1) + "\n"
@@ -167,6 +177,9 @@ def _module_text(
     size = f", size {checked.size}" if checked.size else ""
     what = "Compiled" if class_name == "Model" else "The unfused reference"
     table = "".join(_weight_line(weight) for weight in weights.values())
+    joined = dict.fromkeys(paths for graph in graphs.values() for paths in joined_paths(graph))
+    if joined:
+        imports.modules.add(("functions", "adjoining"))
     header = f'"""{what} from {source}{size} by weft {weft_version}. Computes in {_short(dtype)}.\n'
     needs = "torch, triton" if imports.kernels else "torch"
     return (
@@ -178,9 +191,12 @@ def _module_text(
         + "\n".join(imports.lines)
         + "\nfrom .weight_tree import WeightTree\n\n"
         + "# Path, shape, how it starts, whether training leaves it alone.\n"
-        + f"WEIGHTS = (\n{table})\n\n\n"
+        + f"WEIGHTS = (\n{table})\n"
+        + ("# Read as one matrix, so they lie behind one another.\nJOINED = (\n" if joined else "")
+        + "".join(f"    {paths!r},\n" for paths in joined)
+        + (")\n\n\n" if joined else "\n\n")
         + f"class {class_name}(WeightTree):\n"
-        + _CONSTRUCTOR.replace("DTYPE", str(dtype))
+        + _CONSTRUCTOR.replace("DTYPE", str(dtype)).replace("        LAY_OUT\n", _LAY_OUT if joined else "")
         + "\n"
         + "\n".join(methods)
         + (_LOAD if class_name == "Model" else "")
@@ -202,6 +218,7 @@ _CONSTRUCTOR = '''    """Parameters are named by weight path. They start as the 
         for path, shape, start, is_frozen in WEIGHTS:
             parameter = torch.nn.Parameter(torch.empty(shape, dtype=DTYPE, device=device))
             self.add(path, parameter.requires_grad_(not is_frozen))
+        LAY_OUT
         if seed is not None:
             self.reset(seed)
 
@@ -216,6 +233,11 @@ _CONSTRUCTOR = '''    """Parameters are named by weight path. They start as the 
         for path, source in copies:
             self[path].copy_(self[source])
 '''
+
+_LAY_OUT = """\
+        for paths in JOINED:
+            _functions_adjoining.lay_out([self[path] for path in paths])
+"""
 
 _LOAD = '''
 

@@ -90,11 +90,18 @@ def method(name: str, module: fx.GraphModule, imports: Imports) -> str:
 
 def function(name: str, module: fx.GraphModule, imports: Imports, before: tuple[str, ...] = ()) -> str:
     """A function that runs the graph; `before` are parameters ahead of the graph's own."""
+    return "".join(f"{line}\n" for line, _ in function_lines(name, module, imports, before))
+
+
+def function_lines(
+    name: str, module: fx.GraphModule, imports: Imports, before: tuple[str, ...] = ()
+) -> list[tuple[str, fx.Node | None]]:
+    """The lines of such a function, each with the node it is for."""
     if not name.isidentifier():
         raise CompilerBug(f"{name!r} is not an identifier")
     names = _names(module.graph)
     arguments = [*before, *(names[node] for node in module.graph.nodes if node.op == "placeholder")]
-    lines = [f"def {name}({', '.join(arguments)}):"]
+    lines: list[tuple[str, fx.Node | None]] = [(f"def {name}({', '.join(arguments)}):", None)]
     freed = _last_uses(module.graph)
     where: tuple[str, int] | None = None
     group: list[fx.Node] = []
@@ -103,17 +110,17 @@ def function(name: str, module: fx.GraphModule, imports: Imports, before: tuple[
             continue
         span = origin(node).span
         if node.op == "call_function" and span is not None and (place := (span.source.name, span.line)) != where:
-            lines += _release(group, freed, names)
-            lines.append(f"    # {comment(span)}")
+            lines += [(line, None) for line in _release(group, freed, names)]
+            lines.append((f"    # {comment(span)}", node))
             where, group = place, []
         group.append(node)
         if node.op == "output":
-            lines.append(f"    return {_text(node.args[0], names)}")
+            lines.append((f"    return {_text(node.args[0], names)}", node))
         elif node.op == "call_function":
-            lines.append(f"    {names[node]} = {_call(node, names, imports)}")
+            lines.append((f"    {names[node]} = {_call(node, names, imports)}", node))
         elif node.op != "get_attr":
             raise CompilerBug(f"a node of kind {node.op} cannot be written")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _names(graph: fx.Graph) -> dict[fx.Node, str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .emit import Imports, KernelOp, function
@@ -15,6 +14,7 @@ from .logits import text as logits_text
 from .logits.op import LogitsOp
 from .rowwise.fused import FusedOp
 from .rowwise.plan import RowPlan
+from .rowwise.row_program import Result
 
 
 def render(template: str, **values: Any) -> str:
@@ -57,8 +57,10 @@ class _Call:
     forward: _Kernel
     backward: _Kernel | None
     wanted: tuple[int, ...]
-    owners: tuple[int | None, ...]
+    owners: tuple[tuple[int, int], ...]
     gathered: tuple[str, ...]
+    passed: tuple[tuple[int, int], ...]
+    saved: tuple[int, ...]
 
 
 def _call(op: FusedOp) -> _Call:
@@ -73,6 +75,8 @@ def _call(op: FusedOp) -> _Call:
         gathered=()
         if derivative is None
         else tuple(f"Gathered({g.place}, {g.rows}, {g.index}, {g.index_result})" for g in derivative.gathered),
+        passed=() if derivative is None else derivative.passed,
+        saved=() if derivative is None else derivative.saved,
     )
 
 
@@ -80,7 +84,7 @@ def _kernel(plan: RowPlan) -> _Kernel:
     program = plan.program
     return _Kernel(
         sources=tuple((source.place, source.by_row) for source in program.sources),
-        results=tuple(_made(result.dims, result.dtype, result.by_row) for result in program.results),
+        results=tuple(_made(result) for result in program.results),
         block_rows=plan.block_rows,
         columns=plan.columns,
         warps=plan.warps,
@@ -89,8 +93,9 @@ def _kernel(plan: RowPlan) -> _Kernel:
     )
 
 
-def _made(dims: tuple[int, ...], dtype: torch.dtype, by_row: bool) -> str:
-    return f"Made({dims}, {dtype})" if by_row else f"Made({dims}, {dtype}, by_row=False)"
+def _made(result: Result) -> str:
+    flags = ("" if result.by_row else ", by_row=False") + (", is_saved=True" if result.is_saved else "")
+    return f"Made({result.dims}, {result.dtype}{flags})"
 
 
 @cache

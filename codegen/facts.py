@@ -403,6 +403,7 @@ _RULES: dict[Any, Rule] = {
     shifts.previous_rows: _like_first,
     shifts.next_rows: _like_first,
     shifts.has_next: _has_next,
+    shifts.shifted_flags: _like_first,
     packing.row_example: _row_example,
     packing.position: _position,
     packing.expand: _expand,

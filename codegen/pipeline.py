@@ -29,10 +29,12 @@ from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
+from .passes.joined_linears import join_linears_on_gpu
 from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
+from .passes.saved_values import choose_saved_values
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
 from .passes.tables import read_tables
 from .rowwise.fused import FusedOp
@@ -63,7 +65,9 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
+    Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
+    Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
 )
 

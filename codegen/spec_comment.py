@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 
-from ..dsl.source import Span
+from ..dsl.source import Source, Span
 
 LONGEST = 110
 
 
 def comment(span: Span) -> str:
     """`olmo2.weft:14  x = x + attention(x)`: nothing in it ends a comment."""
-    line = span.source.line_text(span.line).strip()
-    text = f"{os.path.basename(span.source.name)}:{span.line}  {line}"
+    return comment_of_line(span.source, span.line)
+
+
+def comment_of_line(source: Source, line: int) -> str:
+    """The same for a line by number, from 1."""
+    text = f"{os.path.basename(source.name)}:{line}  {source.line_text(line).strip()}"
     return "".join(c if c.isprintable() else " " for c in text)[:LONGEST]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from weft.codegen.passes.fuse import fuse_rows
+from weft.codegen.passes.saved_values import choose_saved_values
 from weft.codegen.pipeline import BASIC_PASSES, Pass, optimise
 from weft.codegen.rowwise.fused import FusedOp
 from weft.runtime.kernels import attach_kernels
@@ -18,7 +19,8 @@ from weft.runtime.kernels import attach_kernels
 
 def fused(graph: fx.GraphModule, fewest: int = 1) -> tuple[fx.GraphModule, list[FusedOp]]:
     """The graph with kernels, and the distinct calls it makes."""
-    made = optimise(graph, (*BASIC_PASSES, Pass("fuse", partial(fuse_rows, fewest=fewest), "")))
+    fuse = Pass("fuse", partial(fuse_rows, fewest=fewest), "")
+    made = optimise(graph, (*BASIC_PASSES, fuse, Pass("saved-values", choose_saved_values, "")))
     ops = {node.target.name: node.target for node in made.graph.nodes if isinstance(node.target, FusedOp)}
     attach_kernels(made)
     return made, list(ops.values())

@@ -44,8 +44,8 @@ def test_kernels_of_a_layer(root) -> None:
         elif frames and node.op == "call_function":
             # Besides matrix products only other names for what is there.
             assert getattr(node.target, "__name__", "") in (
-                "linear", "getitem", "flatten", "unflatten", "seen_rows", "arange", "beside", "real", "mul", "truediv",
-                "pow",
+                "linear", "joined_linears", "getitem", "flatten", "unflatten", "seen_rows", "arange", "beside", "real",
+                "mul", "truediv", "pow",
             ), node.format_node()  # fmt: skip
     # The angles are shared by all layers; the last residual is one kernel with the final norm, which is in no layer.
     assert calls == Counter(

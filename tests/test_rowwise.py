@@ -81,6 +81,24 @@ FORMULAS = {
     "whole numbers": "i: int[seq] => (i * 31 - 7) mod 11 + (i - 50) // 3",
     "argument of the maximum": "x: real[seq, heads, dim] => argmax(x * x, over=heads)",
     "activations": "x: real[seq, dim] => tanh(x) * softplus(2 * x) + erf(x) - relu(x) * abs(x) + sqrt(x^2 + 1)",
+    "a norm of two values end to end": (
+        "x: real[seq, dim], y: real[seq, heads]; c = concat((x * 2, tanh(y)), (dim, heads) -> dim_and_heads) "
+        "=> c * rsqrt(mean(c^2, over=dim_and_heads) + 0.1)"
+    ),
+    "end to end beside a weight": (
+        "x: real[seq, dim], y: real[seq, heads]; param g: real[dim_and_heads]; "
+        "c = concat((x * 2, tanh(y)), (dim, heads) -> dim_and_heads) "
+        "=> softmax(c * g, over=dim_and_heads), argmax(c, over=dim_and_heads)"
+    ),
+    "two that are put together alike": (
+        "x: real[seq, dim], y: real[seq, heads], z: real[seq, heads]; "
+        "c = concat((x * 2, y), (dim, heads) -> dim_and_heads); d = concat((x, z), (dim, heads) -> dim_and_heads) "
+        "=> c * d"
+    ),
+    "end to end of other axes": (
+        "x: real[seq, ffn, dim], y: real[seq, heads], w: real[seq, dim_and_heads] "
+        "=> concat((x * 2, y), (dim, heads) -> dim_and_heads) * w"
+    ),
     "powers": "x: real[seq, dim], y: real[seq] => (x^2 + 0.5)^y + 2.5^x + x^4 - (x^2 + 1)^-2 + (x^2 + 1)^0.5",
 }
 
@@ -196,9 +214,21 @@ model m(x: real[seq, wide], y: real[seq, wide]) -> real[seq, wide]:
     param gain: real[wide] = ones
     return {formula}
 """
+JOINED = """
+size narrow = 3007
+size rest = 17011
+size wide = narrow + rest
+axis seq
+
+model m(x: real[seq, narrow], y: real[seq, rest]) -> real[seq, wide]:
+    param gain: real[wide] = ones
+    z = concat((x, y * 2), (narrow, rest) -> wide)
+    return {formula}
+"""
 LONG_FORMULAS = {
     "cut into blocks, each a program's": ("x * sigmoid(y) * gain", False),
     "gone through in passes": ("x * rsqrt(mean(x^2, over=wide) + 0.001) * gain + y", True),
+    "a row read by its neighbour": ("previous(x) * rsqrt(mean(x^2, over=wide) + 0.001) * gain + y", True),
     "passes that wait for each other": ("softmax(x * gain, over=wide) * (y - mean(y, over=wide))", True),
 }
 
@@ -212,6 +242,22 @@ def test_long_rows(formula: str, is_looped: bool) -> None:
     want, want_gradients = gradients(graph, arguments)
     made, ops = fused(graph)
     assert [any(part.loop for part in op.forward.passes) for op in ops] == [is_looped]
+    got, got_gradients = gradients(made, arguments)
+    assert_equal(got[0], want[0], "result", 1e-9)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-9)
+
+
+@pytest.mark.parametrize("formula", ["z * rsqrt(mean(z^2, over=wide) + 0.1) * gain", "sigmoid(z) * gain"])
+def test_long_rows_put_together(formula: str) -> None:
+    """Parts of a row that no program holds whole: gone through in blocks, so that each is computed once."""
+    program = check(Source("joined.weft", JOINED.format(formula=formula)), OPS).value().models["m"]
+    lengths = {"seq": (0, 2, 1)}
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program, lengths), lengths)
+    want, want_gradients = gradients(graph, arguments)
+    made, (op,) = fused(graph)
+    assert (any(part.loop for part in op.forward.passes), op.forward.columns) == (True, 1)
     got, got_gradients = gradients(made, arguments)
     assert_equal(got[0], want[0], "result", 1e-9)
     for name in want_gradients:

@@ -14,12 +14,11 @@ def previous_rows(x: Tensor, position: Tensor, k: int, first: Tensor | int | flo
     return torch.where(_broad(position >= k, x), shifted, first)
 
 
-def next_rows(x: Tensor, row_example: Tensor, offsets: Tensor, position: Tensor, k: int) -> Tensor:
-    """`x [rows, ...]` k rows later (earlier for a negative k); 0 where the example has no such row."""
+def next_rows(x: Tensor, there: Tensor, k: int) -> Tensor:
+    """`x [rows, ...]` k rows later (earlier for a negative k); 0 where the example has no such row, as `there [rows]`
+    says."""
     shifted = torch.roll(x, -k, 0)
-    return torch.where(
-        _broad(has_next(row_example, offsets, position, k), x), shifted, torch.zeros((), dtype=x.dtype, device=x.device)
-    )
+    return torch.where(_broad(there, x), shifted, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def has_next(row_example: Tensor, offsets: Tensor, position: Tensor, k: int) -> Tensor:

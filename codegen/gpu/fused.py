@@ -6,7 +6,7 @@ is neither a GPU nor Triton's interpreter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,13 +34,16 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Backward:
-    """`wanted`: the results of the forward whose gradients the kernel takes after the operands. `owners[i]`: whose
-    gradient result i is, None for an index."""
+    """The kernel takes the operands, the gradients of the results `wanted`, and the results `saved`, in this order.
+    `owners`: pairs of an operand and the result that is its gradient; an operand that is there more than once, or in
+    `gathered` too, has the sum. `passed`: pairs of an operand and a number of `wanted`, whose gradient is its own."""
 
     kernel: RowKernel
     wanted: tuple[int, ...]
-    owners: tuple[int | None, ...]
+    owners: tuple[tuple[int, int], ...]
     gathered: tuple[Gathered, ...] = ()
+    passed: tuple[tuple[int, int], ...] = ()
+    saved: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,22 @@ class Fused:
         """The results; one alone stands by itself."""
         if not _launches(operands[0]) and not torch.compiler.is_compiling():
             return self.meaning(*operands)
-        return self.operator(*operands)
+        found = self.operator(*self.arguments(operands))
+        return found if not self._extra else _alone(found[: -self._extra])
 
     @property
     def __name__(self) -> str:
         return self.name
 
+    def arguments(self, operands: Sequence[Tensor]) -> tuple[Any, ...]:
+        """What the operator takes. An operator that saves more than its results is told whether to."""
+        if not self._extra:
+            return tuple(operands)
+        return (*operands, torch.is_grad_enabled() and any(x.requires_grad for x in operands))
+
     @cached_property
     def operator(self) -> Any:
-        names = ", ".join(f"Tensor x{i}" for i in range(self.operands))
+        names = ", ".join(f"Tensor x{i}" for i in range(self.operands)) + (", bool saves" if self._extra else "")
         forward = torch.library.custom_op(
             f"{self.library}::{self.name}",
             self._forward,
@@ -76,12 +86,15 @@ class Fused:
         )
         forward.register_fake(self._fake)
         if self.backward is not None:
-            grads = ", ".join(f"Tensor g{i}" for i in range(len(self.backward.wanted)))
+            # An operand that the kernel does not read need not be kept.
+            given = [f"Tensor? x{i}" for i in range(self.operands)]
+            given += [f"Tensor g{i}" for i in range(len(self.backward.wanted))]
+            given += [f"Tensor s{i}" for i in range(len(self.backward.saved))]
             backward = torch.library.custom_op(
                 f"{self.library}::{self.name}_backward",
                 self._gradients,
                 mutates_args=(),
-                schema=f"({names}, {grads}) -> {_results(len(self._owned))}",
+                schema=f"({', '.join(given)}) -> {_results(len(self._owned))}",
             )
             backward.register_fake(self._fake_gradients)
             forward.register_autograd(self._pass_back(backward), setup_context=self._save)
@@ -92,42 +105,65 @@ class Fused:
 
     # -- the operators -----------------------------------------------------------------------------
 
-    def _forward(self, *operands: Tensor) -> Any:
-        if _launches(operands[0]):
-            return _alone(self.forward(operands))
-        results = self.meaning(*operands)
-        return _alone([_own(result) for result in (results if isinstance(results, tuple) else (results,))])
+    @cached_property
+    def _extra(self) -> int:
+        """Results that are for the backward alone."""
+        return sum(made.is_saved for made in self.forward.results)
 
-    def _fake(self, *operands: Tensor) -> Any:
+    def _forward(self, *given: Any) -> Any:
+        operands, saves = given[: self.operands], all(given[self.operands :])
+        if _launches(operands[0]):
+            return _alone(self.forward(operands, saves))
+        results = self.meaning(*operands)
+        results = [_own(result) for result in (results if isinstance(results, tuple) else (results,))]
+        # Without kernels nothing reads them.
+        rows = self._rows(operands) if saves else 0
+        extra = [made for made in self.forward.results if made.is_saved]
+        return _alone([*results, *(operands[0].new_zeros((rows, *made.dims), dtype=made.dtype) for made in extra)])
+
+    def _fake(self, *given: Any) -> Any:
+        operands, saves = given[: self.operands], all(given[self.operands :])
         rows = self._rows(operands)
-        return _alone([operands[0].new_empty((rows, *made.dims), dtype=made.dtype) for made in self.forward.results])
+        return _alone([
+            operands[0].new_empty((0 if made.is_saved and not saves else rows, *made.dims), dtype=made.dtype)
+            for made in self.forward.results
+        ])  # fmt: skip
 
     def _rows(self, operands: tuple[Tensor, ...]) -> Any:
         return next(operands[place].shape[0] for place, by_row in self.forward.sources if by_row)
 
+    @cached_property
+    def _alike(self) -> dict[int, int]:
+        """For each operand that has a gradient the first one with the same: the operator gives every gradient once."""
+        assert self.backward is not None
+        scattered = {gathered.operand for gathered in self.backward.gathered}
+        parts: dict[int, list[int]] = {gathered.operand: [] for gathered in self.backward.gathered}
+        for owner, result in self.backward.owners:
+            parts.setdefault(owner, []).append(result)
+        first: dict[object, int] = {}
+        return {
+            owner: owner if owner in scattered else first.setdefault(tuple(results), owner)
+            for owner, results in sorted(parts.items())
+        }
+
     @property
     def _owned(self) -> list[int]:
-        """Operands that have a gradient, each once."""
-        assert self.backward is not None
-        return list(dict.fromkeys(owner for owner in self.backward.owners if owner is not None))
+        return list(dict.fromkeys(self._alike.values()))
 
-    def _gradients(self, *given: Tensor) -> Any:
+    def _gradients(self, *given: Any) -> Any:
         assert self.backward is not None
-        operands, grads = given[: self.operands], given[self.operands :]
-        if not _launches(given[0]):
-            return _alone(self._by_torch(operands, grads))
+        operands = given[: self.operands]
+        if not _launches(given[self.operands]):
+            return _alone(self._by_torch(operands, given[self.operands :][: len(self.backward.wanted)]))
         results = self.backward.kernel(given)
         found: dict[int, Tensor] = {}
-        scattered = {gathered.rows: gathered for gathered in self.backward.gathered}
-        for number, owner in enumerate(self.backward.owners):
-            if owner is None:
-                continue
-            part, like = results[number], operands[owner]
-            gathered = scattered.get(number)
-            if gathered is not None:
-                index = operands[gathered.index] if gathered.index is not None else results[gathered.index_result or 0]
-                part = add_rows(index, part, like.shape[0])
-            part = part.reshape(like.shape)
+        for owner, number in self.backward.owners:
+            if self._alike[owner] == owner:
+                found[owner] = found[owner] + results[number] if owner in found else results[number]
+        for gathered in self.backward.gathered:
+            owner, like = gathered.operand, operands[gathered.operand]
+            index = operands[gathered.index] if gathered.index is not None else results[gathered.index_result or 0]
+            part = add_rows(index, results[gathered.rows], like.shape[0]).reshape(like.shape)
             found[owner] = found[owner] + part if owner in found else part
         return _alone([found[owner] for owner in self._owned])
 
@@ -144,31 +180,57 @@ class Fused:
             for owner, gradient in zip(self._owned, found, strict=True)
         ]
 
-    def _fake_gradients(self, *given: Tensor) -> Any:
-        return _alone([torch.empty_like(given[owner], memory_format=torch.contiguous_format) for owner in self._owned])
+    def _fake_gradients(self, *given: Any) -> Any:
+        assert self.backward is not None
+        made = self.backward.kernel.results
+        results = dict(self.backward.owners)
+        like = given[self.operands]
+        found = []
+        for owner in self._owned:
+            operand, result = given[owner], results.get(owner)
+            if operand is not None:
+                found.append(torch.empty_like(operand, memory_format=torch.contiguous_format))
+            else:
+                assert result is not None
+                found.append(like.new_empty((like.shape[0], *made[result].dims), dtype=made[result].dtype))
+        return _alone(found)
 
-    def _save(self, ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    @cached_property
+    def _kept(self) -> frozenset[int]:
+        """Operands that the backward needs: what its kernel reads, ids, and what has no rows and is there anyway."""
+        assert self.backward is not None
+        read = {place for place, _ in self.backward.kernel.sources if place < self.operands}
+        read |= {place for place, by_row in self.forward.sources if not by_row}
+        return frozenset(read | {g.index for g in self.backward.gathered if g.index is not None})
+
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)
         wanted = () if self.backward is None else self.backward.wanted
         ctx.mark_non_differentiable(*(result for place, result in enumerate(results) if place not in wanted))
         if self.backward is not None:
-            ctx.save_for_backward(*inputs)
+            operands = inputs[: self.operands]
+            all_needed = not _launches(operands[0])
+            kept = [x if all_needed or place in self._kept else None for place, x in enumerate(operands)]
+            ctx.save_for_backward(*kept, *(results[place] for place in self.backward.saved))
 
     def _pass_back(self, backward: Callable[..., Any]) -> Callable[..., Any]:
         assert self.backward is not None
-        wanted = self.backward.wanted
+        wanted, passed = self.backward.wanted, self.backward.passed
+        arguments = self.operands + bool(self._extra)
 
         def pass_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            operands = ctx.saved_tensors
-            rows = self._rows(operands)
+            kept = ctx.saved_tensors
+            operands, saved = kept[: self.operands], kept[self.operands :]
+            there = next(grads[place] for place in wanted if grads[place] is not None)
+            assert there is not None
             given = []
             for place in wanted:
                 made, grad = self.forward.results[place], grads[place]
-                given.append(operands[0].new_zeros((rows, *made.dims), dtype=made.dtype) if grad is None else grad)
-            found = backward(*operands, *given)
+                given.append(there.new_zeros((there.shape[0], *made.dims), dtype=made.dtype) if grad is None else grad)
+            found = backward(*operands, *given, *saved)
             found = found if isinstance(found, tuple | list) else (found,)
-            by_owner = dict(zip(self._owned, found, strict=True))
-            return tuple(by_owner.get(place) for place in range(self.operands))
+            by_owner = dict(zip(self._owned, found, strict=True)) | {place: given[number] for place, number in passed}
+            return tuple(by_owner.get(self._alike.get(place, place)) for place in range(arguments))
 
         return pass_back
 

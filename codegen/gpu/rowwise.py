@@ -16,11 +16,12 @@ PROGRAMS = 256
 
 @dataclass(frozen=True)
 class Made:
-    """A result: `[rows, *dims]`, or `[*dims]` for a sum over rows."""
+    """A result: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone."""
 
     dims: tuple[int, ...]
     dtype: torch.dtype
     by_row: bool = True
+    is_saved: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class RowKernel:
     stages: int
     is_accumulated: bool = False
 
-    def __call__(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def __call__(self, operands: Sequence[Tensor], saves: bool = True) -> tuple[Tensor, ...]:
+        """Results that are for the backward alone have no rows where it does not save them."""
         read = [
             (_rows_whole(operands[place]) if by_row else operands[place].contiguous()) for place, by_row in self.sources
         ]
@@ -50,12 +52,15 @@ class RowKernel:
         tiles = -(-rows // self.block_rows)
         programs = min(tiles, PROGRAMS) if any(not made.by_row for made in self.results) else tiles
         programs = max(programs, 1)
-        results = [self._empty(made, rows, programs, like) for made in self.results]
+        results = [
+            self._empty(made, rows if saves or not made.is_saved else 0, programs, like) for made in self.results
+        ]
         if rows:
+            options = {"SAVES": saves} if any(made.is_saved for made in self.results) else {}
             strides = [t.stride(0) for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row]
             self.kernel[(programs, self.columns)](
                 *read, *strides, *results, rows,
-                BLOCK_R=self.block_rows, num_warps=self.warps, num_stages=self.stages,
+                BLOCK_R=self.block_rows, **options, num_warps=self.warps, num_stages=self.stages,
             )  # fmt: skip
         return tuple(
             result if made.by_row else result.sum(0).to(made.dtype) if rows else result[0].zero_().to(made.dtype)

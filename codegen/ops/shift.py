@@ -95,12 +95,12 @@ def _lower_ahead(ctx: LowerContext, node: Node) -> None:
     attrs, x = node.attrs, node.inputs[0]
     assert isinstance(attrs, ShiftAttrs)
     axis = attrs.along
-    plan = (ctx.row_example(axis), ctx.offsets(axis), ctx.position(axis), attrs.by)
-    inside = ctx.call(shifts.has_next, *plan)
+    there = ctx.call(shifts.has_next, ctx.row_example(axis), ctx.offsets(axis), ctx.position(axis), attrs.by)
+    inside = there
     present = ctx.present(x)
     if present is not None:
         inside = ctx.call(shifts.shifted_flags, present, attrs.by, inside)
-    ctx.define(node.outputs[0], ctx.call(shifts.next_rows, own(ctx, x), *plan), inside)
+    ctx.define(node.outputs[0], ctx.call(shifts.next_rows, own(ctx, x), there, attrs.by), inside)
 
 
 def _frontier_shift(node: Node, given: tuple[Frontier, ...]) -> Frontier:

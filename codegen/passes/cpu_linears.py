@@ -16,9 +16,10 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from ..cpu.joined import joined_linear, lay_out
+from ..cpu.joined import joined_linear
 from ..cpu.linear import linear
 from ..cpu.rowwise import gated_unit
+from ..functions.adjoining import lay_out
 from ..origin import inherit
 from .matching import arguments, bare, is_call, is_weight, node_at, only_reader, products, replace
 
@@ -31,7 +32,9 @@ def join_linears(module: fx.GraphModule) -> None:
             groups[node_at(node, 0)].append(node)
     kept = [linears for linears in groups.values() if len(linears) > 1]
     for linears in kept:
-        lay_out([weight_at(module, node_at(node, 1)) for node in linears])
+        weights = [weight_at(module, node_at(node, 1)) for node in linears]
+        if weights[0].device.type == "cpu":
+            lay_out(weights)
         _join(module, linears)
 
 

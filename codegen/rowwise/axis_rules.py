@@ -11,7 +11,7 @@ from torch import fx
 from torch.nn import functional
 
 from ..facts import dimension
-from ..functions import gathers, packing, precision, statics
+from ..functions import gathers, packing, precision, shifts, statics
 from .axes import CannotFuse, Dim, fresh, regrouped, unify
 
 if TYPE_CHECKING:
@@ -80,6 +80,21 @@ def _axes_stack(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
     return (*dims[:place], new, *dims[place:])
 
 
+def _axes_cat(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
+    """Along the last dimension, as `concat` is lowered."""
+    parts = args(node)[0]
+    if b.dim(node, args(node)[1]) != len(b.facts[node].dims) - 1:
+        raise CannotFuse("a concatenation inside")
+    for part in parts[1:]:
+        for one, two in zip(b.dims[parts[0]][:-1], b.dims[part][:-1], strict=True):
+            if bool(one) != bool(two):
+                raise CannotFuse("a concatenation that broadcasts")
+            unify(one, two)
+    new = fresh(b.facts[node].dims[-1:])[0]
+    b.joined.append((new, tuple(b.dims[part][-1] for part in parts)))
+    return (*b.dims[parts[0]][:-1], new)
+
+
 def reduced_dims(b: Builder, node: fx.Node) -> tuple[fx.Node, tuple[int, ...]]:
     x = args(node)[0]
     dims = args(node)[1]
@@ -118,6 +133,11 @@ def _axes_entries(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
     return (*dims[: shared - 1], *dims[shared:])
 
 
+def _axes_previous(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
+    x, first = args(node)[0], args(node)[3]
+    return _joined(b, [x, first]) if isinstance(first, fx.Node) else b.dims[x]
+
+
 def tables(node: fx.Node) -> tuple[int, ...]:
     """Which operands are gathered from, and so must be in memory."""
     return _TABLES.get(node.target, ())
@@ -135,6 +155,7 @@ AXES: dict[Any, Callable[[Builder, fx.Node], tuple[Dim, ...]]] = {
     packing.expand: _axes_expand,
     torch.select: _axes_select,
     torch.stack: _axes_stack,
+    torch.cat: _axes_cat,
     **dict.fromkeys(
         (
             statics.sum_static, statics.mean_static, statics.max_static, statics.min_static, statics.any_static,
@@ -147,4 +168,7 @@ AXES: dict[Any, Callable[[Builder, fx.Node], tuple[Dim, ...]]] = {
     gathers.rows_of_table: _axes_rows_of_table,
     torch.index_select: _axes_index_select,
     gathers.entries: _axes_entries,
+    shifts.previous_rows: _axes_previous,
+    shifts.next_rows: _axes_same,
+    shifts.shifted_flags: _axes_same,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, product
+from math import prod
 from typing import Any
 
 from torch import fx
@@ -19,11 +20,27 @@ from ...dsl.program import Weight
 from ..facts import Fact, dimension
 from ..origin import UNKNOWN, Origin, origin
 from . import functions as f
-from .axes import CannotFuse, Dim, Leaf, extent, fresh, resolved
+from .axes import CannotFuse, Dim, Leaf, fresh, resolved, unify
 from .axis_rules import AXES, axes_pointwise
 from .functions import Function
 from .making import constant, kind_of, make, reduce
-from .row_program import Axis, How, Iota, Kind, Layout, Load, Part, Reduce, Result, RowProgram, Source, Store, Val
+from .row_program import (
+    Axis,
+    How,
+    Iota,
+    Kind,
+    Layout,
+    Load,
+    Part,
+    Reduce,
+    Result,
+    RowProgram,
+    Source,
+    Store,
+    Val,
+    Window,
+    axes_of,
+)
 from .value_rules import VALUES, Where, value_pointwise
 
 # More parts than this written out make a text nobody reads and a kernel that spills.
@@ -63,10 +80,13 @@ class Builder:
     apart: list[Dim] = field(default_factory=list)  # what `select` and `stack` take apart
     axis_of: dict[Leaf, Axis] = field(default_factory=dict)
     written_out: set[Leaf] = field(default_factory=set)
+    joined: list[tuple[Dim, tuple[Dim, ...]]] = field(default_factory=list)  # what `cat` puts together
+    parts_of: dict[Leaf, tuple[Leaf, ...]] = field(default_factory=dict)
     sources: dict[tuple[fx.Node, bool], Source] = field(default_factory=dict)
     known: dict[tuple[object, ...], Val] = field(default_factory=dict)
     called: dict[str, int] = field(default_factory=dict)
     current: Origin | None = None
+    shift: int = 0  # values are asked for at this many rows after the kernel's
 
     # -- axes --------------------------------------------------------------------------------------
 
@@ -78,12 +98,10 @@ class Builder:
         for node in self.region.nodes:
             rule = AXES.get(node.target, axes_pointwise)
             self.dims[node] = rule(self, node)
-        for node in self.region.nodes:
-            leaves = self.leaves(node)
-            if len(set(leaves)) < len(leaves):
-                # `outer(rename(x, a -> b), x)`: entries of x meet each other, and a name says which only once.
-                raise CannotFuse(f"{node.name} has an axis of one operand twice")
+        self._put_together()
         self.written_out = {leaf for dim in self.apart for leaf in resolved(dim)}
+        if self.written_out & {leaf for whole, parts in self.parts_of.items() for leaf in (whole, *parts)}:
+            raise CannotFuse("an axis is put together and taken apart")
         called: dict[Leaf, str] = {}
         for node, dims in self.dims.items():
             known = origin(node)
@@ -96,6 +114,29 @@ class Builder:
             for leaf in self.leaves(node):
                 if leaf not in self.axis_of:
                     self.axis_of[leaf] = Axis(_unique(called.get(leaf, "entry"), names), leaf.size)
+
+    def _put_together(self) -> None:
+        """Two tensors that meet along an axis that is put together have the same parts."""
+        for _ in range(1 + len(self.joined)):
+            self.parts_of = {}
+            for dim, parts in self.joined:
+                wholes, found = resolved(dim), [resolved(part) for part in parts]
+                if len(wholes) != 1 or any(len(part) != 1 for part in found):
+                    raise CannotFuse("an axis is put together of several axes, or taken apart again")
+                known = self.parts_of.setdefault(wholes[0], tuple(part[0] for part in found))
+                if [leaf.size for leaf in known] != [part[0].size for part in found]:
+                    raise CannotFuse("an axis is put together in two ways")
+                for one, two in zip(known, found, strict=True):
+                    unify((one,), two)
+        if self.parts_of.keys() & {leaf for parts in self.parts_of.values() for leaf in parts}:
+            raise CannotFuse("an axis is put together of one that is")
+        for node in self.dims:
+            taken: set[Leaf] = set()
+            for leaf in self.leaves(node):
+                own = {leaf, *self.parts_of.get(leaf, ())}
+                if own & taken:
+                    raise CannotFuse("an axis stands beside itself")
+                taken |= own
 
     def leaves(self, node: fx.Node) -> tuple[Leaf, ...]:
         return tuple(leaf for dim in self.dims[node] for leaf in resolved(dim))
@@ -116,8 +157,7 @@ class Builder:
         for place, node in enumerate(self.region.outputs):
             fact = self.facts[node]
             results.append(Result(_unique(spec_name(node), called), fact.dims, fact.dtype))
-            apart = [leaf for leaf in dict.fromkeys(self.leaves(node)) if leaf in self.written_out]
-            for where in _parts(apart):
+            for where in self.parts(dict.fromkeys(self.leaves(node))):
                 value = self.value(node, where)
                 stores.append(Store(place, value, self.layout(self.leaves(node), where)))
         return RowProgram(name, tuple(self.sources.values()), tuple(results), tuple(stores))
@@ -128,7 +168,7 @@ class Builder:
             return constant(node)
         leaves = self.leaves(node)
         where = {leaf: part for leaf, part in where.items() if leaf in leaves}
-        key = (node, frozenset(where.items()))
+        key = (node, frozenset(where.items()), self.shift)
         if key not in self.known:
             before, self.current = self.current, origin(node)
             if node in self.region.inputs:
@@ -138,15 +178,25 @@ class Builder:
             self.current = before
         return self.known[key]
 
+    def value_at(self, node: Any, where: Where, rows: int) -> Val:
+        """As `value`, so many rows later: of what is stored, and of maps of that, which are computed there again."""
+        self.shift += rows
+        try:
+            return self.value(node, where)
+        finally:
+            self.shift -= rows
+
     def load(self, node: fx.Node, leaves: tuple[Leaf, ...], where: Where, index: Val | None) -> Val:
         fact = self.facts[node]
         source = self.source(node, index is not None)
         layout = self.layout(leaves, where)
-        axes = frozenset(entry for entry in layout if isinstance(entry, Axis))
+        axes = frozenset(axes_of(layout))
         by_row = source.by_row
         if index is not None:
+            if self.shift:
+                raise CannotFuse("rows of a table, read at another row")
             axes, by_row = axes | index.axes, index.by_row
-        return Load(axes, by_row, kind_of(fact), origin(node), source, layout, index)
+        return Load(axes, by_row, kind_of(fact), origin(node), source, layout, index, self.shift if by_row else 0)
 
     def source(self, node: fx.Node, is_table: bool) -> Source:
         key = (node, is_table)
@@ -154,31 +204,41 @@ class Builder:
             fact = self.facts[node]
             dims = fact.dims[1:] if is_table and fact.level is None else fact.dims
             by_row = fact.level is not None and not is_table
-            entries = 1
-            for size in dims:
-                entries *= size
             place = self.region.inputs.index(node)
             name = _unique(spec_name(node), self.called)
-            self.sources[key] = Source(place, name, by_row, entries, fact.dtype, is_table)
+            self.sources[key] = Source(place, name, by_row, dims, fact.dtype, is_table)
         return self.sources[key]
 
     def layout(self, leaves: Iterable[Leaf], where: Where) -> Layout:
-        entries: list[Axis | Part] = []
+        entries: list[Axis | Part | Window] = []
         for leaf in leaves:
-            entry = Part(where[leaf], leaf.size) if leaf in self.written_out else self.axis_of[leaf]
+            if leaf in self.parts_of:
+                entry = Window(where[leaf], tuple(self.axis_of[part] for part in self.parts_of[leaf]))
+            else:
+                entry = Part(where[leaf], leaf.size) if leaf in self.written_out else self.axis_of[leaf]
             # The leaves of a merged axis stand side by side.
             if not (entries and isinstance(entry, Axis) and entries[-1] is entry):
                 entries.append(entry)
         return tuple(entries)
+
+    def parts(self, leaves: Iterable[Leaf]) -> list[dict[Leaf, int]]:
+        """Every choice of a part for those leaves that have parts."""
+        counts = {leaf: leaf.size for leaf in leaves if leaf in self.written_out}
+        counts |= {leaf: len(self.parts_of[leaf]) for leaf in leaves if leaf in self.parts_of}
+        if prod(counts.values()) > MOST_PARTS:
+            raise CannotFuse(f"{prod(counts.values())} parts would be written out")
+        return [dict(zip(counts, numbers, strict=True)) for numbers in product(*map(range, counts.values()))]
 
     def map(self, function: Function, *operands: Val | float) -> Val:
         return make(function, *operands, origin=self.current)
 
     def reduce(self, how: How, of: Callable[[Where], Val], leaves: tuple[Leaf, ...], where: Where) -> Val:
         """Over leaves, of which some may be written out."""
-        axes = frozenset(self.axis_of[leaf] for leaf in leaves if leaf not in self.written_out)
+        if self.shift:
+            raise CannotFuse("a reduction, read at another row")
         result: Val | None = None
-        for part in _parts([leaf for leaf in leaves if leaf in self.written_out]):
+        for part in self.parts(leaves):
+            axes = frozenset(axes_of(self.layout(leaves, part)))
             value = reduce(how, of({**where, **part}), axes, self.current)
             result = value if result is None else self.map(_JOIN[how], result, value)
         assert result is not None
@@ -192,8 +252,10 @@ class Builder:
             if leaf in self.written_out:
                 step = constant(where[leaf] * stride)
             else:
-                axis = self.axis_of[leaf]
+                (entry,) = self.layout((leaf,), where)
+                (axis,) = axes_of((entry,))
                 step = Iota(frozenset((axis,)), False, Kind.INT, self.current or UNKNOWN, axis)
+                step = self.map(f.ADD, step, entry.start) if isinstance(entry, Window) else step
                 step = step if stride == 1 else self.map(f.MUL, step, stride)
             total = step if total is None else self.map(f.ADD, total, step)
             stride *= leaf.size
@@ -204,6 +266,7 @@ class Builder:
     def merged(self, program: RowProgram) -> Builder:
         """Axes that always stand side by side become one: a kernel of fewer dimensions with less padding."""
         kept_apart = {value.axis for value in program.values if isinstance(value, Iota)}
+        kept_apart |= {self.axis_of[leaf] for parts in self.parts_of.values() for leaf in parts}
         sets = [value.axes for value in program.values]
         sets += [value.over for value in program.values if isinstance(value, Reduce)]
         layouts = [store.layout for store in program.stores]
@@ -228,7 +291,9 @@ class Builder:
             for leaf, axis in self.axis_of.items():
                 if axis in chain:
                     merged[leaf] = whole
-        return Builder(self.region, self.facts, self.dims, self.apart, merged, self.written_out)
+        made = Builder(self.region, self.facts, self.dims, self.apart, merged, self.written_out)
+        made.parts_of = self.parts_of
+        return made
 
 
 _JOIN = {How.SUM: f.ADD, How.MAX: f.MAXIMUM, How.MIN: f.MINIMUM}
@@ -254,10 +319,3 @@ def spec_name(node: fx.Node) -> str:
 def _unique(name: str, names: dict[str, int]) -> str:
     names[name] = names.get(name, 0) + 1
     return name if names[name] == 1 else f"{name}_{names[name]}"
-
-
-def _parts(leaves: Iterable[Leaf]) -> list[dict[Leaf, int]]:
-    leaves = list(leaves)
-    if extent(leaves) > MOST_PARTS:
-        raise CannotFuse(f"{extent(leaves)} parts would be written out")
-    return [dict(zip(leaves, numbers, strict=True)) for numbers in product(*(range(leaf.size) for leaf in leaves))]

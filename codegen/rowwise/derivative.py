@@ -1,7 +1,7 @@
 """The gradient of a row program, as a row program: reverse mode over its values.
 
-It reads what the forward read and the gradients of the results, computes the forward's values again (they cost less
-than the memory they would take), and gives a gradient for each operand that has one:
+It reads what the forward read and the gradients of the results, computes the forward's values again (saved.py then
+chooses those that are better read), and gives a gradient for each operand that has one:
 
     an operand with rows              one row for each row
     an operand without rows           the sum over all rows, added up in a fixed order
@@ -33,13 +33,17 @@ from .row_program import (
     Source,
     Store,
     Val,
+    Window,
+    at_row,
+    axes_of,
 )
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """A table's gradient arrives row by row: result `rows` of the derivative `[rows, .., entries]` holds it. Operand
-    `index` of the forward says which row of the table each is for, or result `index_result` where that was computed."""
+    """The gradient of table `place` arrives row by row: result `rows` of the derivative `[rows, .., entries]` holds it.
+    Operand `index` of the forward says which row of the table each is for, or result `index_result` where that was
+    computed."""
 
     place: int
     rows: int
@@ -49,16 +53,25 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Derivative:
-    """`program` takes the forward's operands, then a gradient for each real result of it (`wanted`, in order).
+    """`program` takes the forward's operands, a gradient for each real result of it (`wanted`, in order), and the
+    results of the forward that are `saved`.
 
-    `owners[i]` is the operand whose gradient result i is, None for an index; `gathered` lists what has still to be
-    scattered.
+    `owners` are pairs of an operand and a result that is its gradient: equal gradients are one result. `gathered`
+    lists what has still to be scattered. An operand that is there more than once has the sum. `passed` are pairs of an
+    operand and a number of `wanted`: its gradient is what arrives there, as a residual's is, and no result.
     """
 
     program: RowProgram
     wanted: tuple[int, ...]
-    owners: tuple[int | None, ...]
+    owners: tuple[tuple[int, int], ...]
     gathered: tuple[Gathered, ...]
+    passed: tuple[tuple[int, int], ...] = ()
+    saved: tuple[int, ...] = ()
+
+    @property
+    def wiring(self) -> object:
+        """All but the program."""
+        return self.wanted, self.owners, self.gathered, self.passed, self.saved
 
 
 def derive(program: RowProgram, operands: int, asked: Collection[int]) -> Derivative:
@@ -68,25 +81,27 @@ def derive(program: RowProgram, operands: int, asked: Collection[int]) -> Deriva
     sources: list[Source] = []
     for number, place in enumerate(wanted):
         result = program.results[place]
-        entries = 1
-        for size in result.dims:
-            entries *= size
-        source = Source(operands + number, f"d_{result.name}", result.by_row, entries, result.dtype)
+        source = Source(operands + number, f"d_{result.name}", result.by_row, result.dims, result.dtype)
         sources.append(source)
         for store in program.stores:
             if store.place == place:
-                axes = frozenset(entry for entry in store.layout if isinstance(entry, Axis))
+                axes = frozenset(axes_of(store.layout))
                 loaded = Load(axes, source.by_row, Kind.REAL, store.value.origin, source, store.layout)
                 gradients.add(store.value, loaded)
     for value in reversed(program.values):
         gradient = gradients.of(value)
         if gradient is not None:
             _pass_on(value, gradient, gradients)
-    stores, results, owners, gathered = _stores(program, gradients, asked)
-    read = _sources_read(stores)
+    made = _Made(program, gradients, sources)
+    made.store(asked)
+    if not made.results:
+        # What only passes gradients on is a kernel all the same: an operator has results of its own.
+        made = _Made(program, gradients, [])
+        made.store(asked)
+    read = _sources_read(made.stores)
     kept = tuple(source for source in (*program.sources, *sources) if source in read)
-    backward = RowProgram(f"{program.name}_backward", kept, tuple(results), tuple(stores))
-    return Derivative(backward, wanted, tuple(owners), tuple(gathered))
+    backward = RowProgram(f"{program.name}_backward", kept, tuple(made.results), tuple(made.stores))
+    return Derivative(backward, wanted, tuple(made.owners), tuple(made.gathered), tuple(made.passed))
 
 
 class _Gradients:
@@ -133,53 +148,80 @@ def _pass_on(value: Val, gradient: Val, gradients: _Gradients) -> None:
                 gradients.add(value.arg, made(f.MUL, gradient, made(f.DIV, same, count)))
 
 
-def _stores(
-    program: RowProgram, gradients: _Gradients, asked: Collection[int]
-) -> tuple[list[Store], list[Result], list[int | None], list[Gathered]]:
-    stores: list[Store] = []
-    results: list[Result] = []
-    owners: list[int | None] = []
-    gathered: list[Gathered] = []
-    loads = [value for value in program.values if isinstance(value, Load) and value.kind is Kind.REAL]
-    for source in program.sources:
-        if source.place not in asked or not source.dtype.is_floating_point:
-            continue
-        reads = [load for load in loads if load.source == source]
-        if source.is_table:
+class _Made:
+    """The results of a derivative while they are put together."""
+
+    def __init__(self, program: RowProgram, gradients: _Gradients, given: list[Source]) -> None:
+        self.program, self.gradients, self.given = program, gradients, given
+        self.stores: list[Store] = []
+        self.results: list[Result] = []
+        self.owners: list[tuple[int, int]] = []
+        self.gathered: list[Gathered] = []
+        self.passed: list[tuple[int, int]] = []
+        self.known: dict[object, int] = {}
+
+    def store(self, asked: Collection[int]) -> None:
+        loads = [value for value in self.program.values if isinstance(value, Load) and value.kind is Kind.REAL]
+        for source in self.program.sources:
+            if source.place not in asked or not source.dtype.is_floating_point:
+                continue
+            reads = [load for load in loads if load.source == source]
             for index in dict.fromkeys(load.index for load in reads):
-                group = {load: gradients.of(load) for load in reads if load.index is index}
-                if index is not None and any(gradient is not None for gradient in group.values()):
-                    own = tuple(axis for axis in program.axes if axis in index.axes)
-                    place = len(results)
-                    results.append(Result(f"d_{source.name}", (*(a.size for a in own), source.entries), source.dtype))
-                    owners.append(source.place)
-                    stores += _pieces(place, group, own, True)
-                    gathered.append(_gathered(source, place, index, own, results, stores))
-                    owners += [None] * (len(results) - len(owners))
-            continue
-        found = {load: gradients.of(load) for load in reads}
-        if any(gradient is not None for gradient in found.values()):
-            place = len(results)
-            results.append(Result(f"d_{source.name}", (source.entries,), source.dtype, source.by_row))
-            owners.append(source.place)
-            stores += _pieces(place, found, (), source.by_row)
-    return stores, results, owners, gathered
+                found = {load: self.gradients.of(load) for load in reads if load.index is index}
+                if index is None and source.by_row:
+                    # What a row was read for by another is the gradient there, so that one is computed here.
+                    found = {load: value and at_row(value, -load.shift) for load, value in found.items()}
+                if all(gradient is None for gradient in found.values()):
+                    continue
+                if index is None:
+                    pieces = _pieces(found, ())
+                    arriving = self.arriving(source, pieces)
+                    if arriving is not None:
+                        self.passed.append((source.place, arriving))
+                        continue
+                    place = self.result(source, source.dims, pieces, source.by_row)
+                    self.owners.append((source.place, place))
+                else:
+                    own = tuple(axis for axis in self.program.axes if axis in index.axes)
+                    dims = (*(axis.size for axis in own), source.entries)
+                    place = self.result(source, dims, _pieces(found, own), True)
+                    self.gathered.append(self.scattered(source, place, index, own))
+
+    def arriving(self, source: Source, pieces: dict[Layout, Val]) -> int | None:
+        """Which of the given gradients the pieces are, entry by entry."""
+        given = {
+            value.source if isinstance(value, Load) and value.layout == layout and not value.shift else None
+            for layout, value in pieces.items()
+        }
+        only = next(iter(given)) if len(given) == 1 else None
+        if only not in self.given or not source.by_row or (only.dims, only.dtype) != (source.dims, source.dtype):
+            return None
+        return self.given.index(only)
+
+    def result(self, source: Source, dims: tuple[int, ...], pieces: dict[Layout, Val], by_row: bool) -> int:
+        """The place of a result of these pieces. A residual passes one gradient to both sides: it is written once."""
+        key = (dims, source.dtype, by_row, frozenset(pieces.items()))
+        if key not in self.known:
+            place = self.known[key] = len(self.results)
+            self.results.append(Result(f"d_{source.name}", dims, source.dtype, by_row))
+            self.stores += [Store(place, value, layout, sum_rows=not by_row) for layout, value in pieces.items()]
+        return self.known[key]
+
+    def scattered(self, source: Source, rows: int, index: Val, own: tuple[Axis, ...]) -> Gathered:
+        if isinstance(index, Load) and index.index is None and index.layout == own and not index.shift:
+            operand = index.source
+            if operand is not None and operand.by_row:
+                return Gathered(source.place, rows, operand.place, None)
+        if index not in self.known:
+            place = self.known[index] = len(self.results)
+            dims = tuple(axis.size for axis in own)
+            self.results.append(Result(f"index_of_{source.name}", dims, torch.int64))
+            self.stores.append(Store(place, index, own))
+        return Gathered(source.place, rows, None, self.known[index])
 
 
-def _gathered(
-    source: Source, place: int, index: Val, own: tuple[Axis, ...], results: list[Result], stores: list[Store]
-) -> Gathered:
-    if isinstance(index, Load) and index.index is None and index.layout == own:
-        operand = index.source
-        if operand is not None and operand.by_row:
-            return Gathered(source.place, place, operand.place, None)
-    results.append(Result(f"index_of_{source.name}", tuple(axis.size for axis in own), torch.int64))
-    stores.append(Store(len(results) - 1, index, own))
-    return Gathered(source.place, place, None, len(results) - 1)
-
-
-def _pieces(place: int, found: dict[Load, Val | None], own: tuple[Axis, ...], by_row: bool) -> list[Store]:
-    """One store for each stretch of the operand; what is read twice gets the sum, what nobody needs gets 0."""
+def _pieces(found: dict[Load, Val | None], own: tuple[Axis, ...]) -> dict[Layout, Val]:
+    """A value for each stretch of the operand; what is read twice gets the sum, what nobody needs gets 0."""
     by_layout: dict[Layout, Val] = {}
     for load, gradient in found.items():
         value = gradient if gradient is not None else constant(0.0)
@@ -187,18 +229,24 @@ def _pieces(place: int, found: dict[Load, Val | None], own: tuple[Axis, ...], by
         by_layout[load.layout] = value if known is None else make(f.ADD, known, value, origin=load.origin)
     for layout in _missing(by_layout):
         by_layout[layout] = constant(0.0)
-    return [Store(place, value, (*own, *layout), sum_rows=not by_row) for layout, value in by_layout.items()]
+    return {(*own, *layout): value for layout, value in by_layout.items()}
 
 
 def _missing(layouts: Iterable[Layout]) -> list[Layout]:
-    """Parts of written-out axes that the forward never read."""
+    """Parts of axes that are written out or put together, and that the forward never read."""
     known = list(layouts)
     if not known:
         return []
     first = known[0]
     wanted: list[Layout] = [()]
     for entry in first:
-        choices = [entry] if isinstance(entry, Axis) else [Part(i, entry.size) for i in range(entry.size)]
+        match entry:
+            case Axis():
+                choices = [entry]
+            case Part():
+                choices = [Part(i, entry.size) for i in range(entry.size)]
+            case Window():
+                choices = [Window(i, entry.parts) for i in range(len(entry.parts))]
         wanted = [(*layout, choice) for layout in wanted for choice in choices]
     return [layout for layout in wanted if layout not in known]
 

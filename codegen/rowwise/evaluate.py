@@ -24,6 +24,8 @@ from .row_program import (
     RowProgram,
     Store,
     Val,
+    Window,
+    axes_of,
 )
 
 
@@ -70,7 +72,7 @@ def _value(
                 order = [0, *(place + step * (rank - 1) for place in range(1, rank) for step in (0, 1))]
                 found = found.permute(order).reshape(index.shape[0], *shape)
             else:
-                found = _placed(flat, value.layout, axes)
+                found = _placed(_moved(flat, value.shift), value.layout, axes)
             return found.to(real) if value.kind is Kind.REAL else found
         case Map():
             assert value.function is not None
@@ -92,12 +94,31 @@ def _value(
     raise AssertionError(value)
 
 
+def _at(entry: Axis | Part | Window) -> int | slice:
+    match entry:
+        case Part():
+            return entry.index
+        case Window():
+            return slice(entry.start, entry.start + entry.axis.size)
+        case Axis():
+            return slice(None)
+
+
+def _moved(rows: Tensor, by: int) -> Tensor:
+    """Row r + by at row r, 0 where there is none."""
+    if not by:
+        return rows
+    number = torch.arange(rows.shape[0], device=rows.device) + by
+    inside = (number >= 0) & (number < rows.shape[0])
+    return torch.where(inside[:, None], rows[number.clamp(0, max(rows.shape[0] - 1, 0))], 0)
+
+
 def _placed(flat: Tensor, layout: Layout, axes: tuple[Axis, ...]) -> Tensor:
     """`[rows, entries]` as `[rows, *axes]`."""
     tensor = flat.reshape(flat.shape[0], *(entry.size for entry in layout))
-    index = tuple(entry.index if isinstance(entry, Part) else slice(None) for entry in layout)
+    index = tuple(map(_at, layout))
     tensor = tensor[(slice(None), *index)]
-    left = [entry for entry in layout if isinstance(entry, Axis)]
+    left = axes_of(layout)
     order = sorted(range(len(left)), key=lambda place: axes.index(left[place]))
     tensor = tensor.permute(0, *(1 + place for place in order))
     shape = [flat.shape[0]] + [axis.size if axis in left else 1 for axis in axes]
@@ -105,7 +126,7 @@ def _placed(flat: Tensor, layout: Layout, axes: tuple[Axis, ...]) -> Tensor:
 
 
 def _store(store: Store, value: Tensor, result: Tensor, rows: int, axes: tuple[Axis, ...]) -> None:
-    named = [entry for entry in store.layout if isinstance(entry, Axis)]
+    named = axes_of(store.layout)
     shape = [rows] + [axis.size if axis in named else 1 for axis in axes]
     value = value.expand(shape)
     if store.sum_rows:
@@ -115,5 +136,5 @@ def _store(store: Store, value: Tensor, result: Tensor, rows: int, axes: tuple[A
     )
     value = value.reshape(value.shape[0], *(axis.size for axis in named))
     view = result.reshape(value.shape[0], *(entry.size for entry in store.layout))
-    index = tuple(entry.index if isinstance(entry, Part) else slice(None) for entry in store.layout)
+    index = tuple(map(_at, store.layout))
     view[(slice(None), *index)] = value.to(result.dtype)

@@ -54,7 +54,11 @@ DIV = Function(
 )  # fmt: skip
 NEG = Function("neg", "(-{0})", operator.neg, lambda m, x, y, g: (m(NEG, g),))
 # Python's: rounded down, with the sign of the divisor. C rounds towards zero.
-FLOORDIV = Function("floordiv", "(({0} - ((({0} % {1}) + {1}) % {1})) // {1})", operator.floordiv, cost=8)
+# The quotient is corrected after dividing: x less its remainder may be below the least number there is.
+FLOORDIV = Function(
+    "floordiv", "({0} // {1} - tl.where(({0} % {1} != 0) & (({0} % {1} < 0) != ({1} < 0)), 1, 0))", operator.floordiv,
+    cost=8,
+)  # fmt: skip
 MOD = Function("mod", "((({0} % {1}) + {1}) % {1})", operator.mod, cost=8)
 EXP = Function("exp", "tl.exp({0})", torch.exp, lambda m, x, y, g: (m(MUL, g, y),), cost=4)
 LOG = Function("log", "tl.log({0})", torch.log, lambda m, x, y, g: (m(DIV, g, x[0]),), cost=4)

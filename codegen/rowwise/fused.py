@@ -17,6 +17,7 @@ from .build import Region, build
 from .derivative import Derivative, derive
 from .plan import RowPlan, plan
 from .row_program import RowProgram
+from .saved import save_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +45,28 @@ class FusedOp:
     @cached_property
     def key(self) -> object:
         """Equal for calls that one kernel can serve."""
-        return self.operands, _text(self.forward), _text(self.backward)
+        wiring = None if self.derivative is None else self.derivative.wiring
+        return self.operands, _text(self.forward), _text(self.backward), wiring
+
+    def saving(self) -> FusedOp:
+        """With the values saved that the backward had better read."""
+        if self.derivative is None:
+            return self
+        program, derivative = save_values(self.program, self.derivative, self.operands)
+        if not derivative.saved:
+            return self
+        forward, backward = plan(program), plan(derivative.program)
+        return replace(self, program=program, derivative=derivative, forward=forward, backward=backward)
 
     def renamed(self, name: str) -> FusedOp:
-        backward = self.backward
-        if backward is not None:
-            backward = replace(backward, program=replace(backward.program, name=f"{name}_backward"))
-        forward = replace(self.forward, program=replace(self.forward.program, name=name))
-        return replace(self, name=name, forward=forward, backward=backward)
+        backward, derivative = self.backward, self.derivative
+        program = replace(self.program, name=name)
+        if derivative is not None:
+            derivative = replace(derivative, program=replace(derivative.program, name=f"{name}_backward"))
+        if backward is not None and derivative is not None:
+            backward = replace(backward, program=derivative.program)
+        forward = replace(self.forward, program=program)
+        return replace(self, name=name, program=program, derivative=derivative, forward=forward, backward=backward)
 
 
 def _text(made: RowPlan | None) -> object:

@@ -22,7 +22,7 @@ def row_kernel_text(plan: RowPlan) -> KernelText:
         name=f"{plan.name}_kernel",
         text=f"{_HEAD}{render('prelude.py.j2')}\n\n{row_kernel(plan)}",
         arguments=tuple((argument.name, argument.type) for argument in plan.arguments),
-        constants=(("BLOCK_R", plan.block_rows),),
+        constants=(("BLOCK_R", plan.block_rows), *((("SAVES", True),) if plan.saves else ())),
         divisible=tuple(argument.name for argument in plan.arguments if argument.divisible),
         warps=plan.warps,
         stages=plan.stages,

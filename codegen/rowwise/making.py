@@ -36,7 +36,9 @@ def make(function: Function, *operands: Val | float, origin: Origin | None = Non
         compared = values[1:] if function is f.WHERE else values
     if function in _FOLDED and all(isinstance(value, Constant) for value in values):
         # Triton would hold what is computed of numbers alone in a float32.
-        return constant(function.torch(*(value.number for value in values if isinstance(value, Constant))))
+        number = function.torch(*(value.number for value in values if isinstance(value, Constant)))
+        # Whole numbers wrap, as they do when they are computed.
+        return constant((number + 2**63) % 2**64 - 2**63 if type(number) is int else number)
     if function.result is not None:
         kind = Kind(function.result)
     else:

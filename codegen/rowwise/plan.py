@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..gpu.triton_types import TRITON_TYPES
-from .row_program import Reduce, RowProgram, Val
+from .row_program import Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
 from .tiles import TILE, Tiles
 
@@ -62,6 +62,7 @@ class RowPlan:
     warps: int
     stages: int
     is_accumulated: bool  # the sums over rows are added into memory that starts as zero
+    saves: bool  # some results are for the backward alone; SAVES says whether they are written
 
     @property
     def name(self) -> str:
@@ -94,6 +95,7 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
         warps=warps or tiles.warps(rows),
         stages=2,
         is_accumulated=bool(in_memory),
+        saves=any(result.is_saved for result in program.results),
     )
 
 
@@ -154,7 +156,7 @@ def _looped(write: Writer) -> tuple[Pass, ...]:
             for value in program.values
             if isinstance(value, Reduce) and cut in value.over and stage[value] == number + 1
         ]
-        stores = [store for store in program.stores if cut in store.layout and stage[store.value] == number]
+        stores = [store for store in program.stores if cut in axes_of(store.layout) and stage[store.value] == number]
         roots = [value.operands[0] for value in reductions] + [store.value for store in stores]
         outside = [value for value in needed(roots, kept) if cut not in value.axes]
         before = write.values(outside, set(), kept)
@@ -173,7 +175,7 @@ def _looped(write: Writer) -> tuple[Pass, ...]:
             before = []
         if number == last:
             for store in program.stores:
-                if cut not in store.layout:
+                if cut not in axes_of(store.layout):
                     before += write.values([store.value], set(), kept)
                     before += write.store(store)
         if before:

@@ -6,13 +6,13 @@
 A value has an entry for each combination of its axes, and is one per row or one for all rows. Operands meet by axis
 name, so there is nothing to reshape, permute or expand: those turn into the order in which loads and stores name the
 axes. An axis that the spec takes apart (the halves of rotary positions) is written out: each part is a value of its
-own, and a load names the part by number.
+own, and a load names the part by number. So is one that it puts together (`concat`), of parts that are axes themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from math import prod
@@ -45,7 +45,33 @@ class Part:
     size: int
 
 
-Layout = tuple[Axis | Part, ...]
+@dataclass(frozen=True)
+class Window:
+    """The entries that one of `parts`, laid end to end as one axis, has there: part `number`."""
+
+    number: int
+    parts: tuple[Axis, ...]
+
+    @property
+    def axis(self) -> Axis:
+        return self.parts[self.number]
+
+    @property
+    def start(self) -> int:
+        return sum(axis.size for axis in self.parts[: self.number])
+
+    @property
+    def size(self) -> int:
+        return sum(axis.size for axis in self.parts)
+
+
+Layout = tuple[Axis | Part | Window, ...]
+
+
+def axes_of(layout: Layout) -> tuple[Axis, ...]:
+    """What entries at a layout are numbered by."""
+    windows = (entry.axis if isinstance(entry, Window) else entry for entry in layout)
+    return tuple(entry for entry in windows if isinstance(entry, Axis))
 
 
 def extent(layout: Layout) -> int:
@@ -55,7 +81,7 @@ def extent(layout: Layout) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor the kernel reads: `[rows, *entries]` or `[*entries]`, contiguous but for the stride of its rows.
+    """A tensor the kernel reads: `[rows, *dims]` or `[*dims]`, contiguous but for the stride of its rows.
 
     `place` is the operand of the fused call; `by_row`: it has a row for each of the kernel's rows. A source that is
     gathered from (`by_row` false, read through an index) has its own number of rows.
@@ -64,9 +90,13 @@ class Source:
     place: int
     name: str
     by_row: bool
-    entries: int
+    dims: tuple[int, ...]
     dtype: torch.dtype
     is_table: bool = False
+
+    @property
+    def entries(self) -> int:
+        return prod(self.dims)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +111,11 @@ class Val:
     @property
     def operands(self) -> tuple[Val, ...]:
         return ()
+
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        """The same of other operands."""
+        del operands
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +132,20 @@ class Iota(Val):
 
 @dataclass(frozen=True, eq=False)
 class Load(Val):
-    """Entries of a source, at the kernel's row, or at row `index` of a table."""
+    """Entries of a source, at the kernel's row or `shift` rows after it, or at row `index` of a table. A row before the
+    first or after the last of all reads 0."""
 
     source: Source | None = None
     layout: Layout = ()
     index: Val | None = None
+    shift: int = 0
 
     @property
     def operands(self) -> tuple[Val, ...]:
         return () if self.index is None else (self.index,)
+
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        return replace(self, index=operands[0]) if operands else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +158,9 @@ class Map(Val):
     @property
     def operands(self) -> tuple[Val, ...]:
         return self.args
+
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        return replace(self, args=operands)
 
 
 class How(Enum):
@@ -137,6 +180,45 @@ class Reduce(Val):
         assert self.arg is not None
         return (self.arg,)
 
+    def of(self, operands: tuple[Val, ...]) -> Val:
+        return replace(self, arg=operands[0])
+
+
+def operands_first(roots: Iterable[Val]) -> tuple[Val, ...]:
+    """Values and all that they are made of."""
+    seen: dict[Val, None] = {}
+
+    def visit(root: Val) -> None:
+        stack: list[tuple[Val, Iterator[Val]]] = [(root, iter(root.operands))]
+        while stack:
+            value, rest = stack[-1]
+            following = next((operand for operand in rest if operand not in seen), None)
+            if following is None:
+                seen.setdefault(value)
+                stack.pop()
+            else:
+                stack.append((following, iter(following.operands)))
+
+    for root in roots:
+        if root not in seen:
+            visit(root)
+    return tuple(seen)
+
+
+def at_row(value: Val, rows: int) -> Val:
+    """The value so many rows after the kernel's: the same, of loads that are shifted."""
+    if not rows:
+        return value
+    moved: dict[Val, Val] = {}
+    for one in operands_first((value,)):
+        new = tuple(moved[operand] for operand in one.operands)
+        match one:
+            case Load() if one.index is None and one.by_row:
+                moved[one] = replace(one, shift=one.shift + rows)
+            case _:
+                moved[one] = one if new == one.operands else one.of(new)
+    return moved[value]
+
 
 @dataclass(frozen=True)
 class Store:
@@ -150,12 +232,14 @@ class Store:
 
 @dataclass(frozen=True)
 class Result:
-    """A tensor the kernel makes: `[rows, *dims]`, or `[*dims]` for a sum over rows."""
+    """A tensor the kernel makes: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone,
+    after all results that others read; it is made where a gradient will be asked for."""
 
     name: str
     dims: tuple[int, ...]
     dtype: torch.dtype
     by_row: bool = True
+    is_saved: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,23 +254,7 @@ class RowProgram:
     @property
     def values(self) -> tuple[Val, ...]:
         """Everything the stores need, operands first."""
-        seen: dict[Val, None] = {}
-
-        def visit(root: Val) -> None:
-            stack: list[tuple[Val, Iterator[Val]]] = [(root, iter(root.operands))]
-            while stack:
-                value, rest = stack[-1]
-                following = next((operand for operand in rest if operand not in seen), None)
-                if following is None:
-                    seen.setdefault(value)
-                    stack.pop()
-                else:
-                    stack.append((following, iter(following.operands)))
-
-        for store in self.stores:
-            if store.value not in seen:
-                visit(store.value)
-        return tuple(seen)
+        return operands_first(store.value for store in self.stores)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -196,7 +264,7 @@ class RowProgram:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """Every axis, slower before faster as far as the layouts agree."""
-        layouts = [tuple(entry for entry in layout if isinstance(entry, Axis)) for layout in self.layouts]
+        layouts = [axes_of(layout) for layout in self.layouts]
         layouts += [tuple(sorted(value.axes, key=lambda axis: axis.name)) for value in self.values if value.axes]
         after: dict[Axis, set[Axis]] = {}
         for layout in layouts[: len(self.layouts)]:

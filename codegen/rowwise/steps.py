@@ -11,7 +11,23 @@ import torch
 from ..gpu.triton_types import TRITON_TYPES
 from ..origin import UNKNOWN, Origin
 from ..spec_comment import comment
-from .row_program import Axis, Constant, How, Iota, Kind, Layout, Load, Map, Part, Reduce, Store, Val, extent
+from .row_program import (
+    Axis,
+    Constant,
+    How,
+    Iota,
+    Kind,
+    Layout,
+    Load,
+    Map,
+    Part,
+    Reduce,
+    Store,
+    Val,
+    Window,
+    axes_of,
+    extent,
+)
 from .tiles import Tiles
 
 _STORED = {
@@ -21,7 +37,7 @@ _STORED = {
 
 # What the text of a kernel calls otherwise: the frame's variables, Triton, and the functions of the prelude.
 RESERVED: tuple[str, ...] = (
-    "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "tl", "triton", "range", "float", "bool",
+    "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "SAVES", "tl", "triton", "range", "float", "bool",
     "INTERPRETED", "to_bfloat16", "tanh", "softplus", "sign", "power", "factor",
 )  # fmt: skip
 
@@ -159,7 +175,9 @@ class Writer:
             if isinstance(entry, Part):
                 constant += entry.index * stride
             else:
-                name = self.axis_names[entry]
+                if isinstance(entry, Window):
+                    constant += entry.start * stride
+                name = self.axis_names[entry.axis if isinstance(entry, Window) else entry]
                 terms.append(name if stride == 1 else f"{name} * {stride}")
         if constant:
             terms.append(str(constant))
@@ -179,11 +197,15 @@ class Writer:
             index = self._read(value.index)
             terms.append(f"{index}.to(tl.int64) * {source.entries}" if source.entries != 1 else index)
         elif source.by_row:
-            terms.append(f"row * {self.strides[source]}")
+            row = f"(row {'+' if value.shift > 0 else '-'} {abs(value.shift)})" if value.shift else "row"
+            terms.append(f"{row} * {self.strides[source]}")
         address = self._address(value.layout, extent(value.layout))
         if address:
             terms.append(address)
         mask = self._mask(value.by_row, value.axes)
+        if value.shift:
+            assert mask is not None
+            mask += f" & (row >= {-value.shift})" if value.shift < 0 else f" & (row < n_rows - {value.shift})"
         text = f"tl.load({' + '.join(terms)}" + (f", mask={mask}, other=0)" if mask else ")")
         if value.kind is Kind.REAL and TRITON_TYPES[source.dtype] != TRITON_TYPES[_dtype(self.real)]:
             return f"{text}.to({self.real})"
@@ -191,7 +213,7 @@ class Writer:
 
     def store(self, store: Store) -> list[Step]:
         result = self.program.results[store.place]
-        value, axes = self._read(store.value), [entry for entry in store.layout if isinstance(entry, Axis)]
+        value, axes = self._read(store.value), axes_of(store.layout)
         entries = extent(store.layout)
         if store.sum_rows:
             # Rows beyond the last one hold anything.
@@ -220,7 +242,8 @@ class Writer:
                 if not isinstance(store.value, Constant)
                 else (f"tl.full({shape}, {value}, {self.real})")
             )
-        return [self.step(f"tl.store({pointer}, {written}, mask={mask})", store.value.origin)]
+        guard = "if SAVES: " if result.is_saved else ""
+        return [self.step(f"{guard}tl.store({pointer}, {written}, mask={mask})", store.value.origin)]
 
     def _cast(self, text: str, kind: Kind, dtype: torch.dtype) -> str:
         if kind is Kind.REAL and dtype == torch.bfloat16:
@@ -236,11 +259,11 @@ class Writer:
 
     def is_added_in_memory(self, store: Store) -> bool:
         """A sum over rows that no program can hold is added up in memory, each program in its own."""
-        return store.sum_rows and self.tiles.is_looped and self.tiles.cut in store.layout
+        return store.sum_rows and self.tiles.is_looped and self.tiles.cut in axes_of(store.layout)
 
     def end_of_sum(self, store: Store) -> tuple[str, str, Step]:
         """The name of a sum over rows, the shape it is held in, and the step that writes it."""
-        axes = [entry for entry in store.layout if isinstance(entry, Axis)]
+        axes = axes_of(store.layout)
         entries = extent(store.layout)
         address = self._address(store.layout, entries)
         pointer = f"{self.results[store.place]} + tl.program_id(0) * {entries}" + (f" + {address}" if address else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import accumulate
 
-from .row_program import Axis, Constant, Iota, Reduce, RowProgram
+from .row_program import Axis, Constant, Iota, Reduce, RowProgram, axes_of
 
 RESIDENT = 16384  # entries of one row that a program may hold of a value
 TILE = 4096  # entries that a tile of several rows is filled up to
@@ -19,7 +19,7 @@ MOST_LIVE = 96 * 32 * MOST_WARPS  # entries of all values of a row: beyond it re
 
 class Tiles:
     """The blocks of a program's axes. `cut` is the axis that is not held whole, `is_looped`: it is gone through in
-    passes, because a reduction runs over it."""
+    passes, because a reduction runs over it or a result lacks it."""
 
     def __init__(self, program: RowProgram) -> None:
         self.program = program
@@ -28,7 +28,7 @@ class Tiles:
         self.cut: Axis | None = None
         self.is_looped = False
         self.cut = self._cut()
-        self.is_looped = self.cut is not None and self._is_reduced(self.cut)
+        self.is_looped = self.cut is not None and not self._is_free(self.cut)
 
     def _cut(self) -> Axis | None:
         if not self.axes:
@@ -44,12 +44,12 @@ class Tiles:
         return any(isinstance(value, Reduce) and axis in value.over for value in self.values)
 
     def _is_free(self, axis: Axis) -> bool:
-        return not self._is_reduced(axis) and all(axis in store.layout for store in self.program.stores)
+        return not self._is_reduced(axis) and all(axis in axes_of(store.layout) for store in self.program.stores)
 
     def block(self, axis: Axis) -> int:
         if axis is not self.cut:
             return power_of_two(axis.size)
-        others = max(padded(value.axes - {axis}) for value in self.values)
+        others = max((padded(value.axes - {axis}) for value in self.values if axis in value.axes), default=1)
         room = RESIDENT // 4 if self.is_looped else COLUMNS
         largest = min(power_of_two(axis.size), max(16, room // others))
         if not self.is_looped:

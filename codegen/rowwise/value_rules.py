@@ -10,11 +10,12 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from ..functions import gathers, packing, pointwise, precision, statics
+from ..functions import gathers, packing, pointwise, precision, shifts, statics
 from . import functions as f
 from .axes import CannotFuse, Leaf, extent, resolved
 from .axis_rules import args, reduced_dims
 from .graph_functions import POINTWISE
+from .making import constant
 from .row_program import Constant, How, Kind, Val
 
 if TYPE_CHECKING:
@@ -111,6 +112,11 @@ def _value_stack(b: Builder, node: fx.Node, where: Where) -> Val:
     return b.value(parts[number], where)
 
 
+def _value_cat(b: Builder, node: fx.Node, where: Where) -> Val:
+    (leaf,) = resolved(b.dims[node][-1])
+    return b.value(args(node)[0][where[leaf]], where)
+
+
 def _of(b: Builder, x: fx.Node, dims: tuple[int, ...]) -> tuple[Leaf, ...]:
     return tuple(leaf for place in dims for leaf in resolved(b.dims[x][place]))
 
@@ -147,7 +153,7 @@ def _exponentials(
 ) -> tuple[Val, Val, Callable[[Where], Val]]:
     """The largest entry, the sum of exponentials over it, and each exponential."""
     rest = {leaf: part for leaf, part in where.items() if leaf not in leaves}
-    key = ("exponentials", x, leaves, frozenset(rest.items()))
+    key = ("exponentials", x, leaves, frozenset(rest.items()), b.shift)
     top = b.known.get((*key, "top"))
     if top is None:
         top = b.reduce(How.MAX, lambda w: b.value(x, w), leaves, rest)
@@ -210,6 +216,33 @@ def _value_gather(table: int, index: int) -> Callable[[Builder, fx.Node, Where],
     return rule
 
 
+def _value_previous(b: Builder, node: fx.Node, where: Where) -> Val:
+    x, position, k, first = args(node)
+    inside = b.map(f.AT_LEAST, b.value(position, where), k)
+    return _either(b, inside, b.value_at(x, where, -k), b.value(first, where))
+
+
+def _value_next(b: Builder, node: fx.Node, where: Where) -> Val:
+    x, there, k = args(node)
+    shifted = b.value_at(x, where, k)
+    absent = {Kind.REAL: 0.0, Kind.INT: 0, Kind.FLAG: False}[shifted.kind]
+    return _either(b, b.value(there, where), shifted, constant(absent))
+
+
+def _value_shifted_flags(b: Builder, node: fx.Node, where: Where) -> Val:
+    present, k, inside = args(node)
+    return b.map(f.AND, b.value(inside, where), b.value_at(present, where, k))
+
+
+def _either(b: Builder, condition: Val, one: Val, two: Val) -> Val:
+    if one.kind is not Kind.FLAG:
+        return b.map(f.WHERE, condition, one, two)
+    # Beside a written flag Triton would choose between numbers.
+    if isinstance(two, Constant) and not two.number:
+        return b.map(f.AND, condition, one)
+    return b.map(f.OR, b.map(f.AND, condition, one), b.map(f.AND, b.map(f.NOT, condition), two))
+
+
 VALUES: dict[Any, Callable[[Builder, fx.Node, Where], Val]] = {
     **dict.fromkeys(
         (
@@ -226,6 +259,7 @@ VALUES: dict[Any, Callable[[Builder, fx.Node, Where], Val]] = {
     pointwise.straight_through: _value_straight,
     torch.select: _value_select,
     torch.stack: _value_stack,
+    torch.cat: _value_cat,
     statics.sum_static: _value_sum,
     statics.mean_static: _value_mean,
     statics.max_static: _extreme(How.MAX),
@@ -239,6 +273,9 @@ VALUES: dict[Any, Callable[[Builder, fx.Node, Where], Val]] = {
     gathers.rows_of_table: _value_gather(0, 1),
     torch.index_select: _value_gather(0, 2),
     gathers.entries: _value_entries,
+    shifts.previous_rows: _value_previous,
+    shifts.next_rows: _value_next,
+    shifts.shifted_flags: _value_shifted_flags,
 }  # fmt: skip
 
 # Everything a row program can be made of.

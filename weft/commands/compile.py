@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import fx
@@ -44,7 +44,7 @@ def run(
     """model.py runs the graph after the compiler's passes, reference.py the unfused graph, as the spec says.
 
     For a GPU kernels.py holds the generated kernels, each compiled here once: the manifest says what they take. The
-    same folder runs on a CPU too, without them.
+    same folder runs on a CPU too, without them. report.html shows spec, graph, kernels and their code side by side.
 
     The same spec, size and versions give the same bytes.
     """
@@ -68,7 +68,8 @@ def run(
         raise CommandFault(f"--precision is one of {', '.join(types)}, not {precision}", 2)
     inspect = None if target == "cpu" else partial(_taken, checked, target, types[precision])
     passes = BASIC_PASSES if target == "cpu" else GPU_PASSES
-    folder = compile_to(checked, out, types[precision], passes, __version__, target, inspect)
+    report = partial(_report, checked, target)
+    folder = compile_to(checked, out, types[precision], passes, __version__, target, inspect, report)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if as_json:
         import json
@@ -76,12 +77,26 @@ def run(
         print(json.dumps({"version": 1, "folder": str(folder), "files": [str(f.relative_to(folder)) for f in files]}))
         return
     print(f"{folder}: {checked.model.name} with {len(checked.weights):,} weights, {len(files)} files")
-    parts = (("model.py", "what runs"), ("kernels.py", "its kernels"), ("reference.py", "the unfused graph"))
+    parts = (
+        ("model.py", "what runs"),
+        ("kernels.py", "its kernels"),
+        ("reference.py", "the unfused graph"),
+        ("report.html", "all of it side by side, for a browser"),
+    )
     for name, what in parts:
         if not (folder / name).is_file():
             continue
         lines = len((folder / name).read_text(encoding="utf-8").splitlines())
         print(f"  {name:13} {lines:6,} lines: {what}")
+
+
+def _report(
+    checked: Checked, target: str, references: Mapping[str, fx.GraphModule], made: Mapping[str, fx.GraphModule]
+) -> str:
+    """With kernels and their code where a GPU is compiled for; they are compiled once, here or for the manifest."""
+    from weft.views.report import of_graphs
+
+    return of_graphs(checked, references, made.values(), () if target == "cpu" else (target,), ROWS)
 
 
 def _taken(checked: Checked, target: str, dtype: torch.dtype, graphs: Sequence[fx.GraphModule]) -> list[dict[str, Any]]:

@@ -14,10 +14,11 @@ Examples:
   weft inspect specs/olmo2.weft causality
   weft inspect specs/olmo2.weft kernels --size 7b --target cuda:90 --target hip:gfx942
   weft inspect specs/olmo2.weft cost --size 7b --device h100
+  weft inspect specs/olmo2.weft report --size tiny -o report.html
   weft inspect specs/olmo2.weft ptx --size tiny --kernel silu_swiglu_kernel
 """
 
-View = Literal["graph", "axes", "params", "causality", "decode", "kernels", "cost", "ptx", "sass"]
+View = Literal["graph", "axes", "params", "causality", "decode", "kernels", "cost", "ptx", "sass", "report"]
 KERNEL_VIEWS = ("kernels", "cost", "ptx", "sass")
 
 
@@ -32,6 +33,7 @@ def run(
     objective: Annotated[
         str | None, typer.Option("--of", metavar="NAME", help="Which model or objective [default: the model].")
     ] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", metavar="OUT", help="report: the file to write.")] = None,
     svg: Annotated[str | None, typer.Option(metavar="OUT", help="graph: write a drawing instead of text.")] = None,
     target: Annotated[
         list[str] | None,
@@ -52,13 +54,16 @@ def run(
     cost: what each kernel moves and computes, and the least time that takes on a device; in a decoder's step, for 32
     sequences of 4096 rows.
     ptx, sass: the code of kernels.
+    report: spec, graph, kernels and PTX side by side, linked line by line, as a page for a browser.
     """
     from weft import spec_files
     from weft.faults import CommandFault
 
-    if view not in KERNEL_VIEWS and (target or device or kernel):
+    if view not in KERNEL_VIEWS and (device or kernel or (target and view != "report")):
         option = "--target" if target else "--device" if device else "--kernel"
         raise CommandFault(f"{option} goes with kernels, cost, ptx and sass, not with {view}", 2)
+    if (view == "report") != (out is not None):
+        raise CommandFault("report is written to a file: -o report.html" if out is None else "-o goes with report", 2)
     if view != "graph" and (svg or full):
         raise CommandFault(f"{'--svg' if svg else '--full'} goes with graph, not with {view}", 2)
     settings = spec_files.overrides(set_ or [])
@@ -67,6 +72,12 @@ def run(
         size = spec_files.first_preset(source)
     checked = spec_files.checked_source(source, size, settings)
     shown = f"{source.name} at size {size}" if size else source.name
+    if out is not None:
+        from weft.views import report
+
+        spec_files.write(out, report.page(checked, objective, target or ["cuda:90"], rows))
+        print(f"wrote {out}")
+        return
     if svg:
         from weft.views import svg as drawing
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from weft.codegen.cost import Roofline, Work, roofline
 from weft.codegen.kernel_text import KernelText
+from weft.codegen.rowwise.kept import Kept
 from weft.codegen.targets import Device, UnknownTarget, devices_of
 from weft.dsl.suggest import suggest
 from weft.faults import CommandFault
@@ -23,6 +24,7 @@ from .table import amount, table
 # Of training, and of a step of the derived decoder.
 DIRECTIONS = ("forward", "backward", "decode")
 Direction = Literal["forward", "backward", "decode"]
+KEPT = {"operand": "operands", "result": "results", "saved": "saved for it"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Planned:
     work       what one launch moves and computes; None where it was not planned
     count      launches in one step: equal kernels of several layers are one row
     written    what stands on the line; "" where that is not known
+    kept       for a backward: what it reads of its forward
     """
 
     kernel: KernelText
@@ -42,6 +45,7 @@ class Planned:
     work: Work | None = None
     count: int = 1
     written: str = ""
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class KernelRow:
     work: Work | None = None
     count: int = 1
     written: str = ""
+    kept: tuple[Kept, ...] = ()
 
 
 def compiled(
@@ -65,7 +70,7 @@ def compiled(
     except UnknownTarget as error:
         raise CommandFault(str(error), 2) from None
     return [
-        KernelRow(result, one.spec, one.direction, one.work, one.count, one.written)
+        KernelRow(result, one.spec, one.direction, one.work, one.count, one.written, one.kept)
         for one, result in zip(planned, made, strict=True)
     ]
 
@@ -91,6 +96,7 @@ def text(rows: Sequence[KernelRow]) -> str:
         return "no kernels"
     head = ("kernel", "pass", "launches", "target", "regs", "spills", "shared", "warps", "stages", "matrix", "code")
     lines = _grouped(head, [(row, _taken(row)) for row in _ordered(rows)], right=(2, 4, 5, 6, 7, 8, 10))
+    lines += _kept(rows)
     wrong = [f"{_name(row)}: {problem}" for row in _ordered(rows) for problem in problems(row.made)]
     lines += ["", *wrong] if wrong else ["", "no spills, and all within the limits of their targets"]
     return "\n".join(lines)
@@ -144,6 +150,15 @@ def _taken(row: KernelRow) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _kept(rows: Sequence[KernelRow]) -> list[str]:
+    """What stays in memory between forward and backward, for each backward that reads something of it."""
+    lines = []
+    for row in {row.made.kernel: row for row in _ordered(rows) if row.kept}.values():
+        names = [", ".join(one.name for one in row.kept if one.how == how) or "-" for how in KEPT]
+        lines.append((row.made.kernel, *names, f"{sum(one.bytes_per_row for one in row.kept):,}"))
+    return ["", table(("it reads of its forward", *KEPT.values(), "bytes a row"), lines, right=(4,))] if lines else []
+
+
 def _planned(row: KernelRow, device: Device | None) -> tuple[str, ...]:
     start = (row.made.kernel, row.direction, f"{row.count:,}", _device(row, device).name)
     work, least = row.work, _least(row, device)
@@ -172,6 +187,7 @@ def _row_data(row: KernelRow, device: Device | None) -> dict[str, Any]:
         "device": _device(row, device).name,
         "roofline_us": None if least is None else least.microseconds,
         "limiter": None if least is None else least.limiter,
+        "kept": [asdict(one) for one in row.kept],
         "problems": problems(made),
         "error": made.error,
     }

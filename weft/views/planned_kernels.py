@@ -194,6 +194,7 @@ def _seen(low: Any, high: Any, length: int) -> float:
 def of_op(op: KernelOp, span: Span | None, target: str, rows: int) -> list[Planned]:
     """The kernels of one call, forward first. `span`: the spec line it serves."""
     from weft.codegen.logits.op import LogitsOp
+    from weft.codegen.rowwise.kept import kept
     from weft.codegen.rowwise.kernel_texts import row_kernel_text, row_work
 
     if isinstance(op, LogitsOp):
@@ -202,11 +203,15 @@ def of_op(op: KernelOp, span: Span | None, target: str, rows: int) -> list[Plann
         ("forward", op.forward),
         ("backward", op.backward),
     ]
+    read = () if op.derivative is None else kept(op.program, op.derivative)
     return [
-        Planned(row_kernel_text(plan), target, _place(span), direction, row_work(plan, rows), 1, _line(span))
+        Planned(
+            row_kernel_text(plan), target, _place(span), direction, row_work(plan, rows), 1, _line(span),
+            read if direction == "backward" else (),
+        )
         for direction, plan in sides
         if plan is not None
-    ]
+    ]  # fmt: skip
 
 
 def _of_logits(op: LogitsOp, span: Span | None, target: str, rows: int) -> list[Planned]:

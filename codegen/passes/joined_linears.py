@@ -1,0 +1,66 @@
+"""Linears of one input are one product on a GPU, where the weights can lie behind one another (gpu/joined.py).
+
+    q = linear(x, a); k = linear(x, b)      ->      q, k = joined_linears(x, a, b)
+
+It copies nothing: neither weights in a step nor results, whose readers take columns of a wider tensor as they are.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from dataclasses import replace as replace_fields
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from ...dsl.program import Weight
+from ..facts import FACT, Fact, facts
+from ..functions.adjoining import lay_out
+from ..gpu.joined import joined_linears
+from ..origin import inherit, mark, origin
+from .cpu_linears import is_plain_linear, weight_at
+from .matching import is_call, node_at, replace
+
+
+def join_linears_on_gpu(module: fx.GraphModule) -> None:
+    """Groups by input. The data of a group's weights is moved, once; a weight that two groups want stays with the
+    first."""
+    groups: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    placed: set[torch.nn.Parameter] = set()
+    for node in module.graph.nodes:
+        if is_call(node, functional.linear) and is_plain_linear(node):
+            weight = weight_at(module, node_at(node, 1))
+            if weight not in placed:
+                placed.add(weight)
+                groups[node_at(node, 0)].append(node)
+    known = facts(module)
+    for linears in groups.values():
+        weights = [weight_at(module, node_at(node, 1)) for node in linears]
+        if len(linears) > 1 and len({weight.dtype for weight in weights}) == 1:
+            lay_out(weights)
+            _join(module, linears, known)
+
+
+def _join(module: fx.GraphModule, linears: list[fx.Node], known: dict[fx.Node, Fact]) -> None:
+    graph, first = module.graph, linears[0]
+    with graph.inserting_before(first):
+        weights = [inherit(graph.get_attr(str(node.target)), node) for node in (node_at(n, 1) for n in linears)]
+        joined = inherit(graph.call_function(joined_linears, (first.args[0], *weights)), first)
+        mark(joined, replace_fields(origin(joined), value=None))  # its parts compute values
+        taken = [graph.call_function(operator.getitem, (joined, place)) for place in range(len(linears))]
+    for node, part in zip(linears, taken, strict=True):
+        if node in known:
+            part.meta[FACT] = known[node]
+        replace(node, inherit(part, node))
+
+
+def joined_paths(module: fx.GraphModule) -> list[tuple[str, ...]]:
+    """The paths of weights that a graph reads as one matrix each."""
+    found = []
+    for node in module.graph.nodes:
+        if is_call(node, joined_linears):
+            values = [origin(weight).value for weight in node.args[1:] if isinstance(weight, fx.Node)]
+            found.append(tuple(value.path for value in values if isinstance(value, Weight)))
+    return found
