@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx
 
+from .choices import Choices
 from .facts import WORKING
 from .gpu.attention import attend
 from .graph_context import CompilerBug
@@ -26,6 +28,7 @@ from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
+from .passes.measured_choices import use_choices
 from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
@@ -103,6 +106,12 @@ CPU_STEP_PASSES: tuple[Pass, ...] = (
 def passes_for(device: torch.device) -> tuple[Pass, ...]:
     """What a model runs by default on a device."""
     return CPU_PASSES if device.type == "cpu" else GPU_PASSES
+
+
+def with_choices(passes: tuple[Pass, ...], choices: Choices) -> tuple[Pass, ...]:
+    """The passes, then what was measured on a device."""
+    why = "what was measured instead of defaults; last, when the calls are what they stay"
+    return (*passes, Pass("measured-choices", partial(use_choices, choices=choices), why))
 
 
 Watch = Callable[[Pass, fx.GraphModule], None]

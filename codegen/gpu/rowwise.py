@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Programs that share the rows of a kernel with sums: each keeps a partial sum, so their number is part of the result.
-# It is fixed, so that the same sums come out on every device.
+# It is fixed in a plan, so that the same sums come out on every device.
 PROGRAMS = 256
 
 
@@ -40,6 +40,7 @@ class RowKernel:
     warps: int
     stages: int
     is_accumulated: bool = False
+    programs: int = PROGRAMS  # at most, where there are sums over rows
 
     def __call__(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         read = [
@@ -48,7 +49,7 @@ class RowKernel:
         rows = next(t.shape[0] for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row)
         like = read[0]
         tiles = -(-rows // self.block_rows)
-        programs = min(tiles, PROGRAMS) if any(not made.by_row for made in self.results) else tiles
+        programs = min(tiles, self.programs) if any(not made.by_row for made in self.results) else tiles
         programs = max(programs, 1)
         results = [self._empty(made, rows, programs, like) for made in self.results]
         if rows:
