@@ -23,7 +23,7 @@ from typing import Any
 
 from ..codegen.artifact import MANIFEST
 from ..codegen.configuration import Configuration
-from .errors import LoadFault
+from .errors import LoadFault, RuntimeFault
 
 # A message can be a compiler's whole module.
 _LONGEST_FAILURE = 200
@@ -109,6 +109,10 @@ def merge(*tables: Table | Iterable[Row]) -> Table:
     return Table(tuple(sorted(kept.values(), key=_order)))
 
 
+class DeviceLost(RuntimeFault):
+    """Nothing runs on the device any more: what a candidate did to it, the others would be blamed for."""
+
+
 # ---- measuring ---------------------------------------------------------------------------------
 
 
@@ -138,6 +142,8 @@ def measure(
             break
         try:
             microseconds = float(run(candidate))
+        except DeviceLost:
+            raise
         except Exception as error:  # noqa: BLE001  drivers and compilers raise anything; another candidate may do
             text = " ".join(f"{type(error).__name__}: {error}".split())
             trials.append(Trial(candidate, None, text[:_LONGEST_FAILURE]))

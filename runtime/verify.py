@@ -28,7 +28,7 @@ from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
 from ..codegen.rowwise.fused import FusedOp
-from ..codegen.signature import Signature, Slot
+from ..codegen.signature import Signature
 from ..codegen.spec_comment import comment
 from ..dsl.check import Checked
 from ..dsl.diagnostics import SpecErrors
@@ -40,6 +40,7 @@ from .errors import GenerateFault, RuntimeFault
 from .kernels import attach_kernels
 from .model import Model
 from .packed import offsets_of
+from .sample_inputs import sample_inputs
 
 # Of the largest entry of the truth: rounding of one region, whose statistics are summed in at least float32.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-3}
@@ -150,7 +151,7 @@ class _Check:
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
         self.lengths = _lengths(self.signature)
-        self.inputs = _inputs(self.signature, self.lengths, seed, model.device)
+        self.inputs = sample_inputs(self.signature, self.lengths, seed, model.device)
 
     def arguments(self, dtype: torch.dtype) -> list[Tensor]:
         """Reals hold the same numbers in every type: those that the checked type can hold."""
@@ -266,7 +267,7 @@ class _Check:
         _attach(decoder.graphs)
         axis = decoder.graphs.plan.axis.name
         lengths = {**self.lengths, axis: tuple(max(length, 1) for length in self.lengths[axis])}
-        inputs = _inputs(self.signature, lengths, 1, self.model.device)
+        inputs = sample_inputs(self.signature, lengths, 1, self.model.device)
         self.inputs, self.lengths = inputs, lengths
         want, near = _run(self.truth, self.arguments(torch.float64)), _run(self.unfused, self.arguments(self.dtype))
         rows, once = self._split(axis)
@@ -402,24 +403,6 @@ def _decoded(
 
 def _lengths(shape: Signature) -> dict[str, tuple[int, ...]]:
     return {axis: LENGTHS[number:] + LENGTHS[:number] for number, axis in enumerate(shape.axes)}
-
-
-def _inputs(shape: Signature, lengths: Mapping[str, tuple[int, ...]], seed: int, device: torch.device) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [_input(slot, lengths, generator).to(device) for slot in shape.inputs]
-
-
-def _input(slot: Slot, lengths: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
-    lead = () if not slot.per_example else (len(LENGTHS),)
-    lead = (sum(lengths[slot.rows]),) if slot.rows is not None else lead
-    size = (*lead, *slot.shape)
-    match slot.kind:
-        case "real":
-            return torch.randn(size, generator=generator, dtype=torch.float64)
-        case "flag":
-            return torch.rand(size, generator=generator) < 0.5
-        case _:
-            return torch.randint(slot.limit or 100, size, generator=generator)
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------

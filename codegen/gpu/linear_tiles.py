@@ -41,7 +41,7 @@ def linear(
 ) -> Tensor:
     """`x [.., K]`, `weight [M, K]`, `bias [M]` to `[.., M]`; the last three are the Tiles of each product, None leaves
     it to torch. Without a GPU or Triton's interpreter everything is."""
-    if not launches(x) and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not launches(x):
         return functional.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
     chosen = [list(tiles or ()) for tiles in (forward, x_gradient, weight_gradient)]

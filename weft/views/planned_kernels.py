@@ -11,6 +11,7 @@ from .kernels import Planned
 if TYPE_CHECKING:
     from torch import fx
 
+    from weft.codegen.choices import Choices
     from weft.codegen.emit import KernelOp
     from weft.codegen.kernel_text import KernelText
     from weft.codegen.logits.op import LogitsOp
@@ -25,27 +26,28 @@ LENGTH = 4096
 MATMUL_TYPES = {"fp32": "tf32"}
 
 
-def of_spec(checked: Checked, targets: Sequence[str], rows: int) -> list[Planned]:
+def of_spec(checked: Checked, targets: Sequence[str], rows: int, choices: Choices | None = None) -> list[Planned]:
     """Of the objectives of a spec, or of its model where it has none, for each target; kernels that objectives share
-    are there once. `rows`: of one step, for bytes and operations."""
+    are there once. `rows`: of one step, for bytes and operations; `choices`: what was measured."""
     found: dict[tuple[KernelText, str, str], Planned] = {}
     for program in checked.objectives.values() or [checked.model]:
-        graph = fused(program)
+        graph = fused(program, choices)
         for target in targets:
             for one in of_graph(graph, target, rows):
                 found.setdefault((one.kernel, one.target, one.spec), one)
     return list(found.values())
 
 
-def fused(program: Program) -> fx.GraphModule:
+def fused(program: Program, choices: Choices | None = None) -> fx.GraphModule:
     """The graph of a program after the passes for a GPU, in bfloat16. Weights are shapes only."""
     import torch
 
     from weft.codegen.lower import empty_weights, lower
-    from weft.codegen.pipeline import GPU_PASSES, optimise
+    from weft.codegen.pipeline import GPU_PASSES, optimise, with_choices
 
     weights = empty_weights(program.weights, torch.bfloat16, "meta")
-    return optimise(lower(program, weights, torch.bfloat16), GPU_PASSES)
+    passes = GPU_PASSES if choices is None else with_choices(GPU_PASSES, choices)
+    return optimise(lower(program, weights, torch.bfloat16), passes)
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
@@ -71,15 +73,20 @@ def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned
     """The attention kernels of training, for examples of LENGTH rows each."""
     from weft.codegen.cost import Work
     from weft.codegen.origin import user_span
+    from weft.codegen.passes.measured_choices import choices_of
     from weft.codegen.score.cost import Rows, kernel_cost
     from weft.codegen.score.graph_keys import attention_keys
-    from weft.codegen.score.kernels import plan_of, training_kernels
+    from weft.codegen.score.kernels import kernel_text, plan_of, training_kernels
+    from weft.codegen.subjects import chosen_tiles
 
-    found = []
+    found, choices = [], choices_of(module)
     for key, nodes in attention_keys(module).items():
         plan, span = plan_of(key), user_span(nodes[0])
         pairs = rows * _seen(nodes[0].kwargs.get("low"), nodes[0].kwargs.get("high"), min(rows, LENGTH))
         for kernel in training_kernels(plan, target):
+            tiles = None if choices is None else chosen_tiles(kernel, choices)
+            if tiles is not None:
+                kernel = kernel_text(plan, kernel.name, target, tiles)
             cost = kernel_cost(plan, kernel.name, Rows(rows, rows, round(pairs)))
             direction = "forward" if kernel.name == "attention_forward" else "backward"
             work = Work(cost.bytes, 0, matmul=cost.flops, matmul_type=MATMUL_TYPES.get(plan.dtype, plan.dtype))
