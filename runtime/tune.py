@@ -1,8 +1,7 @@
 """`weft tune`: every choice that a spec's step leaves open, measured on a device.
 
-A graph is walked node by node on random operands, and where a call is met for the first time its candidates are timed
-on the operands that the graph gives it. Weights of one shape are one tensor: a model of 7B parameters takes the memory
-of a layer, and every operator still sees operands of its real size.
+A graph is walked node by node on random operands (graph_walk.py), and where a call is met for the first time its
+candidates are timed on the operands that the graph gives it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..codegen.configuration import Configuration
 from ..codegen.facts import facts
@@ -21,7 +20,6 @@ from ..codegen.gpu import tables
 from ..codegen.gpu.attention import attend
 from ..codegen.logits.op import LogitsOp
 from ..codegen.lower import empty_weights, lower, signature
-from ..codegen.origin import user_span
 from ..codegen.passes.measured_choices import linear_key, plain_attentions
 from ..codegen.pipeline import GPU_PASSES, optimise
 from ..codegen.rowwise.fused import FusedOp
@@ -38,9 +36,10 @@ from ..codegen.table_gradients import tables_added
 from ..dsl.check import Checked
 from ..dsl.program import Program
 from . import tune_attention, tune_questions
+from .graph_walk import Call, GraphWalk
 from .kernels import attach_kernels
 from .measured import choices_for, device_name, versions
-from .sample_inputs import equal_examples, sample_arguments
+from .sample_inputs import equal_examples
 from .tune_questions import Question
 from .tuning import DeviceLost, Key, Row, Table, tune
 
@@ -104,15 +103,15 @@ def tune_spec(
     """The table after each question, and its answer. Weights are of the working type, as a compiled model has them,
     then float32, as training keeps them."""
     end = clock() + options.budget
-    walks = [
-        _Walk(program, stored, device, options)
+    steps = [
+        _Step(program, stored, device, options)
         for stored in dict.fromkeys((options.working, torch.float32))
         for program in programs_of(checked)
     ]
-    expected = frozenset().union(*(walk.expected for walk in walks))
+    expected = frozenset().union(*(step.expected for step in steps))
     known: set[str] = set()
-    for walk in walks:
-        for place, question in walk.questions():
+    for step in steps:
+        for place, question in step.questions():
             if question.subject in known:
                 continue
             left = end - clock()
@@ -190,8 +189,8 @@ def _check_alive(device: torch.device, what: str) -> None:
         raise DeviceLost(f"{device} failed while {what} was measured: {str(error).splitlines()[0]}") from None
 
 
-class _Walk(fx.Interpreter):
-    """Runs one graph and asks about each call on the way."""
+class _Step:
+    """The graph of a program's step, and what is asked about its calls."""
 
     def __init__(self, program: Program, stored: torch.dtype, device: torch.device, options: TuneOptions) -> None:
         weights = empty_weights(program.weights, stored, "meta")
@@ -200,18 +199,16 @@ class _Walk(fx.Interpreter):
         known = facts(module)
         self.linears = {node: key for node in module.graph.nodes if (key := linear_key(node, known)) is not None}
         self.plain = plain_attentions(module)
-        self.expected_tables = [table_subject(*table) for table in tables_added(module)]
+        self.tables = tables_added(module)
         attach_kernels(module)
-        super().__init__(module)
-        self.traced = module
-        self.device, self.options = device, options
-        self.weights: dict[tuple[Any, ...], Tensor] = {}
+        lengths = equal_examples(signature(module), options.rows, min(options.length, options.rows))
+        self.walk = GraphWalk(module, lengths, device, options.working)
         self.seen: set[object] = set()
 
     @property
     def expected(self) -> frozenset[str]:
         """What will be asked about, as far as the graph says: for sharing the budget."""
-        found = set(self.expected_tables)
+        found = {table_subject(*table) for table in self.tables}
         for op in self.ops.values():
             if isinstance(op, LogitsOp):
                 found.add(logits_subject(op))
@@ -224,31 +221,13 @@ class _Walk(fx.Interpreter):
 
     def questions(self) -> Iterator[tuple[str, Question]]:
         """With the spec line of each."""
-        shape = signature(self.traced)
-        options = self.options
-        lengths = equal_examples(shape, options.rows, min(options.length, options.rows))
-        arguments = sample_arguments(shape, lengths, 0, self.device, options.working)
-        self.args_iter = iter(arguments)
-        self.env = {}
-        last = self.user_to_last_uses
-        with torch.no_grad():
-            for node in self.traced.graph.nodes:
-                if node.op == "output":
-                    return
-                span = user_span(node)
-                place = "" if span is None else f"{span.source.name}:{span.line}"
-                for question in self._about(node):
-                    yield place, question
-                self.env[node] = self.run_node(node)
-                for dead in last.get(node, ()):
-                    del self.env[dead]
+        for call in self.walk.calls():
+            with torch.no_grad():
+                for question in self._about(call):
+                    yield call.place, question
 
-    def _about(self, node: fx.Node) -> Iterator[Question]:
-        if node.op != "call_function":
-            return
-        args: Any
-        kwargs: Any
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
+    def _about(self, call: Call) -> Iterator[Question]:
+        node, args, kwargs = call.node, call.args, call.kwargs
         op = self.ops.get(node)
         if op is not None:
             if self._is_new(op.key):
@@ -268,8 +247,7 @@ class _Walk(fx.Interpreter):
             table, index = args if node.target is tables.read_rows else (args[1], args[0])
             if self._is_new((table.shape, table.dtype)):
                 flat = table.reshape(table.shape[0], -1)
-                rows = torch.randn(*index.shape, flat.shape[1], dtype=table.dtype, device=self.device)
-                yield tune_questions.of_table(index, rows, table.shape[0])
+                yield tune_questions.of_table(index, torch.randn_like(flat[index]), table.shape[0])
 
     def _of_kernel(self, op: FusedOp | LogitsOp, call: Any, args: Any) -> Iterator[Question]:
         if isinstance(op, LogitsOp):
@@ -282,12 +260,3 @@ class _Walk(fx.Interpreter):
             return False
         self.seen.add(key)
         return True
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
-        """A weight: random numbers of its shape, the same for all of that shape."""
-        parameter = self.fetch_attr(target)
-        assert isinstance(parameter, Tensor)
-        key = (tuple(parameter.shape), parameter.dtype)
-        if key not in self.weights:
-            self.weights[key] = 0.02 * torch.randn(parameter.shape, dtype=parameter.dtype, device=self.device)
-        return self.weights[key]
