@@ -322,13 +322,14 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
             meaning = node.target.meaning
             results: Any = meaning.graph.output_node().args[0]
             inside = [inner for inner in meaning.graph.nodes if inner.op == "call_function"]
-            found[node.name] = _Call(partial(_run_wide, meaning), _listed(results), inside)
+            found[node.name] = _Call(partial(run_wide, meaning), _listed(results), inside)
         elif node.target is attend:
             found[node.name] = _Call(_attend, [node], [node])
     return found
 
 
-def _run_wide(meaning: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def run_wide(meaning: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a graph computes with every type it names taken for float64."""
     return _Wide(meaning).run(*args, **kwargs)
 
 
