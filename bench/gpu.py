@@ -24,9 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SECTIONS = ("verify", "kernels", "step")
-# What a process ends with when its device is gone.
+PEER_NAMES = ("eager", "compile", "liger", "sdpa", "flex", "varlen", "cce", "torch", "transformers")
+USAGE = 2
+# What a process ends with when its device is gone, and it has noted what took it down.
 LOST = 3
-_MOST_STARTS = 5
+# Seconds that a process may go on behind its budget.
+PATIENCE = 180.0
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -49,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = sorted(set(wanted) - set(SECTIONS))
     if unknown:
         print(f"--only takes {', '.join(SECTIONS)}, not {', '.join(unknown)}", file=sys.stderr)
-        return 2
+        return USAGE
+    strange = sorted(set(given.peers.split(",")) - set(PEER_NAMES) - {"all", "none"})
+    if strange:
+        print(f"--peers takes {', '.join(PEER_NAMES)}, all or none, not {', '.join(strange)}", file=sys.stderr)
+        return USAGE
     if given.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
     if given.page:
@@ -65,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if given.device == "cpu" and not given.tiny:
         print("a CPU needs --tiny: real sizes would take days in Triton's interpreter", file=sys.stderr)
-        return 2
+        return USAGE
     if given.run:
         return section(given, wanted[0])
     return all_sections(given, wanted, arguments if arguments is not None else sys.argv[1:])
@@ -77,54 +84,63 @@ def all_sections(given: argparse.Namespace, wanted: list[str], arguments: list[s
     run, worst = uuid.uuid4().hex[:8], 0
     for number, name in enumerate(wanted):
         finish = time.monotonic() + (end - time.monotonic()) / (len(wanted) - number)
-        for _ in range(_MOST_STARTS):
+        code, goes_on = 1, True
+        while code and goes_on and code != USAGE:
             left = max(1.0, finish - time.monotonic())
             command = [sys.executable, __file__, *arguments, "--only", name, "--run", run, "--budget", f"{left:.0f}"]
             try:
-                # What a process does about its own budget takes a while: a kernel is not interrupted.
-                code = subprocess.run(command, timeout=left + 120, check=False).returncode
+                # A process looks at its budget between rows only: a kernel is not interrupted.
+                code = subprocess.run(command, timeout=left + PATIENCE, check=False).returncode
+                why = f"the process ended with code {code}"
             except subprocess.TimeoutExpired:
-                print(f"{name}: stopped, as it did not end", file=sys.stderr)
-                code = 1
-            if code != LOST:
-                break
-        worst = max(worst, code)
-    return 1 if worst else 0
+                code, why = 1, "the process did not end in its time"
+            # What it was at is a row too, and the rest goes on in another process, without it.
+            goes_on = code == LOST or (bool(code) and code != USAGE and results_of(given, name, run).give_up(why))
+            if goes_on:
+                print(f"{name}: {why}; another one goes on", file=sys.stderr)
+        worst = max(worst, abs(code))
+    return worst
+
+
+def results_of(given: argparse.Namespace, name: str, run: str):
+    """The rows of a section of this run."""
+    import torch
+
+    from bench.gpu_bench.results import Results, device_title, file_name
+
+    device = torch.device(given.device)
+    out = given.out or ROOT / "bench" / "results" / file_name(device_title(device))
+    options = {"tiny": given.tiny, "peers": given.peers, "backend": given.backend}
+    return Results(out, name, run, device, options)
 
 
 def section(given: argparse.Namespace, name: str) -> int:
     """One section in this process. LOST where another has to go on."""
     import torch
 
-    from bench.gpu_bench.context import PEERS, Context, DeviceLost
-    from bench.gpu_bench.results import Results, device_title, file_name
+    from bench.gpu_bench.context import Context, DeviceLost
 
     device = torch.device(given.device)
-    names = {"all": PEERS, "none": ()}.get(given.peers, tuple(given.peers.split(",")))
-    unknown = sorted(set(names) - set(PEERS))
-    if unknown:
-        print(f"--peers takes {', '.join(PEERS)}, all or none, not {', '.join(unknown)}", file=sys.stderr)
-        return 2
-    out = given.out or ROOT / "bench" / "results" / file_name(device_title(device))
-    options = {"tiny": given.tiny, "peers": sorted(names), "backend": given.backend}
-    results = Results(out, name, given.run, device, options)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    names = {"all": PEER_NAMES, "none": ()}.get(given.peers, tuple(given.peers.split(",")))
+    results = results_of(given, name, given.run)
     context = Context(
-        device, given.tiny, time.monotonic() + given.budget, frozenset(names), given.backend, frozenset(results.done)
-    )
+        device, given.tiny, time.monotonic() + given.budget, frozenset(names), given.backend, frozenset(results.done),
+        results.begin,
+    )  # fmt: skip
     results.write()
-    current = None
     try:
         for row in _rows(name)(context):
-            current = row["name"]
-            if row["name"] in results.done:
-                continue
-            results.add(row)
-            print(f"{name}: {row['name']}{': ' + row['failure'] if row.get('failure') else ''}", flush=True)
+            if row["name"] not in results.done:
+                results.add(row)
+                print(f"{name}: {row['name']}{': ' + row['failure'] if row.get('failure') else ''}", flush=True)
     except DeviceLost as lost:
-        # What ran after the last row is to blame; it must not be met again.
-        print(f"{name}: the device failed after {current}: {lost}", file=sys.stderr)
-        results.add({"name": f"lost after {current}", "failure": f"the device failed: {lost}"})
-        return LOST
+        print(f"{name}: the device failed: {lost}", file=sys.stderr)
+        if lost.row is not None:
+            results.add(lost.row)
+            return LOST
+        return LOST if results.give_up(f"the device failed: {lost}") else 1
     return 0
 
 

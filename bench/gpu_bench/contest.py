@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .context import Context
+from .context import Context, DeviceLost
 from .results import Row
 from .timing import microseconds
 
@@ -26,8 +26,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Contest:
-    """`ours(*operands)` and `peers` by name, each of which computes what ours does; gradients are asked for the operands
-    numbered in `trained`.
+    """`ours(*operands)` and `peers` by name, each of which computes what ours does; gradients are asked for the
+    operands numbered in `trained`.
 
     `forward` and `both` are the work of forward alone, and with backward. `truth` takes operands in float64.
     """
@@ -59,7 +59,13 @@ def run(context: Context, contest: Contest, ceilings: dict[str, float]) -> Row:
             if context.is_over:
                 peers[peer] = {"failure": "the time budget was used up"}
                 continue
-            found, why = _time(context, function, contest, name)
+            try:
+                found, why = _time(context, function, contest, name)
+            except DeviceLost as lost:
+                peers[peer] = {"failure": f"the device failed: {lost}"}
+                row["passes"][name] = _figures(ours, None, failure, peers, work, ceilings)
+                lost.row = row
+                raise
             peers[peer] = {"us": found} if why is None else {"failure": why}
         # Once more after the others: what lies between the two is noise.
         again, _ = (None, None) if ours is None else _time(context, contest.ours, contest, name)

@@ -11,27 +11,33 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-PEERS = ("eager", "compile", "liger", "sdpa", "flex", "varlen", "cce", "torch", "transformers")
 _LONGEST = 300
 
 
 class DeviceLost(Exception):
-    """Nothing runs on the device any more in this process: another process has to go on."""
+    """Nothing runs on the device any more in this process: another process has to go on.
+
+    `row`: what had been measured of the row in work, if anything.
+    """
+
+    row: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Context:
     """`tiny`: sizes for a machine without a GPU, of every section alike. `end`: when time is up, by time.monotonic.
 
-    `peers`: those of PEERS that are compared with; `backend` of torch.compile.
+    `peers`: who is compared with, of the names in gpu.py; `backend` of torch.compile. `done`: rows that are there
+    already. `begin(name)` notes what is being measured, for whoever takes over if the process ends.
     """
 
     device: torch.device
     tiny: bool
     end: float
-    peers: frozenset[str] = frozenset(PEERS)
+    peers: frozenset[str]
     backend: str = "inductor"
     done: frozenset[str] = field(default_factory=frozenset)
+    begin: Callable[[str], None] = lambda name: None
 
     @property
     def is_over(self) -> bool:
@@ -41,6 +47,8 @@ class Context:
         """The result, or why there is none. DeviceLost where the device is what broke."""
         try:
             return work(), None
+        except DeviceLost:
+            raise
         except Exception as error:  # noqa: BLE001  a peer or a kernel may raise anything; the rest goes on
             said = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             del error

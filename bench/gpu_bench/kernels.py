@@ -36,7 +36,7 @@ from weft.runtime.verify import run_wide
 
 from . import peers
 from .contest import Contest, Work, run
-from .context import Context
+from .context import Context, DeviceLost
 from .results import Row
 from .timing import ceilings
 
@@ -70,6 +70,8 @@ def rows(context: Context) -> Iterator[Row]:
     for size in TINY if context.tiny else SIZES:
         try:
             yield from _of_size(context, size, found)
+        except DeviceLost:
+            raise
         except Exception as error:  # noqa: BLE001  the next size may do
             yield {"name": f"{size.preset}: the walk", "failure": f"{type(error).__name__}: {error}"[:300]}
             context.free()
@@ -100,10 +102,17 @@ def _of_size(context: Context, size: Size, found: dict[str, float]) -> Iterator[
         name = f"{size.preset}: {_name(op)}"
         if name in context.done:
             continue
-        labels = {"size": size.preset, "kernel": _name(op), "spec": call.place, "rows": size.rows, "dtype": "bfloat16"}
+        labels = {
+            "size": size.preset,
+            "kernel": _name(op),
+            "spec": Path(call.place).name,
+            "rows": size.rows,
+            "dtype": "bfloat16",
+        }
         if context.is_over:
             yield {"name": name, **labels, "failure": "the time budget was used up"}
             continue
+        context.begin(name)
         made, why = context.attempt(partial(_contest, context, name, labels, op, call, keys, plain))
         row, failed = (None, why) if made is None else context.attempt(partial(run, context, made, found))
         yield row if row is not None else {"name": name, **labels, "failure": failed}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -111,6 +112,9 @@ def _flex(context: Context) -> Function:
 def _block_mask(context: Context, offsets: Tensor, high: int | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
+    create: Any = create_block_mask
+    # Compiled, it does not make a table of all pairs first.
+    compiles = context.device.type == "cuda" and "_compile" in signature(create).parameters
     rows = int(offsets[-1])
     examples = torch.searchsorted(offsets, torch.arange(rows, device=offsets.device, dtype=offsets.dtype), right=True)
 
@@ -118,7 +122,9 @@ def _block_mask(context: Context, offsets: Tensor, high: int | None) -> Any:
         same = examples[query] == examples[key]
         return same if high is None else same & (key <= query)
 
-    return create_block_mask(seen, None, None, rows, rows, device=str(context.device))  # type: ignore[arg-type]
+    return create(
+        seen, None, None, rows, rows, device=str(context.device), **({"_compile": True} if compiles else {})
+    )  # fmt: skip
 
 
 def _by_flex(flex: Function, mask: Any, scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

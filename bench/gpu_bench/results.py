@@ -72,13 +72,27 @@ class Results:
         self.data["device"] = device_title(device)
         known = self.data["sections"].get(section)
         if known is None or known["run"] != run:
-            known = {"run": run, "date": _now(), "versions": versions(), "options": options, "rows": []}
+            known = {"run": run, "date": _now(), "versions": versions(), "options": options, "rows": [], "trying": None}
         self.section = self.data["sections"][section] = known
         self.done = {row["name"] for row in known["rows"]}
+
+    def begin(self, name: str) -> None:
+        """Notes what is measured now: if the process ends, the next one knows what not to meet again."""
+        self.section["trying"] = name
+        self.write()
+
+    def give_up(self, why: str) -> bool:
+        """A row for what was being measured when the process ended. False when that was nothing."""
+        name = self.section["trying"]
+        if name is None:
+            return False
+        self.add({"name": name, "failure": why})
+        return True
 
     def add(self, row: Row) -> None:
         """A row has a `name` of its own in the section."""
         self.section["rows"].append(row)
+        self.section["trying"] = None
         self.done.add(row["name"])
         self.write()
 

@@ -52,8 +52,7 @@ def _sides(context: Context, known: dict[str, Any]) -> dict[str, Any]:
     return {
         side: make
         for side, make in known.items()
-        if side == "ours"
-        or ("transformers" in wanted and ("compile" in wanted or "compile" not in side))
+        if side == "ours" or ("transformers" in wanted and ("compile" in wanted or "compile" not in side))
     }
 
 
@@ -63,6 +62,7 @@ def _row(context: Context, name: str, labels: Row, measure: Callable[[], Row]) -
     if context.is_over:
         yield {"name": name, **labels, "failure": "the time budget was used up"}
         return
+    context.begin(name)
     found, failure = context.attempt(measure)
     yield {"name": name, **labels, **(found or {"failure": failure})}
     context.free()
@@ -145,6 +145,7 @@ def _decode(context: Context, sequences: int, make: Callable[[Context], Callable
     is_gpu = context.device.type == "cuda"
     continue_ = make(context)
     first = seconds(context, lambda: continue_(batch.padded, new))
+    continue_(batch.padded, 1)  # compiles for the caches of that length
     whole = statistics.median(seconds(context, lambda: continue_(batch.padded, new)) for _ in range(3 if is_gpu else 1))
     # The prompt and the first token by themselves: the rest is decoding.
     short = statistics.median(seconds(context, lambda: continue_(batch.padded, 1)) for _ in range(3 if is_gpu else 1))

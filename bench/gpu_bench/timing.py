@@ -40,10 +40,15 @@ def seconds(context: Context, run: Run) -> float:
 def ceilings(context: Context) -> dict[str, float]:
     """Bytes per second of a large copy, read plus written, and FLOP/s of a large product of random bf16 matrices."""
     entries, side = (1 << 29, 8192) if context.device.type == "cuda" else (1 << 16, 64)
-    source = torch.randn(entries, device=context.device).to(torch.bfloat16)
+    return {"copy_bytes_per_s": _copy_rate(context, entries), "matmul_flops_per_s": _matmul_rate(context, side)}
+
+
+def _copy_rate(context: Context, entries: int) -> float:
+    source = torch.randn(entries, device=context.device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    copy = 2.0 * source.numel() * source.element_size() / microseconds(context, lambda: target.copy_(source)) * 1e6
-    del source, target
-    a, b = (torch.randn(side, side, device=context.device).to(torch.bfloat16) for _ in range(2))
-    matmul = 2.0 * side**3 / microseconds(context, lambda: a @ b) * 1e6
-    return {"copy_bytes_per_s": copy, "matmul_flops_per_s": matmul}
+    return 2e6 * source.numel() * source.element_size() / microseconds(context, lambda: target.copy_(source))
+
+
+def _matmul_rate(context: Context, side: int) -> float:
+    a, b = (torch.randn(side, side, device=context.device, dtype=torch.bfloat16) for _ in range(2))
+    return 2e6 * side**3 / microseconds(context, lambda: a @ b)

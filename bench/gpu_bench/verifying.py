@@ -40,6 +40,7 @@ def rows(context: Context) -> Iterator[Row]:
                 if context.is_over:
                     yield {"name": name, **labels, "failure": "the time budget was used up"}
                     continue
+                context.begin(name)
                 found, failure = context.attempt(partial(_of_spec, context, path, preset, dtype))
                 yield {"name": name, **labels, **(found or {"failure": failure})}
                 context.free()
