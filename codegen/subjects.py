@@ -14,7 +14,6 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from .gpu.attention_kernels import AttentionKey
 from .gpu.linear_tiles import Tiles
 from .gpu.scatter import Tiling
 from .kernel_text import KernelText
+from .linear_text import linear_kernel
 from .logits.kernels import Tile
 from .logits.op import LogitsOp
 from .logits.text import kernel_texts
@@ -36,7 +36,6 @@ from .score.configurations import Configuration as AttentionTiles
 
 # Of a linear `x [N, K]`, `weight [M, K]`: the products of its result and of both gradients.
 PRODUCTS = ("forward", "x_gradient", "weight_gradient")
-_LINEAR_TEXT = Path(__file__).parent / "gpu" / "linear_kernels.py"
 
 
 def _hash(*parts: object) -> str:
@@ -165,8 +164,8 @@ def linear_subject(key: LinearKey, product: str) -> str:
 
 @cache
 def _linear_code() -> str:
-    kernel = KernelText("product", _LINEAR_TEXT.read_text(encoding="utf-8"), (), (), (), 0, 0)
-    return kernel_hash(anonymous(kernel), ())
+    kernel = linear_kernel("forward", Tiles(16, 16, 16, 4, 2), torch.bfloat16, "cuda:80")
+    return kernel_hash(anonymous(kernel), ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
 
 
 def linear_configuration(tiles: Tiles) -> Configuration:

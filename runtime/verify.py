@@ -20,10 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
+from torch.nn import functional
 
 from ..codegen.decode import DecodeGraphs
 from ..codegen.functions.attention import attend_packed
+from ..codegen.gpu import linear_tiles
 from ..codegen.gpu.attention import attend
+from ..codegen.gpu.attention_library import attend_by_torch
 from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
@@ -325,6 +328,10 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
             found[node.name] = _Call(partial(run_wide, meaning), _listed(results), inside)
         elif node.target is attend:
             found[node.name] = _Call(_attend, [node], [node])
+        elif node.target is attend_by_torch:
+            found[node.name] = _Call(lambda args, kwargs: attend_packed(*args, **kwargs), [node], [node])
+        elif node.target is linear_tiles.linear:
+            found[node.name] = _Call(_linear, [node], [node])
     return found
 
 
@@ -336,6 +343,11 @@ def run_wide(meaning: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, 
 def _attend(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     # Intervals only say again, once for many calls, what the band says.
     return attend_packed(*args, **{name: value for name, value in kwargs.items() if name != "intervals"})
+
+
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    # What is left of the arguments says in which tiles.
+    return functional.linear(*args, **{name: value for name, value in kwargs.items() if name == "bias"})
 
 
 class _Operands(fx.Interpreter):

@@ -21,8 +21,10 @@ from weft.codegen.functions.attention import attend_packed
 from weft.codegen.gpu import linear_tiles, scatter
 from weft.codegen.gpu.attention import attend
 from weft.codegen.gpu.attention_library import attend_by_torch
+from weft.codegen.linear_text import linear_kernel
 from weft.codegen.pipeline import GPU_PASSES, optimise, with_choices
 from weft.codegen.rowwise.fused import FusedOp
+from weft.runtime.ahead_of_time import compile_each, problems
 from weft.runtime.compiled import open_artifact
 from weft.runtime.errors import LoadFault
 from weft.runtime.kernels import attach_kernels
@@ -31,6 +33,7 @@ from weft.runtime.model import Model, check_file
 from weft.runtime.tune import Answer, TuneOptions, _ask, tune_spec
 from weft.runtime.tune_questions import Question
 from weft.runtime.tuning import Key, Row, Table, merge, plain_rows, read, write
+from weft.runtime.verify import Part, verify
 
 SPEC = """\"\"\"A small decoder.\"\"\"
 
@@ -135,6 +138,16 @@ def test_what_was_measured_is_what_runs(spec: Path, tuned: tuple[Table, list[Ans
         assert_equal(one, two, "result", 1e-5)
     for name, two in want_gradients.items():
         assert_equal(got_gradients[name], two, name, 1e-4)
+
+
+def test_verify_names_what_was_chosen(spec: Path, tuned: tuple[Table, list[Answer]]) -> None:
+    passes = with_choices(GPU_PASSES, choices_for(tuned[0], INTERPRETER))
+    parts = [one for one in verify(check_file(spec, "tiny"), torch.float32, True, passes) if isinstance(one, Part)]
+    assert not [part for part in parts if not part.is_ok]
+    regions = [part.name for part in parts if part.kind == "region"]
+    assert [name for name in regions if name.startswith("linear")]
+    assert "mixed" in regions
+    scatter._measured.clear()
 
 
 def test_a_default_is_kept_on_a_device_that_nobody_measured(spec: Path, tuned: tuple[Table, list[Answer]]) -> None:
@@ -311,6 +324,19 @@ def test_a_linear_in_tiles_is_an_operator() -> None:
     torch.library.opcheck(linear_tiles._linear, (x, w, tiles, tiles, []))
     whole = torch.compile(linear_tiles.linear, fullgraph=True, backend="aot_eager")
     assert_equal(whole(x, w, forward=(16, 16, 16, 4, 2)), torch.nn.functional.linear(x, w), "y", 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("product", "target"),
+    [("forward", "cuda:90"), ("x_gradient", "cuda:80"), ("weight_gradient", "cuda:100"), ("forward", "hip:gfx942")],
+)
+def test_a_product_compiles_without_spills(product: str, target: str) -> None:
+    """Whole tiles are read through shared memory, in as many stages as asked for where they are more than two."""
+    tiles = linear_tiles.Tiles(128, 128, 64, 8, 3)
+    (made,) = compile_each([(linear_kernel(product, tiles, torch.bfloat16, target), target)])
+    assert problems(made) == []
+    assert made.resources is not None
+    assert made.resources.shared >= 2 * (128 + 128) * 64 * 2
 
 
 @pytest.mark.parametrize("high", [0, None])

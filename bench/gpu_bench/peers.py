@@ -44,12 +44,39 @@ def of_rows(context: Context, name: str, operands: Sequence[Tensor]) -> dict[str
         return {"liger": liger.liger_swiglu}
     if name.startswith("rms_norm") and len(wide) == 2 and len(gains) == 1 and same:
         return {"liger": partial(_residual_norm, liger.liger_rms_norm, wide, gains[0])}
+    if name.startswith("rms_norm") and "turn" in name and _are_queries_and_keys(operands):
+        return {"liger, three kernels": partial(_norms_and_turn, liger, _angles(operands))}
     return {}
 
 
 def _residual_norm(norm: Function, wide: Sequence[int], gain: int, *operands: Tensor) -> Tensor:
     """The norm of the first, added to the second: which is which moves no other bytes."""
     return operands[wide[1]] + norm(operands[wide[0]], operands[gain], EPS, in_place=False)
+
+
+def _are_queries_and_keys(operands: Sequence[Tensor]) -> bool:
+    """`q [rows, heads * D]`, its gain `[heads, D]`, and the same of k."""
+    if len(operands) < 4 or any(x.dim() != 2 for x in operands[:4]):
+        return False
+    return all(gain.numel() == x.shape[1] for x, gain in (operands[0:2], operands[2:4]))
+
+
+def _angles(operands: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[1, rows, D]`, made beforehand: ours makes its own."""
+    q, head = operands[0], operands[1].shape[1]
+    turns = 0.01 ** torch.linspace(0, 1, head // 2, device=q.device)
+    angles = torch.arange(q.shape[0], device=q.device)[:, None] * turns
+    both = torch.cat([angles, angles], -1)[None]
+    return both.cos().to(q.dtype), both.sin().to(q.dtype)
+
+
+def _norms_and_turn(liger: Any, angles: tuple[Tensor, Tensor], *operands: Tensor) -> tuple[Tensor, Tensor]:
+    """Both norms over all heads, then the turn."""
+    normed = []
+    for x, gain in (operands[0:2], operands[2:4]):
+        y = liger.liger_rms_norm(x, gain.reshape(-1), EPS, in_place=False)
+        normed.append(y.view(1, x.shape[0], *gain.shape).transpose(1, 2))
+    return liger.liger_rope(*normed, *angles)
 
 
 # -- tables --------------------------------------------------------------------------------------------
