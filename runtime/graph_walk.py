@@ -6,16 +6,36 @@ sees operands of its real size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..codegen.functions.attention import attend_packed
+from ..codegen.gpu.attention import attend
+from ..codegen.logits.op import LogitsOp
 from ..codegen.lower import signature
 from ..codegen.origin import user_span
+from ..codegen.rowwise.fused import FusedOp
 from .sample_inputs import Lengths, sample_arguments
+
+
+def meanings_of(module: fx.GraphModule) -> dict[fx.Node, Callable[..., Any]]:
+    """By torch alone, what each call of a kernel stands for; before kernels are attached."""
+    found: dict[fx.Node, Callable[..., Any]] = {}
+    for node in module.graph.nodes:
+        if isinstance(node.target, FusedOp | LogitsOp):
+            found[node] = node.target
+        elif node.target is attend:
+            found[node] = _attend
+    return found
+
+
+def _attend(*args: Any, **kwargs: Any) -> Tensor:
+    # Intervals only say again, once for many calls, what the band says.
+    return attend_packed(*args, **{name: value for name, value in kwargs.items() if name != "intervals"})
 
 
 @dataclass(frozen=True)
@@ -29,12 +49,22 @@ class Call:
 
 
 class GraphWalk(fx.Interpreter):
-    """`lengths`: rows of each example along each axis; `working`: the type in which the graph computes reals."""
+    """`lengths`: rows of each example along each axis; `working`: the type in which the graph computes reals;
+    `meanings`: what calls of kernels compute, which runs in their place where they do not: the walk goes on.
+    """
 
-    def __init__(self, module: fx.GraphModule, lengths: Lengths, device: torch.device, working: torch.dtype) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        lengths: Lengths,
+        device: torch.device,
+        working: torch.dtype,
+        meanings: Mapping[fx.Node, Callable[..., Any]] | None = None,
+    ) -> None:
         super().__init__(module)
         self.traced = module
         self.lengths, self.device, self.working = lengths, device, working
+        self.meanings = meanings or {}
         self.weights: dict[tuple[Any, ...], Tensor] = {}
 
     def calls(self) -> Iterator[Call]:
@@ -50,9 +80,19 @@ class GraphWalk(fx.Interpreter):
                 place = "" if span is None else f"{span.source.name}:{span.line}"
                 yield Call(node, *self.fetch_args_kwargs_from_env(node), place)
             with torch.no_grad():
-                self.env[node] = self.run_node(node)
+                self.env[node] = self._made(node)
             for dead in self.user_to_last_uses.get(node, ()):
                 del self.env[dead]
+
+    def _made(self, node: fx.Node) -> Any:
+        try:
+            return self.run_node(node)
+        except Exception:
+            meaning = self.meanings.get(node)
+            if meaning is None:
+                raise
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            return meaning(*args, **kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
         """A weight: random numbers of its shape, the same for all of that shape."""

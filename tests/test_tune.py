@@ -22,11 +22,13 @@ from weft.codegen.gpu import linear_tiles, scatter
 from weft.codegen.gpu.attention import attend
 from weft.codegen.gpu.attention_library import attend_by_torch
 from weft.codegen.linear_text import linear_kernel
+from weft.codegen.lower import empty_weights, lower
 from weft.codegen.pipeline import GPU_PASSES, optimise, with_choices
 from weft.codegen.rowwise.fused import FusedOp
 from weft.runtime.ahead_of_time import compile_each, problems
 from weft.runtime.compiled import open_artifact
 from weft.runtime.errors import LoadFault
+from weft.runtime.graph_walk import GraphWalk, meanings_of
 from weft.runtime.kernels import attach_kernels
 from weft.runtime.measured import INTERPRETER, choices_for, measured_on, table_for
 from weft.runtime.model import Model, check_file
@@ -238,6 +240,22 @@ def test_whose_measurements_are_meant() -> None:
             measured_on(two, wanted, "f")
     with pytest.raises(LoadFault, match="of no device"):
         measured_on(Table(), None, "f")
+
+
+def test_a_walk_goes_on_behind_a_kernel_that_fails(spec: Path) -> None:
+    program = check_file(spec, "tiny").objectives["next_token"]
+    module = optimise(lower(program, empty_weights(program.weights, torch.float32, "meta")), GPU_PASSES)
+    meanings = meanings_of(module)
+    for node in meanings:
+        node.target = out_of_memory
+    walk = GraphWalk(module, {"seq": (5, 3)}, CPU, torch.float32, meanings)
+    assert [call.node for call in walk.calls() if call.node in meanings] == list(meanings)
+    with pytest.raises(MemoryError):
+        list(GraphWalk(module, {"seq": (5, 3)}, CPU, torch.float32).calls())
+
+
+def out_of_memory(*args: object, **kwargs: object) -> None:
+    raise MemoryError
 
 
 # ---- the command -------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from weft.codegen.rowwise.kernel_texts import row_work
 from weft.codegen.score.cost import Rows, kernel_cost
 from weft.codegen.score.graph_keys import attention_keys
 from weft.codegen.score.kernels import KERNELS, plan_of
-from weft.runtime.graph_walk import Call, GraphWalk
+from weft.runtime.graph_walk import Call, GraphWalk, meanings_of
 from weft.runtime.kernels import attach_kernels
 from weft.runtime.measured import choices_for, device_name, table_for
 from weft.runtime.model import check_file
@@ -89,8 +89,10 @@ def _of_size(context: Context, size: Size, found: dict[str, float]) -> Iterator[
     ops: dict[fx.Node, Any] = {node: node.target for node in module.graph.nodes}
     keys = {node: key for key, nodes in attention_keys(module).items() for node in nodes}
     plain = plain_attentions(module)
+    meanings = meanings_of(module)
     attach_kernels(module)
-    walk = GraphWalk(module, equal_examples(signature(module), size.rows, size.length), context.device, dtype)
+    lengths = equal_examples(signature(module), size.rows, size.length)
+    walk = GraphWalk(module, lengths, context.device, dtype, meanings)
     seen: set[object] = set()
     for call in walk.calls():
         op = ops[call.node]
