@@ -30,14 +30,20 @@ from torch import fx
 
 from ..dsl.check import Checked
 from ..dsl.program import Weight
+from .choices import Choices
 from .emit import Imports, method
 from .emit_kernels import kernels_text
 from .graph_context import CompilerBug
+from .kernel_text import KernelText
 from .lower import empty_weights, lower, signature
 from .passes.joined_linears import joined_paths
+from .passes.measured_choices import choices_of
 from .pipeline import Pass, optimise
+from .score.configurations import Configuration as AttentionTiles
 from .score.graph_keys import attention_keys
 from .score.kernels import module_text
+from .subjects import chosen_tiles, table_subject, table_tiling
+from .table_gradients import tables_added
 from .targets import TARGETS
 
 FORMAT = "weft-artifact"
@@ -68,14 +74,15 @@ def compile_to(
     target: str = "cpu",
     inspect: Inspect | None = None,
     report: Report | None = None,
+    tuning: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes the artifact of a checked spec: its main model, and a loss method for each objective.
 
-    `target` is what it is made for; `inspect` says what each kernel takes there, for the manifest; `report` makes
-    report.html.
+    `target` is what it is made for; `inspect` says what each kernel takes there, and `tuning` what the choices in
+    `passes` were measured by, for the manifest; `report` makes report.html.
     """
     folder = Path(folder)
-    files = artifact_files(checked, dtype, passes, weft_version, target, inspect, report)
+    files = artifact_files(checked, dtype, passes, weft_version, target, inspect, report, tuning)
     if folder.exists() and not _is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there and is no artifact: give a new or empty folder")
     try:
@@ -119,6 +126,7 @@ def artifact_files(
     target: str = "cpu",
     inspect: Inspect | None = None,
     report: Report | None = None,
+    tuning: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, str]:
     """The text of every file by name."""
     weights = {weight.path: weight for weight in checked.weights.values()}
@@ -141,20 +149,43 @@ def artifact_files(
         meanings = Imports({("gpu", launcher) for launcher in launchers})
         files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")
         imports.modules |= meanings.modules
+    choices = next((found for graph in fused.values() if (found := choices_of(graph)) is not None), None)
+
+    def measured(text: KernelText, its_target: str) -> AttentionTiles | None:
+        return chosen_tiles(text, choices) if choices is not None and its_target == target else None
+
     attentions = {key: None for graph in fused.values() for key in attention_keys(graph)}
     for number, key in enumerate(attentions, 1):
         name = "attention.py" if number == 1 else f"attention_{number}.py"
-        files[name] = module_text(key, ATTENTION_TARGETS, f"of {_file_name(checked)}")
+        files[name] = module_text(key, ATTENTION_TARGETS, f"of {_file_name(checked)}", measured)
         imports.modules.add(("gpu", "attention"))
     if attentions:
         files["__init__.py"] = _PACKAGE.replace("from .model", f"from . import {_stems(len(attentions))}\nfrom .model")
+    files["__init__.py"] += _tilings(fused.values(), choices, imports)
     files.update(copied_modules(imports.modules))
     if report is not None:
         files["report.html"] = report(references, fused)
     manifest = _manifest(checked, references, weights, dtype, passes, weft_version, files)
     manifest |= {"target": target, "kernels": inspect(tuple(fused.values())) if inspect else []}
+    manifest |= {"tuning": [dict(row) for row in tuning]} if tuning else {}
     files[MANIFEST] = json.dumps(manifest, indent=1) + "\n"
     return files
+
+
+def _tilings(graphs: Iterable[fx.GraphModule], choices: Choices | None, imports: Imports) -> str:
+    """Lines that set how gradients of tables are added up, where that was measured."""
+    if choices is None:
+        return ""
+    lines = []
+    for width, dtype in dict.fromkeys(table for graph in graphs for table in tables_added(graph)):
+        choice = choices.best.get(table_subject(width, dtype))
+        if choice is not None:
+            numbers = tuple(table_tiling(choice.configuration))
+            lines.append(f"scatter.use({width}, {dtype}, scatter.Tiling{numbers})\n")
+    if not lines:
+        return ""
+    imports.modules.add(("gpu", "scatter"))
+    return "".join(["\nimport torch\n\nfrom .gpu import scatter\n\n# Measured.\n", *lines])
 
 
 def _stems(count: int) -> str:

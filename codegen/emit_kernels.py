@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .emit import Imports, KernelOp, function
+from .gpu.rowwise import PROGRAMS
 from .logits import text as logits_text
 from .logits.op import LogitsOp
 from .rowwise.fused import FusedOp
@@ -31,7 +32,7 @@ def kernels_text(ops: Iterable[KernelOp], imports: Imports, made_from: str) -> s
             continue
         meaning = function(f"{op.name}_meaning", op.meaning, imports)
         kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
-        parts += [meaning, *kernels, render("fused.py.j2", op=_call(op))]
+        parts += [meaning, *kernels, render("fused.py.j2", op=_call(op), usual_programs=PROGRAMS)]
     return render("kernels.py.j2", made_from=made_from, imports=imports, parts=parts)
 
 
@@ -48,6 +49,7 @@ class _Kernel:
     warps: int
     stages: int
     is_accumulated: bool
+    programs: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def _kernel(plan: RowPlan) -> _Kernel:
         warps=plan.warps,
         stages=plan.stages,
         is_accumulated=plan.is_accumulated,
+        programs=plan.programs if plan.has_sums else PROGRAMS,
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
+from .choices import Choices
 from .facts import WORKING
 from .gpu import attention_caches
 from .gpu.attention import attend
@@ -30,6 +32,7 @@ from .passes.dead_code import drop_dead_code
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
 from .passes.joined_linears import join_linears_on_gpu
+from .passes.measured_choices import use_choices
 from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
@@ -120,6 +123,13 @@ ATTENTION: tuple[Callable[..., Any], ...] = (
     attention_caches.attend_extend,
     attention_caches.attend_general,
 )
+
+
+def with_choices(passes: tuple[Pass, ...], choices: Choices) -> tuple[Pass, ...]:
+    """The passes, then what was measured on a device."""
+    why = "what was measured instead of defaults; last, when the calls are what they stay"
+    return (*passes, Pass("measured-choices", partial(use_choices, choices=choices), why))
+
 
 Watch = Callable[[Pass, fx.GraphModule], None]
 

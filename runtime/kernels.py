@@ -9,32 +9,52 @@ import hashlib
 import importlib.util
 import sys
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import fx
 
 from ..codegen.emit import Imports, KernelOp
 from ..codegen.emit_kernels import kernels_text
+from ..codegen.gpu import scatter
+from ..codegen.passes.measured_choices import choices_of
 from ..codegen.pipeline import ATTENTION
 from ..codegen.score.load import connect
+from ..codegen.subjects import table_subject, table_tiling
+from ..codegen.table_gradients import tables_added
 
 
 def attach_kernels(module: fx.GraphModule) -> None:
     """Afterwards fused calls launch their kernels on a GPU, and run what they stand for on a CPU."""
-    if any(node.target in ATTENTION for node in module.graph.nodes):
-        connect()
+    choices = choices_of(module)
+    if choices is not None or any(node.target in ATTENTION for node in module.graph.nodes):
+        connect(choices)
+    if choices is not None:
+        for width, dtype in tables_added(module):
+            choice = choices.best.get(table_subject(width, dtype))
+            if choice is not None:
+                scatter.use(width, dtype, table_tiling(choice.configuration))
     ops = {node.target.name: node.target for node in module.graph.nodes if isinstance(node.target, KernelOp)}
     if not ops:
         return
-    home = Imports.__module__.rpartition(".")[0]
-    text = kernels_text(ops.values(), Imports(home=f"{home}."), f"of {module._get_name()}")
-    kernels = _load(text)
+    kernels = _loaded(ops.values(), module._get_name())
     for node in module.graph.nodes:
         if isinstance(node.target, KernelOp):
             node.target = getattr(kernels, node.target.name)
     module.recompile()
+
+
+def launchable(op: KernelOp) -> Any:
+    """A call by itself: what `attach_kernels` puts in its place."""
+    return getattr(_loaded([op], op.name), op.name)
+
+
+def _loaded(ops: Iterable[KernelOp], made_from: str) -> ModuleType:
+    home = Imports.__module__.rpartition(".")[0]
+    return _load(kernels_text(ops, Imports(home=f"{home}."), f"of {made_from}"))
 
 
 @cache

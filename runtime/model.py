@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from ..codegen.graph_context import NotLowered
 from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.ops import OPS
-from ..codegen.pipeline import Pass, asks_for_kernels, optimise, passes_for
+from ..codegen.pipeline import Pass, asks_for_kernels, optimise, passes_for, with_choices
 from ..codegen.signature import Signature
 from ..codegen.weight_tree import WeightTree
 from ..dsl.check import Checked, check, read_source
@@ -35,8 +35,10 @@ from .compiled import ARTIFACT, open_artifact
 from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault, RuntimeFault
 from .initialise import initialise
+from .measured import choices_for, device_name, table_for
 from .packed import Batch, named_outputs, pack, require_rows
 from .run_folder import latest_checkpoint
+from .tuning import Table
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -56,8 +58,10 @@ class Model(WeightTree):
         device: torch.device | str | None = None,
         seed: int | None = 0,
         passes: tuple[Pass, ...] | None = None,
+        tuning: Table | None = None,
     ) -> None:
-        """`seed` None leaves the weights uninitialised, for a caller that fills them."""
+        """`seed` None leaves the weights uninitialised, for a caller that fills them. `tuning`: what was measured, for
+        the default passes on a GPU."""
         super().__init__()
         if not checked.models:
             raise LoadFault(f"{checked.source.name} declares no model")
@@ -65,6 +69,8 @@ class Model(WeightTree):
         self.program: Program = checked.model
         self.weights: dict[str, Weight] = checked.weights
         self._passes = passes
+        self._tuning = tuning
+        self._tuned: dict[torch.device, tuple[Pass, ...]] = {}
         self._asked_dtype = dtype
         self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
         self._given: dict[tuple[object, ...], Program] = {}
@@ -87,7 +93,15 @@ class Model(WeightTree):
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        return passes_for(self.device) if self._passes is None else self._passes
+        if self._passes is not None:
+            return self._passes
+        device = self.device
+        if self._tuning is None or device.type != "cuda":
+            return passes_for(device)
+        if device not in self._tuned:
+            choices = choices_for(self._tuning, device_name(device))
+            self._tuned[device] = with_choices(passes_for(device), choices)
+        return self._tuned[device]
 
     @property
     def device(self) -> torch.device:
@@ -230,11 +244,13 @@ def load(
     device: torch.device | str | None = None,
     seed: int = 0,
     passes: tuple[Pass, ...] | None = None,
+    tuning: str | Path | None = None,
 ) -> torch.nn.Module:
     """A model from a spec file, a checkpoint folder (of a run: its newest) or a compiled artifact.
 
     A spec's weights start as it says, drawn from `seed`. `dtype` defaults to float32 for a spec, to the stored type
-    else. On the "meta" device nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
+    else. `tuning` is a file that `weft tune` wrote, or an artifact made with one; a spec has the tuning.json beside it
+    by default. On the "meta" device nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
     Raises SpecErrors for the spec, LoadFault or another RuntimeFault of one line for everything else.
     """
     if dtype is not None and dtype not in PRECISIONS:
@@ -246,13 +262,15 @@ def load(
     if path.is_dir():
         if (path / MANIFEST).is_file():
             _no_choices(path, size, overrides, "checkpoint")
-            return from_checkpoint(path, dtype, device, passes)
+            return from_checkpoint(path, dtype, device, passes, table_for(tuning))
         if (path / ARTIFACT).is_file():
             _no_choices(path, size, overrides, "compiled artifact")
+            if tuning is not None:
+                raise LoadFault(f"{path} is a compiled artifact, whose choices are made: tuning is for `weft compile`")
             return open_artifact(path, device, dtype)
         raise LoadFault(f"{path} is neither a checkpoint (no {MANIFEST}) nor a compiled artifact (no {ARTIFACT})")
     checked = check_file(path, size, overrides)
-    return Model(checked, dtype or torch.float32, device, seed, passes)
+    return Model(checked, dtype or torch.float32, device, seed, passes, table_for(tuning, path))
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -279,7 +297,11 @@ def check_file(path: Path, size: str | None = None, overrides: Mapping[str, obje
 
 
 def from_checkpoint(
-    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, passes: tuple[Pass, ...] | None
+    path: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    passes: tuple[Pass, ...] | None,
+    tuning: Table | None = None,
 ) -> Model:
     """The model of a checkpoint folder: its own spec text, its sizes, its weights."""
     manifest = read_manifest(path)
@@ -287,7 +309,7 @@ def from_checkpoint(
     saved = read_weights(path, manifest)
     # The widest: an imported checkpoint may keep its norms in float32 beside bfloat16 matrices.
     stored = reduce(torch.promote_types, (tensor.dtype for tensor in saved.values())) if saved else torch.float32
-    model = Model(checked, dtype or stored, device, seed=None, passes=passes)
+    model = Model(checked, dtype or stored, device, seed=None, passes=passes, tuning=tuning)
     if model.device.type != "meta":
         apply_weights(dict(model.by_path()), saved, path)
     return model

@@ -43,6 +43,7 @@ class RunConfig(BaseModel):
         "auto", description="bfloat16: float32 weights, matrix products in bf16; auto: that on CUDA, else float32"
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes CUDA where there is one")
+    tuning: str | None = Field(None, description="file of `weft tune`; by default the tuning.json beside the spec")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch")
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order and draws")
 

@@ -171,7 +171,7 @@ def _load_model(config: RunConfig) -> Model:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     # Started from the seed even when the weights come from a checkpoint: what is resumed must be the same program.
-    model = load(config.spec, config.size, config.overrides or None, dtype, device, config.seed)
+    model = load(config.spec, config.size, config.overrides or None, dtype, device, config.seed, tuning=config.tuning)
     if not isinstance(model, Model):
         raise RuntimeFault(f"{config.spec} is a compiled artifact, which has no objective: train its spec")
     return model

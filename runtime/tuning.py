@@ -11,59 +11,22 @@ knows a GPU: `run` times a candidate, and may raise.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..codegen.kernel_text import KernelText
-from .errors import LoadFault
+from ..codegen.artifact import MANIFEST
+from ..codegen.configuration import Configuration
+from .errors import LoadFault, RuntimeFault
 
 # A message can be a compiler's whole module.
 _LONGEST_FAILURE = 200
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What may be chosen freely without changing what is computed.
-
-    implementation   "triton" for ours; another name for a library's that does the same, such as "torch"
-    constants        (name, value) of the constants that are chosen, sorted by name
-    warps, stages    as in KernelText; 0 where the implementation has none
-    """
-
-    constants: tuple[tuple[str, Any], ...] = ()
-    warps: int = 0
-    stages: int = 0
-    implementation: str = "triton"
-
-    def applied(self, kernel: KernelText) -> KernelText:
-        """The kernel in this configuration. ValueError for a constant that it does not have."""
-        chosen = dict(self.constants)
-        stray = chosen.keys() - {name for name, _ in kernel.constants}
-        if stray:
-            raise ValueError(f"kernel `{kernel.name}` has no constant {', '.join(sorted(stray))}")
-        constants = tuple((name, chosen.get(name, value)) for name, value in kernel.constants)
-        return replace(kernel, constants=constants, warps=self.warps, stages=self.stages)
-
-
-def configuration(kernel: KernelText, tuned: Collection[str]) -> Configuration:
-    """The configuration that a kernel is in; `tuned` names the constants that are chosen freely."""
-    constants = tuple(sorted((name, value) for name, value in kernel.constants if name in tuned))
-    return Configuration(constants, kernel.warps, kernel.stages)
-
-
-def kernel_hash(kernel: KernelText, tuned: Collection[str]) -> str:
-    """A kernel without its configuration: equal for all candidates, another one whenever the text changes."""
-    fixed = [(name, value) for name, value in kernel.constants if name not in tuned]
-    parts = [kernel.name, kernel.text, kernel.arguments, fixed, sorted(tuned), sorted(kernel.divisible)]
-    return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()[:16]
 
 
 def bucket(**sizes: int) -> tuple[tuple[str, int], ...]:
@@ -101,10 +64,14 @@ class Table:
     rows: tuple[Row, ...] = ()
 
     def choose(self, key: Key, default: Configuration, versions: tuple[tuple[str, str], ...] = ()) -> Configuration:
-        """The fastest known configuration: of these versions where they were measured, else of any.
+        """The fastest known configuration; `default` where nothing is known of the kernel on this device."""
+        found = self.fastest(key, versions)
+        return default if found is None else found.configuration
 
-        Sizes that were not measured take the nearest that were, by powers of two. `default` where nothing is known of
-        the kernel on this device.
+    def fastest(self, key: Key, versions: tuple[tuple[str, str], ...] = ()) -> Row | None:
+        """The row of the fastest configuration: of these versions where they were measured, else of any.
+
+        Sizes that were not measured take the nearest that were, by powers of two.
         """
         known = [
             row
@@ -112,11 +79,16 @@ class Table:
             if row.microseconds is not None and (row.key.kernel, row.key.device) == (key.kernel, key.device)
         ]
         found = [
-            (distance, row.versions != versions, row.microseconds, _order(row), row.configuration)
+            (distance, row.versions != versions, row.microseconds, _order(row), row)
             for row in known
             if (distance := _distance(row.key.bucket, key.bucket)) is not None
         ]
-        return min(found, key=lambda one: one[:-1])[-1] if found else default
+        return min(found, key=lambda one: one[:-1])[-1] if found else None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those that something was measured on, sorted."""
+        return tuple(sorted({row.key.device for row in self.rows if row.microseconds is not None}))
 
     def failed(self, key: Key, versions: tuple[tuple[str, str], ...]) -> frozenset[Configuration]:
         """What need not be tried again: it failed in the same versions, and did not turn out the fastest since."""
@@ -135,6 +107,10 @@ def merge(*tables: Table | Iterable[Row]) -> Table:
     for row in sorted(rows, key=_order):
         kept.setdefault((row.key, row.versions, None if row.failure is None else row.configuration), row)
     return Table(tuple(sorted(kept.values(), key=_order)))
+
+
+class DeviceLost(RuntimeFault):
+    """Nothing runs on the device any more: what a candidate did to it, the others would be blamed for."""
 
 
 # ---- measuring ---------------------------------------------------------------------------------
@@ -166,6 +142,8 @@ def measure(
             break
         try:
             microseconds = float(run(candidate))
+        except DeviceLost:
+            raise
         except Exception as error:  # noqa: BLE001  drivers and compilers raise anything; another candidate may do
             text = " ".join(f"{type(error).__name__}: {error}".split())
             trials.append(Trial(candidate, None, text[:_LONGEST_FAILURE]))
@@ -202,7 +180,10 @@ def tune(
 
 
 def read(path: Path) -> Table:
-    """The rows of a file; an empty table where there is none. LoadFault for a line that is not a row."""
+    """The rows of a file, or of an artifact's manifest; an empty table where there is none. LoadFault for what is not a
+    row."""
+    if path.is_dir():
+        return _of_artifact(path)
     if not path.exists():
         return Table()
     rows = []
@@ -214,6 +195,20 @@ def read(path: Path) -> Table:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise LoadFault(f"{path}:{number}: not a row of measurements ({error})") from None
     return merge(rows)
+
+
+def _of_artifact(folder: Path) -> Table:
+    """An artifact says what it was made with."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return merge([_row(data) for data in manifest.get("tuning", [])])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise LoadFault(f"{folder} is no compiled artifact with measurements in its {MANIFEST}") from None
+
+
+def plain_rows(table: Table, device: str) -> list[dict[str, Any]]:
+    """What was measured to be fastest on a device, as data for a manifest."""
+    return [_plain(row) for row in table.rows if row.key.device == device and row.microseconds is not None]
 
 
 def write(path: Path, table: Table) -> None:

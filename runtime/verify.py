@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
+from torch.nn import functional
 
 from ..codegen.decode import DecodeGraphs
 from ..codegen.functions.attention import attend_packed
+from ..codegen.gpu import linear_tiles
 from ..codegen.gpu.attention import attend
+from ..codegen.gpu.attention_library import attend_by_torch
 from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
 from ..codegen.rowwise.fused import FusedOp
-from ..codegen.signature import Signature, Slot
+from ..codegen.signature import Signature
 from ..codegen.spec_comment import comment
 from ..dsl.check import Checked
 from ..dsl.diagnostics import SpecErrors
@@ -40,6 +43,7 @@ from .errors import GenerateFault, RuntimeFault
 from .kernels import attach_kernels
 from .model import Model
 from .packed import offsets_of
+from .sample_inputs import sample_inputs
 
 # Of the largest entry of the truth: rounding of one region, whose statistics are summed in at least float32.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-3}
@@ -150,7 +154,7 @@ class _Check:
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
         self.lengths = _lengths(self.signature)
-        self.inputs = _inputs(self.signature, self.lengths, seed, model.device)
+        self.inputs = sample_inputs(self.signature, self.lengths, seed, model.device)
 
     def arguments(self, dtype: torch.dtype) -> list[Tensor]:
         """Reals hold the same numbers in every type: those that the checked type can hold."""
@@ -266,7 +270,7 @@ class _Check:
         _attach(decoder.graphs)
         axis = decoder.graphs.plan.axis.name
         lengths = {**self.lengths, axis: tuple(max(length, 1) for length in self.lengths[axis])}
-        inputs = _inputs(self.signature, lengths, 1, self.model.device)
+        inputs = sample_inputs(self.signature, lengths, 1, self.model.device)
         self.inputs, self.lengths = inputs, lengths
         want, near = _run(self.truth, self.arguments(torch.float64)), _run(self.unfused, self.arguments(self.dtype))
         rows, once = self._split(axis)
@@ -324,19 +328,29 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
             meaning = node.target.meaning
             results: Any = meaning.graph.output_node().args[0]
             inside = [inner for inner in meaning.graph.nodes if inner.op == "call_function"]
-            found[node.name] = _Call(partial(_run_wide, meaning), _listed(results), inside)
+            found[node.name] = _Call(partial(run_wide, meaning), _listed(results), inside)
         elif node.target is attend:
             found[node.name] = _Call(_attend, [node], [node])
+        elif node.target is attend_by_torch:
+            found[node.name] = _Call(lambda args, kwargs: attend_packed(*args, **kwargs), [node], [node])
+        elif node.target is linear_tiles.linear:
+            found[node.name] = _Call(_linear, [node], [node])
     return found
 
 
-def _run_wide(meaning: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def run_wide(meaning: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a graph computes with every type it names taken for float64."""
     return _Wide(meaning).run(*args, **kwargs)
 
 
 def _attend(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     # Intervals only say again, once for many calls, what the band says.
     return attend_packed(*args, **{name: value for name, value in kwargs.items() if name != "intervals"})
+
+
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    # What is left of the arguments says in which tiles.
+    return functional.linear(*args, **{name: value for name, value in kwargs.items() if name == "bias"})
 
 
 class _Operands(fx.Interpreter):
@@ -422,24 +436,6 @@ def _in_pieces(
 
 def _lengths(shape: Signature) -> dict[str, tuple[int, ...]]:
     return {axis: LENGTHS[number:] + LENGTHS[:number] for number, axis in enumerate(shape.axes)}
-
-
-def _inputs(shape: Signature, lengths: Mapping[str, tuple[int, ...]], seed: int, device: torch.device) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [_input(slot, lengths, generator).to(device) for slot in shape.inputs]
-
-
-def _input(slot: Slot, lengths: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
-    lead = () if not slot.per_example else (len(LENGTHS),)
-    lead = (sum(lengths[slot.rows]),) if slot.rows is not None else lead
-    size = (*lead, *slot.shape)
-    match slot.kind:
-        case "real":
-            return torch.randn(size, generator=generator, dtype=torch.float64)
-        case "flag":
-            return torch.rand(size, generator=generator) < 0.5
-        case _:
-            return torch.randint(slot.limit or 100, size, generator=generator)
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------

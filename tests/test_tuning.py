@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.gpu_kernels import NORM, matmul
+from weft.codegen.configuration import Configuration, configuration, kernel_hash
 from weft.runtime.errors import LoadFault
 from weft.runtime.tuning import (
-    Configuration,
     Key,
     Row,
     Table,
     bucket,
-    configuration,
-    kernel_hash,
     measure,
     merge,
     read,

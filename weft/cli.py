@@ -26,6 +26,7 @@ COMMANDS = {
     "explain": "Explain an error code, with a wrong and a right spec.",
     "inspect": "Show what a spec means: graph, axes, params, causality, decoding.",
     "verify": "Compare what the compiler makes of a spec with float64.",
+    "tune": "Measure which kernels are fastest on this machine's GPU.",
     "compile": "Lower a spec and write it to a folder.",
     "train": "Train a spec's objective on files.",
     "generate": "Continue a prompt with a trained checkpoint.",

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from weft.faults import CommandFault
 
 if TYPE_CHECKING:
+    from weft.codegen.choices import Choices
     from weft.codegen.targets import Device, Target
     from weft.dsl.check import Checked, Result
     from weft.dsl.diagnostics import SpecError
     from weft.dsl.program import Program
     from weft.dsl.source import Source
+    from weft.runtime.tuning import Table
 
 STDIN = "-"
 
@@ -61,6 +63,19 @@ def known_device(name: str) -> Device:
         return device(name)
     except UnknownTarget as error:
         raise CommandFault(str(error), 2) from None
+
+
+def measured(path: str, tuning: str | None, tuned_for: str | None) -> tuple[Table, Choices] | None:
+    """What `weft tune` measured, for a command that makes code for a device that need not be here: of the file given,
+    or of the one beside the spec."""
+    from weft.runtime.measured import choices_for, measured_on, table_for
+
+    table = table_for(tuning, None if path == STDIN else Path(path))
+    if table is None:
+        if tuned_for is not None:
+            raise CommandFault("--tuned-for goes with --tuning, or with a tuning.json beside the spec", 2)
+        return None
+    return table, choices_for(table, measured_on(table, tuned_for, tuning or "the tuning.json beside the spec"))
 
 
 def cache_folder() -> Path:

@@ -78,6 +78,7 @@ def open_text_model(
     device: str | None,
     threads: int | None,
     of: str | None = None,
+    tuning: str | None = None,
 ) -> TextModel:
     """The newest checkpoint of a run, or the one named, with the tokenizer it was trained with. `of` names a model of
     its spec; without it, the main one is meant, or the only one that continues ids."""
@@ -89,7 +90,7 @@ def open_text_model(
         raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
     folder = latest_checkpoint(Path(path))
     manifest = read_manifest(folder)
-    model = load(folder, dtype=PRECISIONS.get(precision or ""), device=_device(device))
+    model = load(folder, dtype=PRECISIONS.get(precision or ""), device=_device(device), tuning=tuning)
     if not isinstance(model, Model):
         raise CommandFault(f"{folder} is a compiled artifact, which has no decoder; name a checkpoint")
     program = _program(model, of)

@@ -75,6 +75,17 @@ def provide(maker: Maker) -> None:
         _makers.append(maker)
 
 
+def forget() -> None:
+    """Kernels are made anew when they are next called for."""
+    if _makers:
+        _kernels.clear()
+
+
+def made() -> tuple[tuple[Key, str, str], ...]:
+    """What is in the table: keys, names and targets."""
+    return tuple(_kernels)
+
+
 def find(key: Key, name: str, target: str) -> Kernel:
     """The kernel `name` for a target such as "cuda:90" or "interpreter". KeyError: nobody has it or can make it."""
     found = _kernels.get((key, name, target))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Programs that share the rows of a kernel with sums: each keeps a partial sum, so their number is part of the result.
-# It is fixed, so that the same sums come out on every device.
+# It is fixed in a plan, so that the same sums come out on every device.
 PROGRAMS = 256
 
 
@@ -41,6 +41,7 @@ class RowKernel:
     warps: int
     stages: int
     is_accumulated: bool = False
+    programs: int = PROGRAMS  # at most, where there are sums over rows
 
     def __call__(self, operands: Sequence[Tensor], saves: bool = True) -> tuple[Tensor, ...]:
         """Results that are for the backward alone have no rows where it does not save them."""
@@ -50,7 +51,7 @@ class RowKernel:
         rows = next(t.shape[0] for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row)
         like = read[0]
         tiles = -(-rows // self.block_rows)
-        programs = min(tiles, PROGRAMS) if any(not made.by_row for made in self.results) else tiles
+        programs = min(tiles, self.programs) if any(not made.by_row for made in self.results) else tiles
         programs = max(programs, 1)
         results = [
             self._empty(made, rows if saves or not made.is_saved else 0, programs, like) for made in self.results

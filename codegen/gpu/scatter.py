@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,27 @@ TILE = 32
 BLOCK_E = 512
 BLOCK_T = 16
 WARPS = 4
+
+
+class Tiling(NamedTuple):
+    """Positions and entries of a program, and its warps."""
+
+    tile: int
+    block_e: int
+    warps: int
+
+
+_measured: dict[tuple[int, torch.dtype], Tiling] = {}
+
+
+def use(width: int, dtype: torch.dtype, tiling: Tiling) -> None:
+    """From now on rows of `width` entries are added in this tiling, which is part of the order of the sums."""
+    _measured[width, dtype] = tiling
+
+
+def tiling_of(width: int, dtype: torch.dtype) -> Tiling:
+    """The tiling in use: the default one unless another was measured to be better."""
+    return _measured.get((width, dtype)) or Tiling(TILE, block_entries(width), WARPS)
 
 
 def add_rows(index: Tensor, rows: Tensor, count: int) -> Tensor:
@@ -41,20 +62,20 @@ def _add(ids: Tensor, rows: Tensor, sums: Tensor) -> None:
     # Shorter keys sort faster.
     keys = ids.to(torch.int32) if sums.shape[0] < 2**31 else ids
     in_order, order = torch.sort(keys, stable=True)
-    tiles = -(-n_rows // TILE)
+    tile, block, warps = tiling_of(width, rows.dtype)
+    tiles = -(-n_rows // tile)
     parts = rows.new_empty((tiles, 2, width), dtype=_wide(rows))
-    block = block_entries(width)
     grid = (tiles, -(-width // block))
     kernels.sum_runs[grid](
-        in_order, order, rows, sums, parts, n_rows, WIDTH=width, TILE=TILE, BLOCK_E=block, num_warps=WARPS
+        in_order, order, rows, sums, parts, n_rows, WIDTH=width, TILE=tile, BLOCK_E=block, num_warps=warps
     )  # fmt: skip
     if tiles > 1:
-        last = in_order[TILE - 1 :: TILE].contiguous()
+        last = in_order[tile - 1 :: tile].contiguous()
         run_end = torch.searchsorted(in_order, last, right=True)
         # The last tile has none after it.
         kernels.join_parts[(tiles - 1, grid[1])](
-            in_order, run_end, parts, sums, n_rows, WIDTH=width, TILE=TILE, BLOCK_E=block, BLOCK_T=BLOCK_T,
-            num_warps=WARPS,
+            in_order, run_end, parts, sums, n_rows, WIDTH=width, TILE=tile, BLOCK_E=block, BLOCK_T=BLOCK_T,
+            num_warps=warps,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ...dsl.source import Span
 from ..gpu import logits_torch
 from ..gpu.logits_form import LogitsForm
-from .kernels import LogitsKernels, block_kernels, tile_kernels
+from .kernels import LogitsKernels, Tile, block_kernels, tile_kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,8 @@ class LogitsOp:
 
     As codegen/gpu/logits.py: `(x, weight, bias if there is one, ids ..) -> results`, in the order of `form.results`.
     `in_tiles`: by kernels that multiply themselves, instead of in blocks by the matrix library. `span`: the line of the
-    spec that the linear serves.
+    spec that the linear serves. `entries` of a block, None: by the size of x; `tile` of the kernels that multiply
+    themselves, None: the default.
     """
 
     name: str
@@ -31,6 +32,8 @@ class LogitsOp:
     dtype: torch.dtype
     in_tiles: bool = False
     span: Span | None = None
+    entries: int | None = None
+    tile: Tile | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, *rest: Tensor) -> Any:
         has_bias = self.form.has_bias
@@ -48,13 +51,13 @@ class LogitsOp:
     @property
     def kernels(self) -> LogitsKernels:
         if self.in_tiles:
-            return tile_kernels(self.name, self.form, self.width, self.dtype)
+            return tile_kernels(self.name, self.form, self.width, self.dtype, self.tile)
         return block_kernels(self.name, self.form, self.vocabulary, self.dtype)
 
     @property
     def key(self) -> object:
         """Equal for calls that the same kernels can serve."""
-        return self.form, self.width, self.vocabulary, self.dtype, self.in_tiles
+        return self.form, self.width, self.vocabulary, self.dtype, self.in_tiles, self.entries, self.tile
 
     def renamed(self, name: str) -> LogitsOp:
         return replace(self, name=name)

@@ -8,7 +8,6 @@ import torch
 
 from ..cost import Work
 from ..emit_kernels import render, row_kernel
-from ..gpu.rowwise import PROGRAMS
 from ..kernel_text import KernelText
 from .plan import RowPlan
 from .row_program import Load, Map, Reduce, Val
@@ -43,7 +42,7 @@ def row_work(plan: RowPlan, rows: int) -> Work:
         if not any(load.source == source for load in gathers)
     )
     read += sum(_count(load, rows) * load.source.dtype.itemsize for load in gathers if load.source is not None)
-    shares = min(PROGRAMS, -(-rows // plan.block_rows))
+    shares = min(plan.programs, -(-rows // plan.block_rows))
     real = torch.float64 if plan.real == "tl.float64" else torch.float32
     written = sum(
         prod(result.dims) * (rows * result.dtype.itemsize if result.by_row else shares * real.itemsize)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..gpu.rowwise import PROGRAMS
 from ..gpu.triton_types import TRITON_TYPES
 from .row_program import Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
@@ -63,10 +64,16 @@ class RowPlan:
     stages: int
     is_accumulated: bool  # the sums over rows are added into memory that starts as zero
     saves: bool  # some results are for the backward alone; SAVES says whether they are written
+    programs: int = PROGRAMS  # that share the rows, where there are sums over rows
 
     @property
     def name(self) -> str:
         return self.program.name
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether the number of programs that share the rows is part of the result."""
+        return any(not result.by_row for result in self.program.results)
 
     @property
     def row_index(self) -> str:

@@ -132,6 +132,21 @@ def default_decode_configuration(plan: DecodePlan, kernel: str, target: str) -> 
     return Configuration(block_m, 32 if is_large else 64, 4, 1 if is_large else 2)
 
 
+def candidate_decode_configurations(plan: DecodePlan, kernel: str, target: str) -> tuple[Configuration, ...]:
+    """As `candidate_configurations`; BLOCK_M says how many rows there are, and is not chosen."""
+    default = default_decode_configuration(plan, kernel, target)
+    if kernel == "attention_merge":
+        found = [replace(default, warps=warps) for warps in (1, 2, 4, 8)]
+    else:
+        found = [
+            Configuration(default.block_m, block, warps, stages)
+            for block in (16, 32, 64, 128)
+            for warps in (2, 4, 8)
+            for stages in (1, 2, 3, 4)
+        ]
+    return tuple(dict.fromkeys((default, *found)))
+
+
 def _size(plan: AttentionPlan) -> int:
     return next(size for size in (64, 128, 256) if max(plan.q_width, plan.v_width) <= size)
 

@@ -8,7 +8,7 @@ attention_key_gradient     dk, dv, gradients of values captured at keys and of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..emit_attention import Launch, attention_module, attention_text
 from ..gpu.attention_form import read_form, without_gradients
@@ -33,6 +33,7 @@ from .plan import (
 )
 
 Arguments = list[tuple[str, str]]
+Measured = Callable[[KernelText, str], Configuration | None]
 CONSTANTS = ("HEADS", "GROUP", "BLOCK_M", "BLOCK_N", "PRECISION", "INTERPRETED")
 
 
@@ -224,12 +225,18 @@ def plan_of(key: AttentionKey) -> AttentionPlan:
     return AttentionPlan(form, key.dtype, key.heads, key.key_heads, key.q_width, key.v_width, key.bias_type)
 
 
-def module_text(key: AttentionKey, targets: Sequence[str], made_from: str) -> str:
-    """A module with all kernels of an attention, in the default configurations of each target."""
+def module_text(
+    key: AttentionKey, targets: Sequence[str], made_from: str, measured: Measured = lambda text, target: None
+) -> str:
+    """A module with all kernels of an attention, in the configurations of each target: the default one where
+    `measured` says nothing of a kernel in it."""
     plan, forward_form = plan_of(key), without_gradients(key.form)
     launches = []
     for target in targets:
         for text in training_kernels(plan, target):
+            tiles = measured(text, target)
+            if tiles is not None:
+                text = kernel_text(plan, text.name, target, tiles)
             arguments = tuple(argument for argument, _ in text.arguments)
             entry = "FORWARD_KEY" if text.name == "attention_forward" and forward_form != key.form else "KEY"
             launches.append(Launch(entry, text.name, target, arguments, dict(text.constants), text.warps, text.stages))

@@ -8,16 +8,25 @@ import sys
 import types
 from typing import Any
 
+from ..choices import Choices
 from ..gpu.attention_form import read_form
-from ..gpu.attention_kernels import AttentionKey, DecodeKey, Kernel, Key, provide
+from ..gpu.attention_kernels import AttentionKey, DecodeKey, Kernel, Key, forget, provide
+from ..kernel_text import KernelText
+from ..subjects import chosen_tiles
+from .configurations import Configuration
 from .decode import DecodePlan, decode_text
 from .kernels import kernel_text
 from .plan import AttentionPlan
 
+_choices: list[Choices] = []  # the newest, if any
 
-def connect() -> None:
-    """Attention kernels are made when first called for."""
+
+def connect(choices: Choices | None = None) -> None:
+    """Attention kernels are made when first called for; in the configurations of `choices`, if given, from now on."""
     provide(make)
+    if choices is not None and _choices != [choices]:
+        _choices[:] = [choices]
+        forget()
 
 
 def plan_of(key: Key) -> AttentionPlan:
@@ -25,11 +34,18 @@ def plan_of(key: Key) -> AttentionPlan:
     return AttentionPlan(read_form(key.form), key.dtype, key.heads, key.key_heads, key.q_width, key.v_width, bias_type)
 
 
-def make(key: Key, name: str, target: str) -> Kernel:
+def text_of(key: Key, name: str, target: str, configuration: Configuration | None = None) -> KernelText:
+    """A kernel's text; in its default configuration unless given."""
     if isinstance(key, DecodeKey):
-        text = decode_text(DecodePlan(plan_of(key), key.rows, key.low, key.high), name, target)
-    else:
-        text = kernel_text(plan_of(key), name, target)
+        return decode_text(DecodePlan(plan_of(key), key.rows, key.low, key.high), name, target, configuration)
+    return kernel_text(plan_of(key), name, target, configuration)
+
+
+def make(key: Key, name: str, target: str, configuration: Configuration | None = None) -> Kernel:
+    """In the configuration that was measured to be best unless given, or its default."""
+    text = text_of(key, name, target, configuration)
+    if configuration is None and _choices and (tiles := chosen_tiles(text, _choices[0])) is not None:
+        text = text_of(key, name, target, tiles)
     return Kernel(
         jitted(text.text, name),
         tuple(argument for argument, _ in text.arguments),

@@ -39,12 +39,19 @@ def run(
         typer.Option(metavar="TARGET", help="cpu, cuda:80, cuda:90, cuda:100 or hip:gfx942; the GPU need not be here."),
     ] = "cpu",
     precision: Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 or float64.")] = "float32",
+    tuning: Annotated[
+        str | None, typer.Option(metavar="FILE", help="From `weft tune` [default: tuning.json beside the spec].")
+    ] = None,
+    tuned_for: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Whose measurements, where the file has several devices'.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """model.py runs the graph after the compiler's passes, reference.py the unfused graph, as the spec says.
 
     For a GPU kernels.py holds the generated kernels, each compiled here once: the manifest says what they take. The
-    same folder runs on a CPU too, without them. report.html shows spec, graph, kernels and their code side by side.
+    same folder runs on a CPU too, without them. What was measured on the GPU is written into the code and the manifest.
+    report.html shows spec, graph, kernels and their code side by side.
 
     The same spec, size and versions give the same bytes.
     """
@@ -61,15 +68,22 @@ def run(
     import torch
 
     from weft.codegen.artifact import compile_to
-    from weft.codegen.pipeline import BASIC_PASSES, GPU_PASSES
+    from weft.codegen.pipeline import BASIC_PASSES, GPU_PASSES, with_choices
+    from weft.runtime.tuning import plain_rows
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if precision not in types:
         raise CommandFault(f"--precision is one of {', '.join(types)}, not {precision}", 2)
+    if target == "cpu" and (tuning or tuned_for):
+        raise CommandFault("--tuning and --tuned-for go with a GPU as --target", 2)
     inspect = None if target == "cpu" else partial(_taken, checked, target, types[precision])
-    passes = BASIC_PASSES if target == "cpu" else GPU_PASSES
+    passes, rows = BASIC_PASSES if target == "cpu" else GPU_PASSES, []
+    measured = None if target == "cpu" else spec_files.measured(file, tuning, tuned_for)
+    if measured is not None:
+        table, choices = measured
+        passes, rows = with_choices(passes, choices), plain_rows(table, choices.device)
     report = partial(_report, checked, target)
-    folder = compile_to(checked, out, types[precision], passes, __version__, target, inspect, report)
+    folder = compile_to(checked, out, types[precision], passes, __version__, target, inspect, report, rows)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if as_json:
         import json

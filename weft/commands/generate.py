@@ -38,6 +38,7 @@ def run(
     ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on after the mark between documents.")] = False,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64 [default: as saved].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cuda if present].")] = None,
+    tuning: Annotated[str | None, typer.Option(metavar="FILE", help="Measurements that `weft tune` wrote.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of text.")] = False,
 ) -> None:
@@ -53,7 +54,7 @@ def run(
 
     from weft.text_generation import continue_text, open_text_model
 
-    model = open_text_model(checkpoint, tokenizer, precision, device, threads, of)
+    model = open_text_model(checkpoint, tokenizer, precision, device, threads, of, tuning)
     printer = _Printer(prompts[0]) if len(prompts) == 1 and not as_json else None
     results = continue_text(
         model,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from weft.codegen.choices import Choices
 
 EXAMPLES = """\b
 Examples:
@@ -41,6 +44,14 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cost: a100, h100, h200, b200 or mi300x.")] = None,
     kernel: Annotated[str | None, typer.Option(metavar="NAME", help="ptx, sass: one kernel [default: all].")] = None,
+    tuning: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="kernels: from `weft tune` [default: tuning.json beside the spec]."),
+    ] = None,
+    tuned_for: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="kernels: whose measurements, if a file has several devices'."),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="cost: rows of a step, all examples together.")] = 16384,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -50,7 +61,8 @@ def run(
     causality: how far ahead each value looks, and what objectives demand.
     decode: what the derived decoder computes per row and what it caches.
     kernels: every kernel that a GPU would launch in a training step and in a step of the decoder, compiled here for
-    GPUs that need not be there.
+    GPUs that need not be there, and for each operator whether torch's kernel or ours was chosen, by measurement or by
+    default.
     cost: what each kernel moves and computes, and the least time that takes on a device; in a decoder's step, for 32
     sequences of 4096 rows.
     ptx, sass: the code of kernels.
@@ -59,8 +71,11 @@ def run(
     from weft import spec_files
     from weft.faults import CommandFault
 
-    if view not in KERNEL_VIEWS and (device or kernel or (target and view != "report")):
-        option = "--target" if target else "--device" if device else "--kernel"
+    given = {"--target": target, "--device": device, "--kernel": kernel, "--tuning": tuning, "--tuned-for": tuned_for}
+    if view not in KERNEL_VIEWS and any(
+        value for name, value in given.items() if (name, view) != ("--target", "report")
+    ):
+        option = next(name for name, value in given.items() if value and (name, view) != ("--target", "report"))
         raise CommandFault(f"{option} goes with kernels, cost, ptx and sass, not with {view}", 2)
     if (view == "report") != (out is not None):
         raise CommandFault("report is written to a file: -o report.html" if out is None else "-o goes with report", 2)
@@ -85,7 +100,9 @@ def run(
         print(f"wrote {svg}")
         return
     if view in KERNEL_VIEWS:
-        data, text = _kernels(checked, view, objective, target or ["cuda:90"], device, kernel, rows)
+        measured = spec_files.measured(file, tuning, tuned_for)
+        choices = None if measured is None else measured[1]
+        data, text = _kernels(checked, view, objective, target or ["cuda:90"], device, kernel, rows, choices)
     else:
         data, text = _view(checked, view, objective, full)
     if as_json:
@@ -98,29 +115,42 @@ def run(
         print(f"{shown}\n\n{body}")
 
 
-def _kernels(checked, view: str, of: str | None, targets: list[str], device: str | None, kernel: str | None, rows: int):
+def _kernels(
+    checked,
+    view: str,
+    of: str | None,
+    targets: list[str],
+    device: str | None,
+    kernel: str | None,
+    rows: int,
+    measured: Choices | None,
+):
     """As `_view`, of the kernels of a step. They are kept between calls: compiling takes seconds a kernel."""
     from rich.console import Console
 
     from weft import spec_files
-    from weft.views import kernels, planned_kernels
+    from weft.views import choices, kernels, planned_kernels
 
     on = spec_files.known_device(device) if device is not None else None
     for target in targets:
         spec_files.known_target(target)
     if of is None:
-        planned = planned_kernels.of_spec(checked, targets, rows)
+        planned = planned_kernels.of_spec(checked, targets, rows, measured)
+        programs = list(checked.objectives.values()) or [checked.model]
     else:
-        planned = planned_kernels.of_program(spec_files.program(checked, of), targets, rows)
+        programs = [spec_files.program(checked, of)]
+        planned = planned_kernels.of_program(programs[0], targets, rows, measured)
     with Console(stderr=True).status(f"compiling {len(planned)} kernels"):
         made = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
+    chosen = [] if view != "kernels" else choices.of_programs(programs, measured)
+    on_device = None if measured is None else measured.device
     texts = {
-        "kernels": lambda: kernels.text(made),
+        "kernels": lambda: f"{kernels.text(made)}\n\n{choices.text(chosen, on_device)}",
         "cost": lambda: kernels.cost(made, on),
         "ptx": lambda: kernels.ptx(made, kernel),
         "sass": lambda: kernels.sass(made, kernel),
     }
-    return lambda: kernels.data(made, on), texts[view]
+    return lambda: kernels.data(made, on) | {"choices": choices.data(chosen)}, texts[view]
 
 
 def _view(checked, view: str, of: str | None, full: bool):

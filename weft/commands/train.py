@@ -51,6 +51,9 @@ def run(
     clip: Annotated[float | None, typer.Option(help="Gradient norm; 0 does not clip [default: the spec's].")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float64 [default: auto].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ... [default: auto].")] = None,
+    tuning: Annotated[
+        str | None, typer.Option(metavar="FILE", help="From `weft tune` [default: tuning.json beside the spec].")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and draws [default: 0].")] = None,
     eval_fraction: Annotated[
@@ -75,7 +78,7 @@ def run(
         "objective": objective, "tokenizer": tokenizer, "field": field, "max_length": max_length,
         "tokens_per_step": tokens_per_step, "accumulate": accumulate, "lr": lr, "schedule": schedule,
         "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
-        "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
+        "tuning": tuning, "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
         "eval_tokens": eval_tokens, "save_every": save_every, "keep": keep, "log_every": log_every,
     }  # fmt: skip
     from weft import spec_files

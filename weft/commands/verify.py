@@ -24,6 +24,9 @@ def run(
     ] = None,
     grad: Annotated[bool, typer.Option("--grad", help="Compare gradients too: of each region, and by weight.")] = False,
     dtype: Annotated[str, typer.Option(help="Type that is checked: float32, bfloat16 or float64.")] = "float32",
+    tuning: Annotated[
+        str | None, typer.Option(metavar="FILE", help="From `weft tune` [default: tuning.json beside the spec].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Every fused region, the results of every model and objective, and derived decoding, on small random inputs.
@@ -45,7 +48,7 @@ def run(
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if dtype not in types:
         raise CommandFault(f"--dtype is one of {', '.join(types)}, not {dtype}", 2)
-    found = list(verify(checked, types[dtype], grad))
+    found = list(verify(checked, types[dtype], grad, _passes(file, tuning)))
     parts = [part for part in found if isinstance(part, Part)]
     skipped = [part for part in found if not isinstance(part, Part)]
     first = next((part for part in parts if not part.is_ok), None)
@@ -72,6 +75,19 @@ def run(
         at = f", {first.place}" if first.place else ""
         print(f"weft: {first.program}: {first.kind} {first.name}: {said}{at}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _passes(file: str, tuning: str | None):
+    """Those for a GPU, with what was measured on the device that runs them here."""
+    from pathlib import Path
+
+    from weft import spec_files
+    from weft.codegen.pipeline import GPU_PASSES, with_choices
+    from weft.runtime.measured import choices_for, device_name, table_for
+    from weft.runtime.verify import prepare
+
+    table = table_for(tuning, None if file == spec_files.STDIN else Path(file))
+    return GPU_PASSES if table is None else with_choices(GPU_PASSES, choices_for(table, device_name(prepare())))
 
 
 def _print_table(parts: list) -> None:

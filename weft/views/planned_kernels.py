@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import fx
 
+    from weft.codegen.choices import Choices
     from weft.codegen.emit import KernelOp
     from weft.codegen.gpu.attention_kernels import DecodeKey
     from weft.codegen.kernel_text import KernelText
@@ -29,17 +30,18 @@ SEQUENCES = 32
 MATMUL_TYPES = {"fp32": "tf32"}
 
 
-def of_spec(checked: Checked, targets: Sequence[str], rows: int) -> list[Planned]:
+def of_spec(checked: Checked, targets: Sequence[str], rows: int, choices: Choices | None = None) -> list[Planned]:
     """Of the objectives of a spec, or of its model where it has none, for each target, and of a step of the model's
     decoder where it has one; kernels that objectives share are there once. `rows`: of one training step, for bytes and
-    operations."""
-    planned = of_graphs([fused(program) for program in checked.objectives.values() or [checked.model]], targets, rows)
+    operations; `choices`: what was measured."""
+    programs = list(checked.objectives.values()) or [checked.model]
+    planned = of_graphs([fused(program, choices) for program in programs], targets, rows)
     return planned + _of_decoder(checked.model, targets)
 
 
-def of_program(program: Program, targets: Sequence[str], rows: int) -> list[Planned]:
+def of_program(program: Program, targets: Sequence[str], rows: int, choices: Choices | None = None) -> list[Planned]:
     """The same of one model or objective."""
-    return of_graphs([fused(program)], targets, rows) + _of_decoder(program, targets)
+    return of_graphs([fused(program, choices)], targets, rows) + _of_decoder(program, targets)
 
 
 def _of_decoder(program: Program, targets: Sequence[str]) -> list[Planned]:
@@ -59,15 +61,16 @@ def of_graphs(graphs: Sequence[fx.GraphModule], targets: Sequence[str], rows: in
     return list(found.values())
 
 
-def fused(program: Program) -> fx.GraphModule:
+def fused(program: Program, choices: Choices | None = None) -> fx.GraphModule:
     """The graph of a program after the passes for a GPU, in bfloat16. Weights are shapes only."""
     import torch
 
     from weft.codegen.lower import empty_weights, lower
-    from weft.codegen.pipeline import GPU_PASSES, optimise
+    from weft.codegen.pipeline import GPU_PASSES, optimise, with_choices
 
     weights = empty_weights(program.weights, torch.bfloat16, "meta")
-    return optimise(lower(program, weights, torch.bfloat16), GPU_PASSES)
+    passes = GPU_PASSES if choices is None else with_choices(GPU_PASSES, choices)
+    return optimise(lower(program, weights, torch.bfloat16), passes)
 
 
 def decoding_step(program: Program, dtype: torch.dtype) -> fx.GraphModule | None:
@@ -109,15 +112,20 @@ def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned
     """The attention kernels of training, for examples of LENGTH rows each."""
     from weft.codegen.cost import Work
     from weft.codegen.origin import user_span
+    from weft.codegen.passes.measured_choices import choices_of
     from weft.codegen.score.cost import Rows, kernel_cost
     from weft.codegen.score.graph_keys import attention_keys
-    from weft.codegen.score.kernels import plan_of, training_kernels
+    from weft.codegen.score.kernels import kernel_text, plan_of, training_kernels
+    from weft.codegen.subjects import chosen_tiles
 
-    found = []
+    found, choices = [], choices_of(module)
     for key, nodes in attention_keys(module).items():
         plan, span = plan_of(key), user_span(nodes[0])
         pairs = rows * _seen(nodes[0].kwargs.get("low"), nodes[0].kwargs.get("high"), min(rows, LENGTH))
         for kernel in training_kernels(plan, target):
+            tiles = None if choices is None else chosen_tiles(kernel, choices)
+            if tiles is not None:
+                kernel = kernel_text(plan, kernel.name, target, tiles)
             cost = kernel_cost(plan, kernel.name, Rows(rows, rows, round(pairs)))
             direction = "forward" if kernel.name == "attention_forward" else "backward"
             matmul_type = MATMUL_TYPES.get(plan.dtype, plan.dtype)

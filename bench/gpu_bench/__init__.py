@@ -1,0 +1,1 @@
+"""What bench/gpu.py measures on a CUDA machine, a section a module."""

@@ -1,0 +1,56 @@
+"""Random inputs of a program, packed, for running its graphs without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..codegen.signature import Signature, Slot
+from .draws import Draws, draw_arguments
+from .packed import offsets_of
+
+Lengths = Mapping[str, tuple[int, ...]]
+
+
+def equal_examples(shape: Signature, rows: int, length: int) -> dict[str, tuple[int, ...]]:
+    """`rows` rows along every axis, in examples of `length` each; the last may be shorter."""
+    whole, rest = divmod(rows, length)
+    lengths = (length,) * whole + ((rest,) if rest else ())
+    return dict.fromkeys(shape.axes, lengths)
+
+
+def sample_inputs(shape: Signature, lengths: Lengths, seed: int, device: torch.device) -> list[Tensor]:
+    """One tensor per input; reals are normal numbers in float64, ids and tags any legal ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return [_input(slot, lengths, generator).to(device) for slot in shape.inputs]
+
+
+def sample_arguments(
+    shape: Signature, lengths: Lengths, seed: int, device: torch.device, working: torch.dtype
+) -> list[Tensor]:
+    """All arguments of a graph that computes reals in `working`."""
+    inputs = sample_inputs(shape, lengths, seed, device)
+    given = [x.to(working) if x.is_floating_point() else x for x in inputs]
+    given += [offsets_of(lengths[axis]).to(device) for axis in shape.axes]
+    if shape.draws:
+        given += draw_arguments(Draws(), _examples(lengths), device)
+    return given
+
+
+def _examples(lengths: Lengths) -> int:
+    return len(next(iter(lengths.values()), ()))
+
+
+def _input(slot: Slot, lengths: Lengths, generator: torch.Generator) -> Tensor:
+    lead = () if not slot.per_example else (_examples(lengths),)
+    lead = (sum(lengths[slot.rows]),) if slot.rows is not None else lead
+    size = (*lead, *slot.shape)
+    match slot.kind:
+        case "real":
+            return torch.randn(size, generator=generator, dtype=torch.float64)
+        case "flag":
+            return torch.rand(size, generator=generator) < 0.5
+        case _:
+            return torch.randint(slot.limit or 100, size, generator=generator)
