@@ -72,10 +72,10 @@ def run(
     from weft.faults import CommandFault
 
     given = {"--target": target, "--device": device, "--kernel": kernel, "--tuning": tuning, "--tuned-for": tuned_for}
-    if view not in KERNEL_VIEWS and any(
-        value for name, value in given.items() if (name, view) != ("--target", "report")
-    ):
-        option = next(name for name, value in given.items() if value and (name, view) != ("--target", "report"))
+    if view == "report":
+        del given["--target"]
+    if view not in KERNEL_VIEWS and any(given.values()):
+        option = next(name for name, value in given.items() if value)
         raise CommandFault(f"{option} goes with kernels, cost, ptx and sass, not with {view}", 2)
     if (view == "report") != (out is not None):
         raise CommandFault("report is written to a file: -o report.html" if out is None else "-o goes with report", 2)
