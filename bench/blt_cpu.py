@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ def theirs():
         "vocab_size": 260, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 768,
         "max_position_embeddings": 8192, "cross_attn_k": 2, "hidden_size_global": 512,
     }  # fmt: skip
-    config = BltConfig(
+    make_config: Any = BltConfig
+    config = make_config(
         vocab_size=260, patch_in_forward=True, patching_mode="entropy", patch_size=4, patching_threshold=THRESHOLD,
         cross_attn_k=2, local_attention_window_len=512, encoder_hash_byte_group_size=[3, 4, 5, 6, 7, 8],
         encoder_hash_byte_group_vocab=2003, encoder_hash_byte_group_nb_functions=1, max_position_embeddings=8192,
@@ -189,7 +191,7 @@ def train(turns: int) -> None:
     lengths = [int(flags.sum()) for flags in ends]
     print(f"{sum(map(len, rows)) / sum(lengths):.2f} bytes a patch")
     check_equal(us, them, rows[1], ends[1])
-    work = {side.name: (lambda side=side: side.train(rows, ends)) for side in (us, them)}
+    work: dict[str, Any] = {side.name: (lambda side=side: side.train(rows, ends)) for side in (us, them)}
     report("train", in_turns(work, turns))
 
 
@@ -210,7 +212,7 @@ def generate(turns: int) -> None:
     us, them = Ours(model), Theirs(model)
     (prompt,) = texts((1024,))
     with torch.inference_mode():
-        work = {side.name: (lambda side=side: side.generate(prompt, NEW_BYTES)) for side in (us, them)}
+        work: dict[str, Any] = {side.name: (lambda side=side: side.generate(prompt, NEW_BYTES)) for side in (us, them)}
         times = in_turns({"ours": work["ours"]}, turns)
         start = time.perf_counter()
         theirs_made = work["transformers"]()

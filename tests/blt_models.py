@@ -34,7 +34,8 @@ def published(slots: int = 2, dim: int = 64, encoder_layers: int = 1, window: in
         "max_position_embeddings": 256, "cross_attn_k": slots, "hidden_size_global": dim,
     }  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config = BltConfig(
+    make_config: Any = BltConfig
+    config = make_config(
         vocab_size=260, patch_in_forward=True, patching_mode="entropy", patch_size=4, patching_threshold=threshold,
         cross_attn_k=slots, local_attention_window_len=window, encoder_hash_byte_group_size=[3, 4, 5],
         encoder_hash_byte_group_vocab=101, encoder_hash_byte_group_nb_functions=2, max_position_embeddings=256,

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import blt_models
 from tests.blt_models import imported, noise, patch_lengths, published, text, tiny
 from tests.test_decode import compare_everywhere
+from weft.codegen.decode_stages import StagedGraph
 from weft.codegen.ops import OPS
 from weft.dsl.check import check, read_source
 from weft.runtime.decoder import Decoder
@@ -156,7 +157,7 @@ def test_gradients_equal_transformers(tmp_path: Path) -> None:
     mine = dict(ours.by_path())
     for path, theirs in pairs.items():
         torch.testing.assert_close(mine[path].grad, theirs.weight.grad, rtol=1e-4, atol=1e-6, msg=path)
-    tables = [weight.grad for path, weight in mine.items() if path.startswith("hash.")]
+    tables: Any = [weight.grad for path, weight in mine.items() if path.startswith("hash.")]
     torch.testing.assert_close(
         torch.cat(tables), model.model.encoder_hash_tok_embedding.weight.grad, rtol=1e-4, atol=1e-6
     )
@@ -271,7 +272,7 @@ TEXTS = (text(b"The cat sat on the mat."), text(b"x"), [1], text(b"hello hello h
 @pytest.mark.parametrize(
     "more", [{}, {"longest": 3}, {"rule": "space"}, {"rule": "monotonic", "threshold": 0.0}, {"slots": 1}]
 )
-def test_decoding_equals_the_full_forward(more: dict[str, object]) -> None:
+def test_decoding_equals_the_full_forward(more: dict[str, Any]) -> None:
     compare_everywhere(tiny(**more), {"bytes": [torch.tensor(t) for t in TEXTS]}, capacity=40)
 
 
@@ -284,7 +285,9 @@ def test_one_global_step_for_each_patch() -> None:
     small = tiny()
     decoder = Decoder(small)
     ids = text(b"hello hello hello hello world")
-    (stage,) = [stage for stage in decoder.graphs.step.stages if stage.closing is not None]
+    step = decoder.graphs.step
+    assert isinstance(step, StagedGraph)
+    (stage,) = [stage for stage in step.stages if stage.closing is not None]
     runs: list[int] = []
     forward = stage.module.forward
     stage.module.forward = lambda *args: runs.append(1) or forward(*args)
