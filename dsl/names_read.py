@@ -23,8 +23,6 @@ def bound_names(statements: tuple[syntax.Statement, ...]) -> list[str]:
                 names.append(statement.name.text)
             case syntax.LocalAxis():
                 names.append(statement.declaration.name.text)
-            case syntax.Segment():
-                names.append(statement.into.text)
             case syntax.For() | syntax.Routed():
                 names += bound_names(statement.body)
             case syntax.If():
