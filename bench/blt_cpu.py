@@ -37,7 +37,7 @@ from weft.runtime.model import Model, load  # noqa: E402
 from weft.runtime.transfer import import_checkpoint  # noqa: E402
 
 LENGTHS = (512, 200, 350, 120, 420, 260)
-THRESHOLD = 5.06
+PATCH = 4.5  # bytes of a patch, on average
 NEW_BYTES = 256
 
 
@@ -53,7 +53,7 @@ def theirs():
     }  # fmt: skip
     make_config: Any = BltConfig
     config = make_config(
-        vocab_size=260, patch_in_forward=True, patching_mode="entropy", patch_size=4, patching_threshold=THRESHOLD,
+        vocab_size=260, patch_in_forward=True, patching_mode="entropy", patch_size=4, patching_threshold=0.0,
         cross_attn_k=2, local_attention_window_len=512, encoder_hash_byte_group_size=[3, 4, 5, 6, 7, 8],
         encoder_hash_byte_group_vocab=2003, encoder_hash_byte_group_nb_functions=1, max_position_embeddings=8192,
         hidden_size_global=512,
@@ -75,6 +75,11 @@ def theirs():
         for weight in model.parameters():
             if weight.dim() == 2:
                 weight.copy_(torch.randn_like(weight) * weight.shape[1] ** -0.5)
+        entropies = torch.cat(
+            [model.model.patcher(row[None], patch_size=4, threshold=0.0)[0][0] for row in texts(LENGTHS)]
+        )
+        threshold = entropies.quantile(1 - 1 / PATCH).item()
+    model.config.patching_threshold = model.model.config.patching_threshold = threshold
     return model
 
 
