@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
-from .functions import attention, caches, gathers, packing, pointwise, precision, shifts, statics
+from .functions import attention, caches, cuts, gathers, packing, pointwise, precision, shifts, statics
 from .gpu import attention_caches
 from .gpu.attention import attend
 from .origin import origin
@@ -354,6 +354,27 @@ def _has_next(read: _Reader) -> Fact | None:
     return None if rows is None else Fact(rows.level, (), torch.bool)
 
 
+def _row_number(read: _Reader) -> Fact | None:
+    rows = read.fact()
+    return None if rows is None or rows.level is None else Fact(rows.level, (), torch.int64)
+
+
+def _flag_of_rows(read: _Reader) -> Fact | None:
+    rows = read.fact()
+    return None if rows is None or rows.level is None else Fact(rows.level, (), torch.bool)
+
+
+def _per_segment(read: _Reader) -> Fact | None:
+    """One number for each segment. Of which cut, only the plan says: what it is made of has other rows, or none."""
+    rows = None if (type_ := origin(read.node).type) is None else type_.rows
+    return None if rows is None else Fact(rows.name, (), torch.int64)
+
+
+def _spread(read: _Reader) -> Fact | None:
+    p, number = read.fact(0), read.fact(1)
+    return None if p is None or number is None or p.level is None else replace(p, level=number.level)
+
+
 def _attend(read: _Reader) -> Fact | None:
     q, v = read.fact(0), read.fact(2)
     return None if q is None or v is None else replace(q, dims=(*q.dims[:-1], v.dims[-1]))
@@ -405,6 +426,10 @@ _RULES: dict[Any, Rule] = {
     shifts.has_next: _has_next,
     shifts.shifted_flags: _like_first,
     packing.row_example: _row_example,
+    **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.in_a_run, cuts.first_rows), _flag_of_rows),
+    **dict.fromkeys((cuts.own, cuts.before, cuts.closed, cuts.index, cuts.index_or_next), _row_number),
+    cuts.begins: _per_segment,
+    cuts.spread: _spread,
     packing.position: _position,
     packing.expand: _expand,
     **dict.fromkeys((statics.sum_static, statics.mean_static, statics.max_static, statics.min_static), _reduced()),

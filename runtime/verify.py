@@ -23,6 +23,7 @@ from torch.fx.node import map_aggregate
 from torch.nn import functional
 
 from ..codegen.decode import DecodeGraphs
+from ..codegen.decode_stages import modules
 from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu import linear_tiles
 from ..codegen.gpu.attention import attend
@@ -393,7 +394,8 @@ def _wide(given: Any) -> Any:
 
 def _attach(graphs: DecodeGraphs) -> None:
     for graph in (graphs.begin, graphs.extend, graphs.last, graphs.step):
-        attach_kernels(graph)
+        for module in modules(graph):
+            attach_kernels(module)
 
 
 def _decoded(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.codegen.lower import lower
 from weft.codegen.ops import OPS
+from weft.codegen.origin import origin
 from weft.codegen.signature import Signature
 from weft.dsl.check import check
 from weft.dsl.opdef import OpDef
@@ -42,6 +43,7 @@ block tanh_of(x: real) -> real:
     return 3 * tanh(x / 3)
 axis seq
 axis other
+axis patch cut from seq
 """
 
 # Rows of each example along each ordered axis: odd sizes, an empty example first, in the middle and last.
@@ -98,6 +100,55 @@ def module(program: Program, dtype: torch.dtype = torch.float64, seed: int = 0) 
         for parameter in graph.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return graph
+
+
+class _Values(torch.fx.Interpreter):
+    """Keeps the tensor of every value of the program that a graph computes."""
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.made: dict[object, Tensor] = {}
+
+    def run_node(self, n: torch.fx.Node):
+        result = super().run_node(n)
+        value = origin(n).value
+        if value is not None:
+            self.made[value] = result
+        return result
+
+
+def values_of(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> dict[object, Tensor]:
+    run = _Values(graph)
+    run.run(*arguments)
+    return run.made
+
+
+def flags_of_cut(program: Program, made: Mapping[object, Tensor], cut: str) -> tuple[list[bool], list[bool]]:
+    """Where segments of a cut end, and which rows are in one, from the values of a run."""
+    (node,) = (node for node in program.nodes if node.op.name.startswith("segment") and node.attrs.cut.name == cut)
+    ends = made.get(node.outputs[0], made.get(node.inputs[0]))
+    assert ends is not None
+    inside = made[node.outputs[1]].tolist() if len(node.outputs) > 1 else [True] * len(ends)
+    return ends.tolist(), inside
+
+
+def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths) -> Lengths:
+    """`lengths`, and how many segments each example has, counted row by row."""
+    found = dict(lengths)
+    for node in program.nodes:
+        if node.op.name.startswith("segment"):
+            cut, along = node.attrs.cut.name, node.attrs.along.name
+            ends, inside = flags_of_cut(program, made, cut)
+            counts, start = [], 0
+            for count in lengths[along]:
+                is_open, segments = False, 0
+                for row in range(start, start + count):
+                    segments += inside[row] and not is_open
+                    is_open = inside[row] and not ends[row]
+                counts.append(segments)
+                start += count
+            found[cut] = tuple(counts)
+    return found
 
 
 def lead(type: ValueType, lengths: Lengths) -> tuple[int, ...]:

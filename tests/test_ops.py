@@ -12,7 +12,6 @@ import torch
 from tests import op_samples
 from tests.op_samples import LENGTHS, SAMPLES, Sample
 from weft.codegen.ops import OPS
-from weft.codegen.origin import origin
 from weft.dsl.check import check
 from weft.dsl.diagnostics import SpecError
 from weft.dsl.errors import axes, operators
@@ -55,16 +54,16 @@ def test_types_agree_with_tensors(sample: Sample) -> None:
     """Every value of the graph has the shape and the kind that its type rule gave."""
     program = op_samples.elaborate(sample.text)
     graph = op_samples.module(program)
-    seen = Shapes(graph)
-    (result,) = seen.run(*op_samples.arguments(graph, op_samples.inputs(program)))
-    output = program.outputs[0][1]
-    assert tuple(result.shape) == op_samples.shape(output.type, LENGTHS)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program))
+    made, output = op_samples.values_of(graph, arguments), program.outputs[0][1]
+    lengths = op_samples.with_cuts(program, made, LENGTHS)
+    assert tuple(graph(*arguments)[0].shape) == op_samples.shape(output.type, lengths)
     for node in program.nodes:
         for value in node.outputs:
-            if value not in seen.made:
+            if value not in made:
                 continue
-            tensor = seen.made[value]
-            assert tuple(tensor.shape) == op_samples.shape(value.type, LENGTHS), f"{value!r}"
+            tensor = made[value]
+            assert tuple(tensor.shape) == op_samples.shape(value.type, lengths), f"{value!r}"
             match value.type.kind:
                 case Real():
                     assert tensor.dtype == torch.float64
@@ -72,21 +71,6 @@ def test_types_agree_with_tensors(sample: Sample) -> None:
                     assert tensor.dtype == torch.bool
                 case _:
                     assert tensor.dtype == torch.int64
-
-
-class Shapes(torch.fx.Interpreter):
-    """Runs a graph and keeps the tensor of every value of the program."""
-
-    def __init__(self, graph: torch.fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.made = {}
-
-    def run_node(self, n: torch.fx.Node):
-        result = super().run_node(n)
-        known = origin(n)
-        if known is not None and known.value is not None:
-            self.made[known.value] = result
-        return result
 
 
 @EACH

@@ -36,8 +36,10 @@ def test_facts_agree_with_tensors(sample: Sample) -> None:
     graph = op_samples.module(program)
     known = facts(graph)
     seen = Tensors(graph)
-    seen.run(*op_samples.arguments(graph, op_samples.inputs(program)))
-    rows = {axis: sum(lengths) for axis, lengths in LENGTHS.items()} | {EXAMPLES: len(LENGTHS["seq"])}
+    arguments = op_samples.arguments(graph, op_samples.inputs(program))
+    seen.run(*arguments)
+    lengths = op_samples.with_cuts(program, op_samples.values_of(graph, arguments), LENGTHS)
+    rows = {axis: sum(counts) for axis, counts in lengths.items()} | {EXAMPLES: len(LENGTHS["seq"])}
     for node, fact in known.items():
         tensor = seen.made[node]
         lead = () if fact.level is None else (rows[fact.level],)

@@ -11,6 +11,7 @@ Letters: Nq query rows, Nk key rows, H heads, G key heads, D and Dv entries of a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ from .attention_kernels import WIDEST, Kernel, find, key_of, target_of
 from .formula import folded
 from .intervals import Intervals, band_intervals, row_positions
 
-# A namespace of torch operators of this module's own: a compiled model carries a copy of it.
-LIBRARY = __name__.replace(".", "_")
+# A namespace of torch operators of this module's own: a compiled model carries a copy of it, in a folder of any name.
+LIBRARY = re.sub(r"\W", "_", __name__)
 
 
 def attend(

@@ -7,6 +7,7 @@ lies in slot p % S, where the new rows lie already.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,8 @@ from .triton_types import TRITON_TYPES
 _POSITIONS = (Captured("query", "i32", False, False), Captured("key", "i32", False, False))
 # Stretches of a cache that are merged.
 _MOST_SPLITS = 64
-# A namespace of torch operators of this module's own: a compiled model carries a copy of it.
-LIBRARY = __name__.replace(".", "_")
+# A namespace of torch operators of this module's own: a compiled model carries a copy of it, in a folder of any name.
+LIBRARY = re.sub(r"\W", "_", __name__)
 
 
 def attend_cached(

@@ -7,6 +7,7 @@ Letters in shapes: N rows, K inputs, M outputs.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 from .products import precision
 
 # A namespace of torch operators of this module's own: a compiled model carries a copy of it.
-LIBRARY = __name__.replace(".", "_")
+LIBRARY = re.sub(r"\W", "_", __name__)
 # Tiles of rows that share a tile of columns in the cache.
 GROUP_M = 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from .scatter import add_rows
 
 # A namespace of its own for every copy of this file.
-LIBRARY = __name__.replace(".", "_")
+LIBRARY = re.sub(r"\W", "_", __name__)
 
 
 @torch.library.custom_op(f"{LIBRARY}::read_rows", mutates_args=())

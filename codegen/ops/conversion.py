@@ -205,6 +205,7 @@ OPTIONAL_INPUT = OpDef(
         "default is not computed; its causal frontier is that of the default either way."
     ),
     cost=cost_per_entry(0),
+    samples=("x: real[seq, dim]; input y: real[seq, dim] = 2 * x => x * y",),
 )
 
 CONVERSION = (OPTIONAL_INPUT, REAL, INT, WRAP, WHERE, OR_MISSING, STOP_GRADIENT, STRAIGHT_THROUGH)

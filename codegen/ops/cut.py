@@ -129,6 +129,10 @@ SEGMENT = OpDef(
         "row says that a segment ends after it; `at most` also ends one after so many rows. An example's last segment "
         "is open unless its last flag is true."
     ),
+    samples=(
+        "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f => x * real(index(patch))",
+        "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f, at most 2 => x * real(index(patch))",
+    ),
 )
 SEGMENT_BY = OpDef(
     name="segment_by",
@@ -141,6 +145,10 @@ SEGMENT_BY = OpDef(
     doc=(
         "`segment seq into line by x`: a statement that cuts an axis where an id changes. Rows of id `none` are in no "
         "segment."
+    ),
+    samples=(
+        "x: real[seq, dim], i: id[seq] in vocab; segment seq into patch by i => x * real(index(patch))",
+        "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i => x * real(index(patch, closed))",
     ),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,11 @@ from weft.spec_files import print_errors
 from .table import amount, table
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from weft.codegen.decode import CacheSpec, DecodeGraphs
     from weft.dsl.program import Program
+    from weft.dsl.source import Span
 
 
 def data(program: Program) -> dict[str, Any]:
@@ -41,7 +45,79 @@ def data(program: Program) -> dict[str, Any]:
             for cache in graphs.caches
         ],
         "bytes_per_row": _bytes_per_row(graphs),
+        "stages": [
+            {
+                "closing": list(stage.closing),
+                "operations": stage.operations,
+                "weights": stage.weights,
+                "at": stage.lines,
+            }
+            for stage in _stages(graphs)
+        ],
     }
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A part of a step. `closing`: the cuts of which a segment has to close for it to run; none: it always runs.
+    `weights`: entries of the weights it reads. `lines` of the spec that it computes."""
+
+    closing: tuple[str, ...]
+    operations: int
+    weights: int
+    lines: str
+
+
+def _stages(graphs: DecodeGraphs) -> list[_Stage]:
+    """The parts of a step in order; a spec without segments has one."""
+    from weft.codegen.decode_stages import StagedGraph
+
+    if not isinstance(graphs.step, StagedGraph):
+        return [_stage(graphs.step, (), graphs.plan.program.span)]
+    cuts = {cut.span: cut.name for cut in graphs.plan.cuts}
+    made = {node.name: node for stage in graphs.step.stages for node in _calls(stage.module)}
+    found = []
+    for stage in graphs.step.stages:
+        closing = tuple(dict.fromkeys(cuts[_span(made[name])] for name in stage.closing or ()))
+        found.append(_stage(stage.module, closing, graphs.plan.program.span))
+    return found
+
+
+def _stage(module: fx.GraphModule, closing: tuple[str, ...], model: Span) -> _Stage:
+    from weft.codegen.origin import user_span
+
+    weights = {str(node.target) for node in module.graph.find_nodes(op="get_attr") if node.users}
+    spans = [span for node in _calls(module) if (span := user_span(node)) is not None and span.source is model.source]
+    lines = sorted({span.line for span in spans if model.line <= span.line})
+    said = "" if not lines else f"{lines[0]}" if len(lines) == 1 else f"{lines[0]} .. {lines[-1]}"
+    count = sum(module.get_parameter(name).numel() for name in weights)
+    return _Stage(closing, len(_calls(module)), count, said)
+
+
+def _calls(module: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in module.graph.nodes if node.op == "call_function"]
+
+
+def _span(node: fx.Node) -> Span | None:
+    from weft.codegen.origin import origin
+
+    return origin(node).span
+
+
+def _stage_table(graphs: DecodeGraphs) -> list[str]:
+    stages = _stages(graphs)
+    if len(stages) == 1:
+        return []
+    rows = [
+        (
+            "at every row" if not stage.closing else f"when a {' or '.join(stage.closing)} closes",
+            f"{stage.operations:,}",
+            f"{stage.weights:,}",
+            stage.lines,
+        )
+        for stage in stages
+    ]
+    return [table(("a step runs", "operations", "weights", "lines"), rows, right=(1, 2)), ""]
 
 
 def text(program: Program) -> str:
@@ -59,6 +135,7 @@ def text(program: Program) -> str:
     lines += [
         f"per row: {len(plan.rows)} operations, {len(plan.tail)} of them for the last row of a prompt only",
         "",
+        *_stage_table(graphs),
         _cache_table(graphs),
         "",
     ]

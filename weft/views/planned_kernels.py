@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from weft.codegen.choices import Choices
+    from weft.codegen.decode_stages import DecodeGraph
     from weft.codegen.emit import KernelOp
     from weft.codegen.gpu.attention_kernels import DecodeKey
     from weft.codegen.kernel_text import KernelText
@@ -73,9 +74,10 @@ def fused(program: Program, choices: Choices | None = None) -> fx.GraphModule:
     return optimise(lower(program, weights, torch.bfloat16), passes)
 
 
-def decoding_step(program: Program, dtype: torch.dtype) -> fx.GraphModule | None:
+def decoding_step(program: Program, dtype: torch.dtype) -> DecodeGraph | None:
     """The graph of one new row per sequence after the passes for a GPU; None for a model that does not decode."""
     from weft.codegen.decode import derive
+    from weft.codegen.decode_stages import map_modules
     from weft.codegen.graph_context import NotLowered
     from weft.codegen.lower import empty_weights
     from weft.codegen.pipeline import GPU_PASSES, optimise
@@ -85,7 +87,7 @@ def decoding_step(program: Program, dtype: torch.dtype) -> fx.GraphModule | None
         graphs = derive(program, empty_weights(program.weights, dtype, "meta"), dtype)
     except (Mistake, NotLowered):
         return None
-    return optimise(graphs.step, GPU_PASSES)
+    return map_modules(graphs.step, lambda module: optimise(module, GPU_PASSES))
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
@@ -149,21 +151,27 @@ def of_tables(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
     return [replace(one, count=len(all_) // 2) for all_ in found.values() for one in all_[:2]]
 
 
-def of_step(step: fx.GraphModule, target: str) -> list[Planned]:
-    """What a decoding step launches, for SEQUENCES sequences that have LENGTH rows each."""
+def of_step(step: DecodeGraph, target: str) -> list[Planned]:
+    """What a decoding step launches, for SEQUENCES sequences that have LENGTH rows each. Where segments are decoded,
+    as if one closed in each of them."""
+    from weft.codegen.decode_stages import modules
     from weft.codegen.facts import WORKING
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
     from weft.codegen.score.graph_keys import decode_keys
 
     found: dict[object, Planned] = {}
-    for node in step.graph.nodes:
-        if isinstance(node.target, FusedOp):
-            made = replace(of_op(node.target, user_span(node), target, SEQUENCES)[0], direction="decode")
-            known = found.get(made.kernel)
-            found[made.kernel] = made if known is None else replace(known, count=known.count + 1)
+    attentions: dict[DecodeKey, list[fx.Node]] = {}
+    for module in modules(step):
+        for node in module.graph.nodes:
+            if isinstance(node.target, FusedOp):
+                made = replace(of_op(node.target, user_span(node), target, SEQUENCES)[0], direction="decode")
+                known = found.get(made.kernel)
+                found[made.kernel] = made if known is None else replace(known, count=known.count + 1)
+        for key, nodes in decode_keys(module, module.meta[WORKING]).items():
+            attentions.setdefault(key, []).extend(nodes)
     planned = list(found.values())
-    for key, nodes in decode_keys(step, step.meta[WORKING]).items():
+    for key, nodes in attentions.items():
         planned += _of_decode_attention(key, user_span(nodes[0]), target, len(nodes))
     return planned
 
