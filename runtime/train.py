@@ -21,6 +21,7 @@ from ..dsl.value_type import Id
 from .checkpoint import (
     ModelIdentity,
     SpecText,
+    StartedFrom,
     TrainingState,
     apply_weights,
     checkpoint_name,
@@ -38,6 +39,7 @@ from .optimiser import Group, WeightOptimiser, make_groups
 from .run_config import RunConfig
 from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
+from .start_weights import start_from
 from .tokens import Tokens, load_tokens
 from .train_step import StepOptions, StepResult, Trainable, evaluate, train_step
 
@@ -114,11 +116,13 @@ class _Run:
     step: int = 0
     tokens: int = 0
     checkpoint: Path | None = None
+    started_from: tuple[StartedFrom, ...] = ()
 
 
 def _save(config: RunConfig, run: _Run) -> Path:
     folder = Path(config.out) / CHECKPOINTS
-    state = TrainingState(run.optimiser.state(), run.loader.state_dict(), config.model_dump(mode="json"))
+    settings = config.model_dump(mode="json")
+    state = TrainingState(run.optimiser.state(), run.loader.state_dict(), settings, run.started_from)
     weights = dict(run.model.by_path())
     path = save_checkpoint(folder / checkpoint_name(run.step), run.identity, weights, run.step, run.tokens, state)
     keep_last(folder, config.keep)
@@ -152,7 +156,11 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     held_out = held_out_batches(corpus, plan, config.eval_tokens) if config.eval_every else ()
     optimiser = WeightOptimiser(groups, dict(model.by_path()))
     run = _Run(model, identity, groups, optimiser, TokenLoader(corpus, plan), held_out)
-    if resumed is not None:
+    if resumed is None:
+        run.started_from = start_from(dict(model.by_path()), config.weights)
+    else:
+        # The checkpoint holds all weights, also those that another one gave: that one may be gone.
+        run.started_from = resumed.training.started_from
         apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
         run.optimiser.load_state(resumed.training.optimiser)
         run.loader.load_state_dict(dict(resumed.training.loader))
@@ -160,7 +168,7 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     _check_not_over(config, run.step)
     write_json(out / RUN, config.model_dump(mode="json"))
     on_event(_started(config, run, corpus))
-    for text in _notices(config, corpus, resumed):
+    for text in _notices(config, corpus, resumed, run.started_from):
         on_event(Notice(text))
     return run
 
@@ -253,7 +261,11 @@ def _working_type(config: RunConfig, model: Model) -> torch.dtype | None:
     return None
 
 
-def _notices(config: RunConfig, corpus: Corpus, resumed: ResumePoint | None) -> Iterator[str]:
+def _notices(
+    config: RunConfig, corpus: Corpus, resumed: ResumePoint | None, started_from: tuple[StartedFrom, ...]
+) -> Iterator[str]:
+    for start in started_from if resumed is None else ():
+        yield f"{start.path}.** starts as {start.checkpoint}"
     if resumed is not None:
         yield f"resumed from {resumed.path}"
         before = resumed.training.run["steps"]

@@ -32,6 +32,7 @@ class Trainable(Protocol):
         step: int,
         example_ids: Tensor | None,
         working: torch.dtype | None,
+        **columns: Any,
     ) -> dict[str, tuple[Tensor, Tensor]]: ...
 
 
@@ -97,6 +98,7 @@ def compute_losses(model: Trainable, batch: Batch, options: StepOptions, step: i
         step=step,
         example_ids=batch.example_ids,
         working=options.working,
+        **{name: (values, batch.offsets) for name, values in batch.columns.items()},
     )
 
 
