@@ -111,7 +111,9 @@ class RunConfig(BaseModel):
         """What of a saved config this one changes that a continued run may not change, as `name: saved -> here`."""
         own = self.model_dump(mode="json")
         # A setting that a saved config does not have was added later: the run had its default.
-        defaults = {name: entry.get_default(call_default_factory=True) for name, entry in RunConfig.model_fields.items()}
+        defaults = {
+            name: entry.get_default(call_default_factory=True) for name, entry in RunConfig.model_fields.items()
+        }
         before = {name: saved.get(name, defaults[name]) for name in own}
         names = [name for name in own if name not in CHANGEABLE_ON_RESUME and own[name] != before[name]]
         return [f"{name}: {json.dumps(before[name])} -> {json.dumps(own[name])}" for name in names]

@@ -29,7 +29,7 @@ def _check_names(target: Mapping[str, Tensor], sources: Mapping[str, str]) -> No
     names = list(sources)
     for name in names:
         if not any(_below(path, name) for path in target):
-            known = {path[: i] for path in target for i, letter in enumerate(path) if letter == "."}
+            known = {path[:i] for path in target for i, letter in enumerate(path) if letter == "."}
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise RuntimeFault(f"weights {name}={sources[name]}: the model has no weights below {name}{hint}")

@@ -41,6 +41,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME=CKPT", help="Start the weights below a path as another checkpoint's; repeatable."),
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=FILE", help="Read an optional input from a file of `weft entropies`; repeatable."),
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="FILE", help="bytes, bytes4 or a `tokenizers` JSON file [default: bytes].")
     ] = None,
@@ -79,7 +83,8 @@ def run(
     """
     given = {
         "size": size, "data": tuple(data) if data else None, "steps": steps, "out": out, "resume": resume or None,
-        "objective": objective, "tokenizer": tokenizer, "begin_mark": begin_mark or None, "field": field, "max_length": max_length,
+        "objective": objective, "tokenizer": tokenizer, "begin_mark": begin_mark or None,
+        "field": field, "max_length": max_length,
         "tokens_per_step": tokens_per_step, "accumulate": accumulate, "lr": lr, "schedule": schedule,
         "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
         "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
@@ -93,6 +98,8 @@ def run(
         settings["overrides"] = {name: spec_files.typed(value) for name, value in spec_files.overrides(set_).items()}
     if weights:
         settings["weights"] = spec_files.named(weights, "--weights", "NAME=CKPT")
+    if column:
+        settings["columns"] = spec_files.named(column, "--column", "INPUT=FILE")
     if file.endswith(".weft"):
         # Mistakes in the spec are shown in colour and before torch is imported, which takes seconds.
         spec_files.checked(file, size, spec_files.overrides(set_ or []))
