@@ -16,7 +16,7 @@ id b + 4.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,6 +161,24 @@ def load_tokens(tokenizer: str, vocab: int, end_token: str | None = None) -> Tok
             raise RuntimeFault(f"the tokenizer bytes4 has 260 ids, four marks and the bytes; the model has {vocab}")
         return MarkedByteTokens(vocab)
     return _from_file(Path(tokenizer), vocab, end_token)
+
+
+def bytes_of(tokens: Tokens, index: int) -> bytes | None:
+    """What one id spells; None for marks and for ids of no text."""
+    match tokens:
+        case ByteTokens():
+            byte = index
+        case MarkedByteTokens():
+            byte = index - MARKS_IN_FRONT
+        case _:
+            return None if index in (tokens.begin, tokens.end) else tokens.decode([index]).encode("utf-8")
+    return bytes([byte]) if 0 <= byte < BYTE_COUNT else None
+
+
+def marks_begin(tokenizer: str, run: Mapping[str, Any] | None) -> bool:
+    """Whether texts begin with the vocabulary's mark: as in the run that trained the model. A model that was imported
+    has no run; those that read `bytes4` are published with the mark."""
+    return tokenizer == "bytes4" if run is None else bool(run.get("begin_mark"))
 
 
 def check_ids(ids: np.ndarray, document: Document, tokens: Tokens, vocab: int) -> None:

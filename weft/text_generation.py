@@ -16,7 +16,7 @@ from weft.faults import CommandFault
 from weft.runtime.decoder import Decoder, decoder_of
 from weft.runtime.generate import generate, vocabulary_of
 from weft.runtime.model import Model
-from weft.runtime.tokens import Tokens, load_tokens
+from weft.runtime.tokens import Tokens, load_tokens, marks_begin
 from weft.trained_models import open_checkpoint
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -88,8 +88,10 @@ def open_text_model(
     program = _program(model, of)
     decoder = decoder_of(model) if program is model.program else Decoder(model, program)
     run = opened.manifest.run or {}
-    vocabulary = load_tokens(tokenizer or run.get("tokenizer", "bytes"), vocabulary_of(decoder), run.get("end_token"))
-    return TextModel(model, decoder, vocabulary, vocabulary.begin if run.get("begin_mark") else None)
+    name = tokenizer or run.get("tokenizer", "bytes")
+    vocabulary = load_tokens(name, vocabulary_of(decoder), run.get("end_token"))
+    begin = vocabulary.begin if marks_begin(name, opened.manifest.run) else None
+    return TextModel(model, decoder, vocabulary, begin)
 
 
 def continue_text(

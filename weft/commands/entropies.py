@@ -72,7 +72,7 @@ def run(
     from weft.runtime.columns import ColumnOrigin, write_column
     from weft.runtime.data import DataOptions, encode_documents
     from weft.runtime.entropies import measure_documents, measure_of
-    from weft.runtime.tokens import load_tokens
+    from weft.runtime.tokens import load_tokens, marks_begin
     from weft.trained_models import open_checkpoint
 
     if threads is not None:
@@ -80,8 +80,9 @@ def run(
     opened = open_checkpoint(checkpoint, device)
     settings = opened.manifest.run or {}
     measure = measure_of(opened.model, value)
-    vocabulary = load_tokens(tokenizer or settings.get("tokenizer", "bytes"), measure.vocab, settings.get("end_token"))
-    marked = bool(settings.get("begin_mark")) if begin_mark is None else begin_mark
+    name = tokenizer or settings.get("tokenizer", "bytes")
+    vocabulary = load_tokens(name, measure.vocab, settings.get("end_token"))
+    marked = marks_begin(name, opened.manifest.run) if begin_mark is None else begin_mark
     options = DataOptions(tuple(data), field=field, begin_mark=marked)
     names, documents, _ = encode_documents(options, vocabulary, measure.vocab)
     total = sum(map(len, documents))
