@@ -16,8 +16,8 @@ be wrapped by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -44,12 +44,14 @@ class BatchPlan:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Packed examples: rows end to end, and where each begins. `labels` name the examples in messages."""
+    """Packed examples: rows end to end, and where each begins. `labels` name the examples in messages; `columns` are
+    optional inputs along the same rows."""
 
     tokens: Tensor  # int64 [rows]
     offsets: Tensor  # int32 [examples + 1]
     example_ids: Tensor  # int64 [examples]
     labels: tuple[str, ...]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # [rows] each
 
     @property
     def rows(self) -> int:
@@ -77,6 +79,7 @@ class Batch:
             self.offsets[first : last + 1] - begin,
             self.example_ids[first:last],
             self.labels[first:last],
+            {name: values[begin:end] for name, values in self.columns.items()},
         )
 
 
@@ -179,12 +182,16 @@ def held_out_batches(corpus: Corpus, plan: BatchPlan, most_tokens: int | None = 
 def pack(corpus: Corpus, windows: Windows, indices: list[int]) -> Batch:
     """The examples end to end."""
     begins, lengths = windows.begins[indices], windows.lengths[indices]
-    pieces = [corpus.tokens[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
+
+    def rows_of(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values[b : b + length] for b, length in zip(begins, lengths, strict=True)])
+
     offsets = np.zeros(len(indices) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return Batch(
-        torch.from_numpy(np.concatenate(pieces).astype(np.int64)),
+        torch.from_numpy(rows_of(corpus.tokens).astype(np.int64)),
         torch.from_numpy(offsets),
         torch.from_numpy(windows.ids[indices]),
         tuple(corpus.label(windows, index) for index in indices),
+        {name: torch.from_numpy(rows_of(values)) for name, values in corpus.columns.items()},
     )

@@ -372,9 +372,13 @@ def segmented(writer: Writer) -> Typed | None:
     pooled = writer.name("p")
     writer.line(f"{pooled} = pool({x.text}, {writer.row} -> {writer.cut}, by={by})")
     size = x.size * (3 if by == "sum" else 1)
-    for _ in range(writer.pick((0, 0, 1, 2))):
+    for _ in range(writer.pick((0, 1, 1, 2, 3))):
         made = writer.name("p")
-        forms = [f"tanh({pooled})", f"({pooled} + previous({pooled}))", f"({pooled} * real(position({writer.cut}) + 1))"]
+        forms = [
+            f"tanh({pooled})",
+            f"({pooled} + previous({pooled}))",
+            f"({pooled} * real(position({writer.cut}) + 1))",
+        ]
         if x.axes:
             over = writer.pick(x.axes)
             forms.append(f"linear({pooled}, {over} -> {over})")
@@ -382,7 +386,7 @@ def segmented(writer: Writer) -> Typed | None:
                 mask = writer.pick(("causal", "causal and window(2)"))
                 forms.append(f"attend({pooled}, {pooled}, {pooled}, over={over}, along={writer.cut}, mask={mask})")
                 keys = f"{x.text}, {x.text}, over={over}, along={writer.row}, mask=same({writer.cut})"
-                forms.append(f"attend({pooled}, {keys})")
+                forms += [f"attend({pooled}, {keys})", forms[-1]]
         form = writer.pick(forms)
         if form.startswith("attend(") and f"along={writer.row}" in form and which == "own":
             ahead = True  # a segment's rows are all seen
