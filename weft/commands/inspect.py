@@ -130,18 +130,6 @@ def run(
         print(f"{shown}\n\n{body}")
 
 
-<<<<<<< HEAD
-def _kernels(
-    checked,
-    view: str,
-    of: str | None,
-    targets: list[str],
-    device: str | None,
-    kernel: str | None,
-    rows: int,
-    measured: Choices | None,
-):
-=======
 def _patches(
     file: str,
     size: str | None,
@@ -204,8 +192,16 @@ def _patches(
         patches.show(reading, console)
 
 
-def _kernels(checked, view: str, of: str | None, targets: list[str], device: str | None, kernel: str | None, rows: int):
->>>>>>> bltflow
+def _kernels(
+    checked,
+    view: str,
+    of: str | None,
+    targets: list[str],
+    device: str | None,
+    kernel: str | None,
+    rows: int,
+    measured: Choices | None,
+):
     """As `_view`, of the kernels of a step. They are kept between calls: compiling takes seconds a kernel."""
     from rich.console import Console
 
