@@ -117,16 +117,16 @@ def run(
     if view in KERNEL_VIEWS:
         measured = spec_files.measured(file, tuning, tuned_for)
         choices = None if measured is None else measured[1]
-        data, text = _kernels(checked, view, objective, target or ["cuda:90"], device, kernel, rows, choices)
+        data, lines = _kernels(checked, view, objective, target or ["cuda:90"], device, kernel, rows, choices)
     else:
-        data, text = _view(checked, view, objective, full)
+        data, lines = _view(checked, view, objective, full)
     if as_json:
         import json
 
         print(json.dumps({"version": 1, "file": source.name, "size": size, view: data()}, indent=2))
     else:
         # Made first: what cannot be shown leaves no title behind.
-        body = text()
+        body = lines()
         print(f"{shown}\n\n{body}")
 
 
