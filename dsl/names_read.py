@@ -47,7 +47,7 @@ def family_names(statements: tuple[syntax.Statement, ...]) -> set[str]:
 
 
 # Words of masks and inits that are no names.
-MASK_WORDS = ("query", "key", "copy", "fan_in", "fan_out")
+MASK_WORDS = ("query", "key", "copy", "fan_in", "fan_out", "turn")
 
 
 def names_read(node: object) -> Iterator[syntax.Name]:

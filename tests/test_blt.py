@@ -149,8 +149,8 @@ def test_gradients_equal_transformers(tmp_path: Path) -> None:
     pairs = {
         "embed.weight": model.model.local_encoder.embed_tokens,
         "pooled.weight": model.model.local_encoder.patch_embedding_projection,
-        "latent.1.layer.down.linear.weight": model.model.global_transformer.layers[1].mlp.down_proj,
-        "cross.0.own_attend.k.narrow.linear.weight": model.model.local_encoder.cross_attn_layers[0].k_proj,
+        "latent.1.layer.ffn.down.linear.weight": model.model.global_transformer.layers[1].mlp.down_proj,
+        "cross.0.own_attend.k.linear.weight": model.model.local_encoder.cross_attn_layers[0].k_proj,
         "decoder.1.closed_attend.memory_norm.gain": model.model.local_decoder.cross_attn_layers[1].k_norm,
         "head.weight": model.lm_head,
     }
