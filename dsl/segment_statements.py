@@ -25,7 +25,7 @@ def segment(body: Elaboration, statement: syntax.Segment) -> None:
     place = first_line(statement.span)
     along, cut = (_axis(body, name) for name in (statement.axis, statement.into))
     if not isinstance(cut.kind, Cut) or cut.kind.parent is not along:
-        found = f"cut from {cut.kind.parent.name}" if isinstance(cut.kind, Cut) else describe(cut)
+        found = f"cut from {cut.kind.parent.name}" if isinstance(cut.kind, Cut) else "no cut"
         raise Mistake(BadSegment(statement.into.span, along.name, cut.name, found))
     earlier = body.build.cuts.get(cut)
     if earlier is not None:
