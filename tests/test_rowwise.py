@@ -90,7 +90,7 @@ FORMULAS = {
     "end to end beside a weight": (
         "x: real[seq, dim], y: real[seq, heads]; param g: real[dim_and_heads]; "
         "c = concat((x * 2, tanh(y)), (dim, heads) -> dim_and_heads) "
-        "=> softmax(c * g * 0.1, over=dim_and_heads), argmax(c, over=dim_and_heads)"
+        "=> softmax(c * g * 0.02, over=dim_and_heads), argmax(c, over=dim_and_heads)"
     ),
     "two that are put together alike": (
         "x: real[seq, dim], y: real[seq, heads], z: real[seq, heads]; "
