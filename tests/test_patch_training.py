@@ -244,7 +244,7 @@ def test_a_budget_of_rows_limits_a_step_of_patches(tmp_path: Path) -> None:
 
 def test_a_saved_state_goes_on_in_the_middle_of_an_example(tmp_path: Path) -> None:
     data = documents(tmp_path / "data")
-    loader, corpus, _ = _loader(data, "space", patches=11)
+    loader, _, _ = _loader(data, "space", patches=11)
     states, batches = [], []
     for _ in range(12):
         states.append(json.loads(json.dumps(loader.state_dict())))
