@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def counter_of_segments(model: Model, objective: Program, columns: tuple[str, ..
     @torch.no_grad()
     def segments_of(tokens: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         offsets = torch.tensor([0, len(tokens)], dtype=torch.int32)
-        packed = {name: (column, offsets) for name, column in values.items()}
+        packed: dict[str, Any] = {name: (column, offsets) for name, column in values.items()}
         ends = model.run(flags, (tokens, offsets), **packed)
         return segment_lengths(ends.values.cpu(), None, offsets)
 

@@ -378,7 +378,7 @@ def _step_done(config: RunConfig, run: _Run, result: StepResult, factor: float, 
 
 
 def _bits_per_byte(run: _Run, losses: Mapping[str, float]) -> float | None:
-    return losses[run.byte_loss] / math.log(2) if run.byte_loss in losses else None
+    return None if run.byte_loss is None else losses[run.byte_loss] / math.log(2)
 
 
 def _where_to_go_back(checkpoint: Path | None) -> str:

@@ -128,12 +128,18 @@ def compute_losses(
     model: Trainable, batch: Batch, options: StepOptions, step: int, counter: CutCounter | None = None
 ) -> Parts:
     """The objective's losses on one micro-batch. `counter` is told the lengths of its segments."""
-    inputs = (options.objective, (batch.tokens, batch.offsets))
-    columns = {name: (values, batch.offsets) for name, values in batch.columns.items()}
-    told = {"seed": options.seed, "step": step, "example_ids": batch.example_ids, "working": options.working}
+    columns: dict[str, Any] = {name: (values, batch.offsets) for name, values in batch.columns.items()}
+    arguments: dict[str, Any] = {
+        "seed": options.seed,
+        "step": step,
+        "example_ids": batch.example_ids,
+        "working": options.working,
+        **columns,
+    }
     if counter is None or not options.has_cuts:
-        return model.loss(*inputs, **told, **columns)
-    parts, lengths = cast(TrainableWithCuts, model).loss_and_cuts(*inputs, **told, **columns)
+        return model.loss(options.objective, (batch.tokens, batch.offsets), **arguments)
+    measured = cast(TrainableWithCuts, model)
+    parts, lengths = measured.loss_and_cuts(options.objective, (batch.tokens, batch.offsets), **arguments)
     counter.add(batch, lengths)
     return parts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -23,7 +24,7 @@ TOKENS = MarkedByteTokens(260)
 NASTY = "if a < b & c:\n\t<script>\x1b[31m naïve \u202e</script>"
 
 
-def _reading(text: str, **options: object) -> tuple[patches.Reading, Model, torch.Tensor]:
+def _reading(text: str, **options: Any) -> tuple[patches.Reading, Model, torch.Tensor]:
     model = tiny(torch.float32, **options)
     ids = torch.tensor([1, *TOKENS.encode(text)])
     return patches.read(model, TOKENS, text, begin_mark=True, title="<title>"), model, ids
