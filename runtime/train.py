@@ -175,6 +175,7 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     else:
         # The checkpoint holds all weights, also those that another one gave: that one may be gone.
         run.started_from = resumed.training.started_from
+        run.held_out_bits = resumed.training.measured.get("held_out_bits_per_byte")
         apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
         run.optimiser.load_state(resumed.training.optimiser)
         run.loader.load_state_dict(dict(resumed.training.loader))

@@ -53,14 +53,14 @@ class TrainableWithCuts(Trainable, Protocol):
 
 
 class CutCounter:
-    """Lengths of segments of a step. A micro-batch that is computed twice is counted once."""
+    """Lengths of segments of a step. A micro-batch that is computed twice is counted once; all of a step's are alive
+    while it is counted, so that they can be told apart by identity."""
 
     def __init__(self) -> None:
         self._of_parts: dict[int, Mapping[str, CountedLengths]] = {}
 
     def add(self, batch: Batch, lengths: Mapping[str, Tensor]) -> None:
-        # By its first example, which no other micro-batch of the step has.
-        self._of_parts[int(batch.example_ids[0])] = {name: count_lengths(one) for name, one in lengths.items()}
+        self._of_parts[id(batch)] = {name: count_lengths(one) for name, one in lengths.items()}
 
     def statistics(self) -> dict[str, CutStatistics]:
         return {name: counts.statistics() for name, counts in add_counts(self._of_parts.values()).items()}
