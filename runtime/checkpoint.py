@@ -22,7 +22,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,9 @@ def save_checkpoint(
             files.append(_write_tensors(temporary / OPTIMISER, _flat(training.optimiser)))
             files.append(_write_text(temporary / LOADER, json.dumps(training.loader)))
         run = training.run if training else None
-        noted = (training.started_from, training.measured) if training else ()
-        manifest = Manifest(FORMAT, model, model.spec_hash, step, tokens, run, _versions(), tuple(files), *noted)
+        manifest = Manifest(FORMAT, model, model.spec_hash, step, tokens, run, _versions(), tuple(files))
+        if training is not None:
+            manifest = replace(manifest, started_from=training.started_from, measured=training.measured)
         record = asdict(manifest)
         _write_text(temporary / MANIFEST, json.dumps({**record, OWN_DIGEST: digest_of_record(record)}, indent=1))
         _sync(temporary)

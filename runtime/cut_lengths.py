@@ -14,7 +14,7 @@ from torch import Tensor
 from ..codegen.functions import cuts
 from ..codegen.lower import live_nodes, loss_values
 from ..codegen.ops.cut import SegmentAttrs
-from ..dsl.program import Node, Program
+from ..dsl.program import Node, Program, Weight
 
 # The longest segment of each bin of a histogram; the last bin has no end.
 BINS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 64, 128)
@@ -99,6 +99,12 @@ def with_cuts(program: Program, found: Mapping[str, Node]) -> Program:
     """The program, whose outputs are the flags of these cuts beside its losses."""
     shown = [(f"cut {name} {i}", value) for name, node in found.items() for i, value in enumerate(node.outputs)]
     return replace(program, outputs=tuple(shown))
+
+
+def reads_weights(program: Program) -> bool:
+    """Whether the program's outputs depend on weights."""
+    nodes = live_nodes(program, (value for _, value in program.outputs))
+    return any(isinstance(value, Weight) for node in nodes for value in node.inputs)
 
 
 def lengths_of(found: Mapping[str, Node], flags: Sequence[Tensor], offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -100,7 +100,9 @@ def load_corpus(
     names, encoded, files = encode_documents(options, tokens, vocab)
     aligned = {name: column.aligned(names, encoded) for name, column in (columns or {}).items()}
     # A column is data too: with other values a resumed run would be another one.
-    hashes = files + tuple((f"column {name}", hashlib.sha256(values).hexdigest()) for name, values in aligned.items())
+    hashes = files + tuple(
+        (f"column {name}", hashlib.sha256(values.tobytes()).hexdigest()) for name, values in aligned.items()
+    )
     lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
     windows = cut_windows(names, lengths, options.max_length)
     train, held_out, by_window = hold_out(windows, names, options.eval_fraction)

@@ -66,6 +66,9 @@ class RunConfig(BaseModel):
     max_length: int = Field(1024, ge=2, description="longest example; longer documents are cut into windows")
     tokens_per_step: int | None = Field(8192, ge=2, description="rows of one optimiser step, at most")
     examples_per_step: int | None = Field(None, ge=1, description="examples of one optimiser step, at most")
+    patches_per_step: int | None = Field(
+        None, ge=1, description="patches (segments of the objective's cut) of one optimiser step, exactly"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches a step's batch is cut into, to save memory")
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of documents held out for evaluation")
 
@@ -92,10 +95,18 @@ class RunConfig(BaseModel):
     tensorboard: Literal["auto", "on", "off"] = Field("auto", description="auto: when it is installed")
     stop_after: int | None = Field(None, ge=1, description="save and stop after this step, as Ctrl-C would")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, given: Any) -> Any:
+        """Patches are the budget of a step that asks for them; tokens limit it only when they are given as well."""
+        if isinstance(given, dict) and given.get("patches_per_step") is not None:
+            return {"tokens_per_step": None, **given}
+        return given
+
     @model_validator(mode="after")
     def _fields_fit(self) -> RunConfig:
-        if self.tokens_per_step is None and self.examples_per_step is None:
-            raise ValueError("a step has no end: give tokens_per_step or examples_per_step")
+        if self.tokens_per_step is None and self.examples_per_step is None and self.patches_per_step is None:
+            raise ValueError("a step has no end: give tokens_per_step, examples_per_step or patches_per_step")
         if self.tokens_per_step is not None and self.max_length > self.tokens_per_step:
             raise ValueError(f"max_length {self.max_length} does not fit into tokens_per_step {self.tokens_per_step}")
         if self.warmup_tokens is not None and self.schedule_tokens is None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,7 @@ from .loader import Batch, BatchPlan, TokenLoader, held_out_batches
 from .metrics import RunLogs, measured_record, write_json
 from .model import Model, load
 from .optimiser import Group, WeightOptimiser, make_groups
+from .patch_counting import counter_of_segments
 from .run_config import RunConfig
 from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
@@ -161,10 +162,12 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     _check_same_spec(identity, resumed)
     corpus = _load_data(config, objective)
     groups = _make_groups(config, model, objective)
-    plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed)
-    held_out = held_out_batches(corpus, plan, config.eval_tokens) if config.eval_every else ()
+    plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed, patches=config.patches_per_step)
+    held_out = held_out_batches(corpus, _evaluation_plan(config, plan), config.eval_tokens) if config.eval_every else ()
     optimiser = WeightOptimiser(groups, dict(model.by_path()))
-    run = _Run(model, identity, groups, optimiser, TokenLoader(corpus, plan), held_out)
+    segments_of = None if plan.patches is None else counter_of_segments(model, objective, tuple(corpus.columns))
+    loader = TokenLoader(corpus, plan, segments_of=segments_of)
+    run = _Run(model, identity, groups, optimiser, loader, held_out)
     run.byte_loss = cross_entropy_of(objective) if config.tokenizer in BYTE_VOCABULARIES else None
     run.has_cuts = bool(cuts_of(model.given(objective, corpus.columns)))
     if resumed is None:
@@ -172,6 +175,7 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     else:
         # The checkpoint holds all weights, also those that another one gave: that one may be gone.
         run.started_from = resumed.training.started_from
+        run.held_out_bits = resumed.training.measured.get("held_out_bits_per_byte")
         apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
         run.optimiser.load_state(resumed.training.optimiser)
         run.loader.load_state_dict(dict(resumed.training.loader))
@@ -222,6 +226,13 @@ def _columns(config: RunConfig, objective: Program) -> dict[str, Column]:
         if value.type.rows is not rows or value.type.static_axes or not isinstance(value.type.kind, Real):
             raise RuntimeFault(f"{name} is {value.type}: a column holds one real for each token")
     return {name: read_column(Path(path)) for name, path in config.columns.items()}
+
+
+def _evaluation_plan(config: RunConfig, plan: BatchPlan) -> BatchPlan:
+    """Evaluation packs whole examples; a run that counts patches alone has no other budget for it."""
+    if plan.tokens is None and plan.examples is None:
+        return replace(plan, tokens=max(config.max_length, 8192))
+    return plan
 
 
 def _token_vocabulary(objective: Program) -> int:
@@ -368,7 +379,7 @@ def _step_done(config: RunConfig, run: _Run, result: StepResult, factor: float, 
 
 
 def _bits_per_byte(run: _Run, losses: Mapping[str, float]) -> float | None:
-    return losses[run.byte_loss] / math.log(2) if run.byte_loss in losses else None
+    return None if run.byte_loss is None else losses[run.byte_loss] / math.log(2)
 
 
 def _where_to_go_back(checkpoint: Path | None) -> str:

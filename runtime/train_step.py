@@ -53,14 +53,14 @@ class TrainableWithCuts(Trainable, Protocol):
 
 
 class CutCounter:
-    """Lengths of segments of a step. A micro-batch that is computed twice is counted once."""
+    """Lengths of segments of a step. A micro-batch that is computed twice is counted once; all of a step's are alive
+    while it is counted, so that they can be told apart by identity."""
 
     def __init__(self) -> None:
         self._of_parts: dict[int, Mapping[str, CountedLengths]] = {}
 
     def add(self, batch: Batch, lengths: Mapping[str, Tensor]) -> None:
-        # By its first example, which no other micro-batch of the step has.
-        self._of_parts[int(batch.example_ids[0])] = {name: count_lengths(one) for name, one in lengths.items()}
+        self._of_parts[id(batch)] = {name: count_lengths(one) for name, one in lengths.items()}
 
     def statistics(self) -> dict[str, CutStatistics]:
         return {name: counts.statistics() for name, counts in add_counts(self._of_parts.values()).items()}
@@ -128,12 +128,18 @@ def compute_losses(
     model: Trainable, batch: Batch, options: StepOptions, step: int, counter: CutCounter | None = None
 ) -> Parts:
     """The objective's losses on one micro-batch. `counter` is told the lengths of its segments."""
-    inputs = (options.objective, (batch.tokens, batch.offsets))
-    columns = {name: (values, batch.offsets) for name, values in batch.columns.items()}
-    told = {"seed": options.seed, "step": step, "example_ids": batch.example_ids, "working": options.working}
+    columns: dict[str, Any] = {name: (values, batch.offsets) for name, values in batch.columns.items()}
+    arguments: dict[str, Any] = {
+        "seed": options.seed,
+        "step": step,
+        "example_ids": batch.example_ids,
+        "working": options.working,
+        **columns,
+    }
     if counter is None or not options.has_cuts:
-        return model.loss(*inputs, **told, **columns)
-    parts, lengths = cast(TrainableWithCuts, model).loss_and_cuts(*inputs, **told, **columns)
+        return model.loss(options.objective, (batch.tokens, batch.offsets), **arguments)
+    measured = cast(TrainableWithCuts, model)
+    parts, lengths = measured.loss_and_cuts(options.objective, (batch.tokens, batch.offsets), **arguments)
     counter.add(batch, lengths)
     return parts
 

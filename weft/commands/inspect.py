@@ -58,7 +58,9 @@ def run(
         typer.Option(metavar="DEVICE", help="kernels: whose measurements, if a file has several devices'."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="cost: rows of a step, all examples together.")] = 16384,
-    text: Annotated[str | None, typer.Option(metavar="TEXT", help="patches: what to cut; - is standard input.")] = None,
+    shown_text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="patches: what to cut; - is standard input.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="FILE", help="patches: bytes, bytes4 or a file [default: the run's own].")
     ] = None,
@@ -88,10 +90,12 @@ def run(
         option = next(name for name, value in given.items() if value)
         raise CommandFault(f"{option} goes with kernels, cost, ptx and sass, not with {view}", 2)
     if view == "patches":
-        _patches(file, size, set_ or [], text, tokenizer, out, as_json)
+        _patches(file, size, set_ or [], shown_text, tokenizer, out, as_json)
         return
-    if text is not None or tokenizer is not None:
-        raise CommandFault(f"{'--text' if text is not None else '--tokenizer'} goes with patches, not with {view}", 2)
+    if shown_text is not None or tokenizer is not None:
+        raise CommandFault(
+            f"{'--text' if shown_text is not None else '--tokenizer'} goes with patches, not with {view}", 2
+        )
     if (view == "report") != (out is not None):
         raise CommandFault("report is written to a file: -o report.html" if out is None else "-o goes with report", 2)
     if view != "graph" and (svg or full):

@@ -54,6 +54,9 @@ def run(
     field: Annotated[str | None, typer.Option(help="JSONL field or parquet column [default: text].")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest example in tokens [default: 1024].")] = None,
     tokens_per_step: Annotated[int | None, typer.Option(help="Tokens of one step [default: 8192].")] = None,
+    patches_per_step: Annotated[
+        int | None, typer.Option(help="Patches of one step, exactly; --tokens-per-step then limits it only when given.")
+    ] = None,
     accumulate: Annotated[int | None, typer.Option(help="Micro-batches per step, to save memory [default: 1].")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: the spec's].")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, linear or constant [default: cosine].")] = None,
@@ -87,7 +90,7 @@ def run(
     given = {
         "size": size, "data": tuple(data) if data else None, "steps": steps, "out": out, "resume": resume or None,
         "objective": objective, "tokenizer": tokenizer, "begin_mark": begin_mark or None,
-        "field": field, "max_length": max_length,
+        "patches_per_step": patches_per_step, "field": field, "max_length": max_length,
         "tokens_per_step": tokens_per_step, "accumulate": accumulate, "lr": lr, "schedule": schedule,
         "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
         "tuning": tuning, "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
