@@ -13,6 +13,7 @@ from .emit import Imports, KernelOp, function
 from .gpu.rowwise import PROGRAMS
 from .logits import text as logits_text
 from .logits.op import LogitsOp
+from .rowwise.derivative import Gathered
 from .rowwise.fused import FusedOp
 from .rowwise.plan import RowPlan
 from .rowwise.row_program import Result
@@ -74,12 +75,15 @@ def _call(op: FusedOp) -> _Call:
         backward=None if op.backward is None else _kernel(op.backward),
         wanted=() if derivative is None else derivative.wanted,
         owners=() if derivative is None else derivative.owners,
-        gathered=()
-        if derivative is None
-        else tuple(f"Gathered({g.place}, {g.rows}, {g.index}, {g.index_result})" for g in derivative.gathered),
+        gathered=() if derivative is None else tuple(map(_gathered, derivative.gathered)),
         passed=() if derivative is None else derivative.passed,
         saved=() if derivative is None else derivative.saved,
     )
+
+
+def _gathered(made: Gathered) -> str:
+    numbers = f"{made.place}, {made.rows}, {made.index}, {made.index_result}"
+    return f"Gathered({numbers}{', in_runs=True' if made.in_runs else ''})"
 
 
 def _kernel(plan: RowPlan) -> _Kernel:

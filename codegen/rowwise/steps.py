@@ -203,6 +203,9 @@ class Writer:
         if address:
             terms.append(address)
         mask = self._mask(value.by_row, value.axes)
+        if value.in_runs:
+            assert value.index is not None
+            mask = " & ".join(part for part in (mask, f"({self._read(value.index)} >= 0)") if part)
         if value.shift:
             assert mask is not None
             mask += f" & (row >= {-value.shift})" if value.shift < 0 else f" & (row < n_rows - {value.shift})"
