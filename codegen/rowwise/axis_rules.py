@@ -126,11 +126,11 @@ def _axes_attend(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
     if len(args(node)) > 4 or node.kwargs or any(b.facts[x].level != b.facts[node].level for x in (q, k, v)):
         raise CannotFuse("attention with a mask, a bias or a formula, or to the same keys for all rows")
     queries, heads, entries = b.dims[q]
-    pairs = [(b.dims[k][0], b.dims[v][0]), (heads, b.dims[k][1]), (heads, b.dims[v][1]), (entries, b.dims[k][2])]
-    for one, two in pairs:
-        if extent(resolved(one)) != extent(resolved(two)):
-            raise CannotFuse("heads that share keys")
+    # Heads that share keys stand side by side.
+    key_heads, _ = regrouped(heads, (b.facts[k].dims[1], b.facts[q].dims[1] // b.facts[k].dims[1]))
+    for one, two in ((key_heads, b.dims[k][1]), (key_heads, b.dims[v][1]), (b.dims[k][0], b.dims[v][0])):
         unify(one, two)
+    unify(entries, b.dims[k][2])
     of_values = b.dims[v][2]
     if extent(resolved(of_values)) == extent(resolved(entries)):
         # What is summed over and what is left never meet, and one axis needs no change of layout between them.

@@ -133,8 +133,8 @@ class Iota(Val):
 @dataclass(frozen=True, eq=False)
 class Load(Val):
     """Entries of a source, at the kernel's row or `shift` rows after it, or at row `index` of a table. A row before the
-    first or after the last of all reads 0. `in_runs`: rows that read the same row of the table lie side by side, and one
-    whose index is -1 reads 0."""
+    first or after the last of all reads 0. `in_runs`: rows that read the same row of the table lie side by side, and
+    one whose index is -1 reads 0."""
 
     source: Source | None = None
     layout: Layout = ()
