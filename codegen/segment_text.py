@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from .cost import Work
+from .cost import SEGMENT, Work
 from .facts import facts
 from .gpu import segments
 from .gpu.segments import BLOCK_N, BLOCK_T, WARPS, block_entries
@@ -21,8 +21,6 @@ from .rowwise.fused import FusedOp
 _FOLDER = Path(__file__).parent / "gpu"
 _POOLS = {segments.max_rows: "max", segments.mean_rows: "mean", segments.sum_rows: "sum"}
 _BOUNDS = ("bounds_ptr", "*i32")
-# Rows of a segment, where how many segments there are is data: as patches of bytes have them.
-SEGMENT = 4
 
 
 def pool_kernels(by: str, width: int, dtype: torch.dtype) -> tuple[KernelText, KernelText]:
@@ -83,8 +81,8 @@ def _text(
 
 @dataclass(frozen=True)
 class SegmentCall:
-    """A call over rows of `width` entries of `dtype`. `by`: max, mean or sum of a pool; "spread"; or "runs", the sums
-    that a fused call's backward adds up."""
+    """A call over rows of `width` entries of `dtype`. `by`: max, mean or sum of a pool; "spread"; and in the backward
+    of a fused call "find", where runs begin and end, and "runs", their sums."""
 
     by: str
     width: int
@@ -107,23 +105,29 @@ def segment_calls(module: fx.GraphModule) -> list[tuple[SegmentCall, fx.Node]]:
 def _of_fused(op: FusedOp) -> list[SegmentCall]:
     if op.derivative is None or op.backward is None:
         return []
-    made = [op.backward.program.results[g.rows] for g in op.derivative.gathered if g.in_runs]
-    return [SegmentCall("runs", prod(result.dims), result.dtype) for result in made]
+    gathered = [g for g in op.derivative.gathered if g.in_runs]
+    made = [op.backward.program.results[g.rows] for g in gathered]
+    finds = [SegmentCall("find", 1, torch.int64) for _ in {(g.index, g.index_result) for g in gathered}]
+    return finds + [SegmentCall("runs", prod(result.dims), result.dtype) for result in made]
 
 
 def call_kernels(call: SegmentCall) -> tuple[KernelText, ...]:
-    """Forward first; of "runs" there is no forward."""
-    if call.by == "runs":
-        return run_kernels(call.width, call.dtype)
-    return spread_kernels(call.width, call.dtype) if call.by == "spread" else pool_kernels(
-        call.by, call.width, call.dtype
-    )  # fmt: skip
+    """Forward first, where there is one."""
+    match call.by:
+        case "find":
+            return run_kernels(call.width, torch.float32)[:1]
+        case "runs":
+            return run_kernels(call.width, call.dtype)[1:]
+        case "spread":
+            return spread_kernels(call.width, call.dtype)
+        case _:
+            return pool_kernels(call.by, call.width, call.dtype)
 
 
 def call_work(call: SegmentCall, name: str, rows: int) -> Work:
     """Of a launch over `rows` rows in segments of SEGMENT rows."""
     count = -(-rows // SEGMENT)
-    if call.by in ("runs", "spread"):
+    if call.by in ("find", "runs", "spread"):
         return spread_work(name, call.width, call.dtype, rows, count)
     return pool_work(name, call.by, call.width, call.dtype, rows, count)
 

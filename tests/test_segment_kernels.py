@@ -147,7 +147,7 @@ def test_spread_of_no_segments() -> None:
     assert p.grad.shape == (0, 3)
 
 
-def test_runs_over_many_programs() -> None:
+def test_runs_over_many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that begin and end where programs that look for them do."""
     generator = torch.Generator().manual_seed(2)
     counts = torch.randint(0, 4, (1500,), generator=generator)
@@ -155,7 +155,11 @@ def test_runs_over_many_programs() -> None:
     rows = torch.randn(len(number), 3, generator=generator)
     assert len(number) > 2 * segments.BLOCK_N
     want = torch.zeros(1500, 3, dtype=torch.float64).index_add_(0, number, rows.double())
-    assert_equal(segments.sum_runs(number, rows, 1500), want, "sums", 1e-6)
+    bounds = segments.find_runs(number, 1500)
+    assert_equal(segments.sum_runs(rows, bounds), want, "sums", 1e-6)
+    monkeypatch.setattr(segments, "interprets", lambda: False)
+    assert torch.equal(segments.find_runs(number, 1500), bounds)
+    assert_equal(segments.sum_runs(rows, bounds), want, "sums without kernels", 1e-6)
 
 
 # -- operators ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from triton import knobs
 
 from .rowwise import RowKernel
 from .scatter import add_rows
-from .segments import sum_runs
+from .segments import find_runs, sum_runs
 
 INTERPRETED = bool(knobs.runtime.interpret)
 
@@ -162,12 +162,16 @@ class Fused:
         for owner, number in self.backward.owners:
             if self._alike[owner] == owner:
                 found[owner] = found[owner] + results[number] if owner in found else results[number]
+        runs: dict[tuple[int | None, int | None, int], Tensor] = {}
         for gathered in self.backward.gathered:
             owner, like = gathered.operand, operands[gathered.operand]
             index = operands[gathered.index] if gathered.index is not None else results[gathered.index_result or 0]
             rows = results[gathered.rows]
             if gathered.in_runs:
-                part = sum_runs(index, rows.reshape(rows.shape[0], -1), like.shape[0])
+                key = gathered.index, gathered.index_result, like.shape[0]
+                if key not in runs:
+                    runs[key] = find_runs(index, like.shape[0])
+                part = sum_runs(rows.reshape(rows.shape[0], -1), runs[key])
             else:
                 part = add_rows(index, rows, like.shape[0])
             part = part.reshape(like.shape)

@@ -58,18 +58,35 @@ def spread(p: Tensor, number: Tensor) -> Tensor:
     return _spread(p.reshape(p.shape[0], entries.numel()), number).reshape(number.shape[0], *entries)
 
 
-def sum_runs(number: Tensor, rows: Tensor, count: int) -> Tensor:
-    """`rows [N, E]` added into `[count, E]` at `number [N]`, whose equal numbers lie side by side; -1 is left out. Sums
-    in at least float32, rounded once."""
-    if not launches(rows):
-        wide = torch.zeros((count + 1, rows.shape[1]), dtype=_wide(rows), device=rows.device)
-        return wide.index_add_(0, number + 1, rows.to(wide.dtype))[1:].to(rows.dtype)
-    bounds = rows.new_zeros((count, 2), dtype=torch.int32)
-    kernels = _kernels()
-    if number.numel() and count:
-        grid = (-(-number.shape[0] // BLOCK_N),)
-        kernels.find_runs[grid](number.contiguous(), bounds, number.shape[0], BLOCK_N=BLOCK_N, num_warps=WARPS)
-    return _pool(rows.contiguous(), bounds, "sum", 2)
+def find_runs(number: Tensor, count: int) -> Tensor:
+    """int32 `[count, 2]`: where the rows of each number begin and end in `number [N]`, whose equal numbers lie side by
+    side. -1 is left out; a number that is not there has no rows."""
+    if launches(number):
+        bounds = number.new_zeros((count, 2), dtype=torch.int32)
+        if bounds.numel() and number.numel():
+            grid = (-(-number.shape[0] // BLOCK_N),)
+            _kernels().find_runs[grid](number.contiguous(), bounds, number.shape[0], BLOCK_N=BLOCK_N, num_warps=WARPS)
+        return bounds
+    in_order = torch.cummax(number, 0).values  # a row of none has the number of the row before
+    rows = torch.zeros(count, dtype=torch.int64, device=number.device).index_add_(
+        0, number[number >= 0], torch.ones_like(number[number >= 0])
+    )
+    first = torch.searchsorted(in_order, torch.arange(count, device=number.device))
+    first = torch.where(rows > 0, first, 0)
+    return torch.stack([first, first + rows], 1).to(torch.int32)
+
+
+def sum_runs(rows: Tensor, bounds: Tensor) -> Tensor:
+    """`[count, E]`: sums of the rows `[N, E]` that `bounds [count, 2]` give each number, in at least float32, rounded
+    once."""
+    if launches(rows):
+        return _pool(rows.contiguous(), bounds, "sum", 2)
+    first, end = bounds.to(torch.int64).unbind(1)
+    counts = end - first
+    number = torch.repeat_interleave(torch.arange(len(counts), device=rows.device), counts)
+    place = torch.arange(len(number), device=rows.device) - (counts.cumsum(0) - counts)[number] + first[number]
+    wide = torch.zeros((len(counts), rows.shape[1]), dtype=_wide(rows), device=rows.device)
+    return wide.index_add_(0, number, rows[place].to(wide.dtype)).to(rows.dtype)
 
 
 def launches(x: Tensor) -> bool:
@@ -149,7 +166,7 @@ def _(p: Tensor, number: Tensor) -> Tensor:
 
 @torch.library.custom_op(f"{LIBRARY}::spread_backward", mutates_args=())
 def _spread_backward(dx: Tensor, number: Tensor, count: int) -> Tensor:
-    return sum_runs(number, dx, count)
+    return sum_runs(dx, find_runs(number, count))
 
 
 @_spread_backward.register_fake

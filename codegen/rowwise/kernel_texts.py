@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from ..cost import Work
+from ..cost import SEGMENT, Work
 from ..emit_kernels import render, row_kernel
 from ..kernel_text import KernelText
 from .plan import RowPlan
@@ -41,7 +41,12 @@ def row_work(plan: RowPlan, rows: int) -> Work:
         for source in program.sources
         if not any(load.source == source for load in gathers)
     )
-    read += sum(_count(load, rows) * load.source.dtype.itemsize for load in gathers if load.source is not None)
+    read += sum(
+        # Rows of a segment read the same row of it, which is moved once.
+        _count(load, -(-rows // SEGMENT) if load.in_runs else rows) * load.source.dtype.itemsize
+        for load in gathers
+        if load.source is not None
+    )
     shares = min(plan.programs, -(-rows // plan.block_rows))
     real = torch.float64 if plan.real == "tl.float64" else torch.float32
     written = sum(

@@ -223,7 +223,11 @@ def _value_attend(b: Builder, node: fx.Node, where: Where) -> Val:
 
     rest = {leaf: part for leaf, part in where.items() if leaf not in (*keys, *entries)}
     top = known("top", rest, lambda: b.map(f.STOP, b.reduce(How.MAX, score, keys, rest)))
-    grown = lambda w: b.map(f.EXP, b.map(f.SUB, score(w), top))  # noqa: E731
+
+    def grown(w: Where) -> Val:
+        w = {leaf: part for leaf, part in w.items() if leaf not in entries}
+        return known("grown", w, lambda: b.map(f.EXP, b.map(f.SUB, score(w), top)))
+
     total = known("total", rest, lambda: b.reduce(How.SUM, grown, keys, rest))
     weighed = lambda w: b.map(f.MUL, b.map(f.DIV, grown(w), total), b.value(v, w))  # noqa: E731
     return b.reduce(How.SUM, weighed, keys, where)
