@@ -51,6 +51,7 @@ class _Kernel:
     stages: int
     is_accumulated: bool
     programs: int
+    runs: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def _call(op: FusedOp) -> _Call:
 
 def _gathered(made: Gathered) -> str:
     numbers = f"{made.place}, {made.rows}, {made.index}, {made.index_result}"
-    return f"Gathered({numbers}{', in_runs=True' if made.in_runs else ''})"
+    flags = (", in_runs=True" if made.in_runs else "") + (", is_summed=True" if made.is_summed else "")
+    return f"Gathered({numbers}{flags})"
 
 
 def _kernel(plan: RowPlan) -> _Kernel:
@@ -97,11 +99,13 @@ def _kernel(plan: RowPlan) -> _Kernel:
         stages=plan.stages,
         is_accumulated=plan.is_accumulated,
         programs=plan.programs if plan.has_sums else PROGRAMS,
+        runs=program.runs,
     )
 
 
 def _made(result: Result) -> str:
     flags = ("" if result.by_row else ", by_row=False") + (", is_saved=True" if result.is_saved else "")
+    flags += ", by_run=True" if result.by_run else ""
     return f"Made({result.dims}, {result.dtype}{flags})"
 
 

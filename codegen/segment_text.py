@@ -105,7 +105,7 @@ def segment_calls(module: fx.GraphModule) -> list[tuple[SegmentCall, fx.Node]]:
 def _of_fused(op: FusedOp) -> list[SegmentCall]:
     if op.derivative is None or op.backward is None:
         return []
-    gathered = [g for g in op.derivative.gathered if g.in_runs]
+    gathered = [g for g in op.derivative.gathered if g.in_runs and not g.is_summed]
     made = [op.backward.program.results[g.rows] for g in gathered]
     finds = [SegmentCall("find", 1, torch.int64) for _ in {(g.index, g.index_result) for g in gathered}]
     return finds + [SegmentCall("runs", prod(result.dims), result.dtype) for result in made]

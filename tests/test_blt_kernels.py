@@ -83,6 +83,9 @@ def test_planned_bytes_are_near_the_least(planned: list[Planned]) -> None:
     row, slots = BYTES * 1024 * 2, BYTES // 4 * 2 * 2 * 1024 * 2
     read, written = moved(planned, "closed_attend_kernel")
     assert read + written <= 1.2 * (2 * row + slots)
+    # Back: also the gradient of the result in, those of queries and slots out. Nothing of slots for each row.
+    read, written = moved(planned, "closed_attend_backward_kernel")
+    assert read + written <= 1.2 * (3 * row + 2 * slots)
 
 
 HASHES = """
@@ -114,7 +117,7 @@ def test_planned_bytes_of_hashes() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_spills_at_the_sizes_of_1b(planned: list[Planned], target: str) -> None:
-    names = ("closed_attend_kernel", "closed_attend_backward_kernel", "pool_runs", "share_max", "find_runs")
+    names = ("closed_attend_kernel", "closed_attend_backward_kernel", "pool_runs", "share_max")
     wanted = list(dict.fromkeys(one.kernel for one in planned if one.kernel.name in names))
     assert {kernel.name for kernel in wanted} == set(names)
     for made in compile_ahead(wanted, [target]):

@@ -25,13 +25,15 @@ INTERPRETED = bool(knobs.runtime.interpret)
 @dataclass(frozen=True)
 class Gathered:
     """The gradient of table `operand` arrives row by row as result `rows` of the backward; operand `index`, or result
-    `index_result`, says which row of the table each is for. `in_runs`: equal ones lie side by side, and -1 is none."""
+    `index_result`, says which row of the table each is for. `in_runs`: equal ones lie side by side, and -1 is none.
+    `is_summed`: the result is the gradient itself."""
 
     operand: int
     rows: int
     index: int | None = None
     index_result: int | None = None
     in_runs: bool = False
+    is_summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,9 @@ class Fused:
             owner, like = gathered.operand, operands[gathered.operand]
             index = operands[gathered.index] if gathered.index is not None else results[gathered.index_result or 0]
             rows = results[gathered.rows]
-            if gathered.in_runs:
+            if gathered.is_summed:
+                part = rows
+            elif gathered.in_runs:
                 key = gathered.index, gathered.index_result, like.shape[0]
                 if key not in runs:
                     runs[key] = find_runs(index, like.shape[0])

@@ -43,13 +43,15 @@ from .row_program import (
 class Gathered:
     """The gradient of table `place` arrives row by row: result `rows` of the derivative `[rows, .., entries]` holds it.
     Operand `index` of the forward says which row of the table each is for, or result `index_result` where that was
-    computed. `in_runs`: equal indices lie side by side, and -1 is none."""
+    computed. `in_runs`: equal indices lie side by side, and -1 is none. `is_summed`: the result is the
+    sum for each row of the table already."""
 
     place: int
     rows: int
     index: int | None
     index_result: int | None
     in_runs: bool = False
+    is_summed: bool = False
 
 
 @dataclass(frozen=True)
