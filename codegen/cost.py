@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .targets import Device
 
+# Rows of a segment, where how many segments there are is data: as patches of bytes have them.
+SEGMENT = 4
+
 
 @dataclass(frozen=True)
 class Work:

@@ -13,6 +13,7 @@ from .emit import Imports, KernelOp, function
 from .gpu.rowwise import PROGRAMS
 from .logits import text as logits_text
 from .logits.op import LogitsOp
+from .rowwise.derivative import Gathered
 from .rowwise.fused import FusedOp
 from .rowwise.plan import RowPlan
 from .rowwise.row_program import Result
@@ -50,6 +51,7 @@ class _Kernel:
     stages: int
     is_accumulated: bool
     programs: int
+    runs: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,16 @@ def _call(op: FusedOp) -> _Call:
         backward=None if op.backward is None else _kernel(op.backward),
         wanted=() if derivative is None else derivative.wanted,
         owners=() if derivative is None else derivative.owners,
-        gathered=()
-        if derivative is None
-        else tuple(f"Gathered({g.place}, {g.rows}, {g.index}, {g.index_result})" for g in derivative.gathered),
+        gathered=() if derivative is None else tuple(map(_gathered, derivative.gathered)),
         passed=() if derivative is None else derivative.passed,
         saved=() if derivative is None else derivative.saved,
     )
+
+
+def _gathered(made: Gathered) -> str:
+    numbers = f"{made.place}, {made.rows}, {made.index}, {made.index_result}"
+    flags = (", in_runs=True" if made.in_runs else "") + (", is_summed=True" if made.is_summed else "")
+    return f"Gathered({numbers}{flags})"
 
 
 def _kernel(plan: RowPlan) -> _Kernel:
@@ -93,11 +99,13 @@ def _kernel(plan: RowPlan) -> _Kernel:
         stages=plan.stages,
         is_accumulated=plan.is_accumulated,
         programs=plan.programs if plan.has_sums else PROGRAMS,
+        runs=program.runs,
     )
 
 
 def _made(result: Result) -> str:
     flags = ("" if result.by_row else ", by_row=False") + (", is_saved=True" if result.is_saved else "")
+    flags += ", by_run=True" if result.by_run else ""
     return f"Made({result.dims}, {result.dtype}{flags})"
 
 

@@ -454,8 +454,8 @@ _RULES: dict[Any, Rule] = {
     gathers.entries: _entries,
     **dict.fromkeys(
         (
-            attention.attend_packed, attend, attention_caches.attend_step, attention_caches.attend_extend,
-            attention_caches.attend_general,
+            attention.attend_packed, attention.attend_static, attend, attention_caches.attend_step,
+            attention_caches.attend_extend, attention_caches.attend_general,
         ),
         _attend,
     ),

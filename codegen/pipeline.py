@@ -38,6 +38,7 @@ from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.saved_values import choose_saved_values
+from .passes.segment_kernels import use_segment_kernels
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
 from .passes.tables import read_tables
 from .rowwise.fused import FusedOp
@@ -72,6 +73,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
     Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
+    Pass("segments", use_segment_kernels, "pools of segments, and values of segments that no fused group reads"),
 )
 
 CPU_PASSES: tuple[Pass, ...] = (

@@ -85,7 +85,7 @@ def _of_call(op: FusedOp) -> list[TableGradient]:
         return []
     made = []
     entries = {source.place: source.entries for source in op.program.sources}
-    for gathered in op.derivative.gathered:
+    for gathered in (g for g in op.derivative.gathered if not g.in_runs):
         rows = op.backward.program.results[gathered.rows]
         *lead, width = rows.dims
         made.append(TableGradient(entries[gathered.place] // width, width, prod(lead), rows.dtype))

@@ -22,7 +22,7 @@ def tables_added(module: fx.GraphModule) -> dict[tuple[int, torch.dtype], list[f
     for node in module.graph.nodes:
         op = node.target
         if isinstance(op, FusedOp) and op.derivative is not None:
-            for gathered in op.derivative.gathered:
+            for gathered in (g for g in op.derivative.gathered if not g.in_runs):
                 made = op.derivative.program.results[gathered.rows]
                 found.setdefault((made.dims[-1] if made.dims else 1, made.dtype), []).append(node)
         elif op in _READERS:

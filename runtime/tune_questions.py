@@ -49,7 +49,7 @@ def of_fused(op: FusedOp, call: Fused, operands: Sequence[Tensor]) -> Iterator[Q
     if not call.backward.gathered:
         return
     made = call.backward.kernel(given)
-    for gathered in call.backward.gathered:
+    for gathered in (g for g in call.backward.gathered if not g.in_runs):
         index = operands[gathered.index] if gathered.index is not None else made[gathered.index_result or 0]
         yield of_table(index, made[gathered.rows], operands[gathered.operand].shape[0])
 

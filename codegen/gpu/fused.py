@@ -17,6 +17,7 @@ from triton import knobs
 
 from .rowwise import RowKernel
 from .scatter import add_rows
+from .segments import find_runs, sum_runs
 
 INTERPRETED = bool(knobs.runtime.interpret)
 
@@ -24,12 +25,15 @@ INTERPRETED = bool(knobs.runtime.interpret)
 @dataclass(frozen=True)
 class Gathered:
     """The gradient of table `operand` arrives row by row as result `rows` of the backward; operand `index`, or result
-    `index_result`, says which row of the table each is for."""
+    `index_result`, says which row of the table each is for. `in_runs`: equal ones lie side by side, and -1 is none.
+    `is_summed`: the result is the gradient itself."""
 
     operand: int
     rows: int
     index: int | None = None
     index_result: int | None = None
+    in_runs: bool = False
+    is_summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,10 +164,21 @@ class Fused:
         for owner, number in self.backward.owners:
             if self._alike[owner] == owner:
                 found[owner] = found[owner] + results[number] if owner in found else results[number]
+        runs: dict[tuple[int | None, int | None, int], Tensor] = {}
         for gathered in self.backward.gathered:
             owner, like = gathered.operand, operands[gathered.operand]
             index = operands[gathered.index] if gathered.index is not None else results[gathered.index_result or 0]
-            part = add_rows(index, results[gathered.rows], like.shape[0]).reshape(like.shape)
+            rows = results[gathered.rows]
+            if gathered.is_summed:
+                part = rows
+            elif gathered.in_runs:
+                key = gathered.index, gathered.index_result, like.shape[0]
+                if key not in runs:
+                    runs[key] = find_runs(index, like.shape[0])
+                part = sum_runs(rows.reshape(rows.shape[0], -1), runs[key])
+            else:
+                part = add_rows(index, rows, like.shape[0])
+            part = part.reshape(like.shape)
             found[owner] = found[owner] + part if owner in found else part
         return _alone([found[owner] for owner in self._owned])
 

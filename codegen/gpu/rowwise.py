@@ -16,12 +16,14 @@ PROGRAMS = 256
 
 @dataclass(frozen=True)
 class Made:
-    """A result: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone."""
+    """A result: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone. `by_run`: it has
+    a row for each run of rows."""
 
     dims: tuple[int, ...]
     dtype: torch.dtype
     by_row: bool = True
     is_saved: bool = False
+    by_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class RowKernel:
 
     `sources`: which operands of the call it reads, in the order of its pointers, and whether each has rows (then the
     stride of its rows is passed too). `columns`: programs on the grid's second side. `is_accumulated`: it adds its sums
-    over rows into memory that starts as zero.
+    over rows into memory that starts as zero. `runs`: a program takes the rows that hold one number; which operand has
+    the numbers `[rows]`, in order, and which as many rows as there are of them.
     """
 
     kernel: Any
@@ -42,6 +45,7 @@ class RowKernel:
     stages: int
     is_accumulated: bool = False
     programs: int = PROGRAMS  # at most, where there are sums over rows
+    runs: tuple[int, int] | None = None
 
     def __call__(self, operands: Sequence[Tensor], saves: bool = True) -> tuple[Tensor, ...]:
         """Results that are for the backward alone have no rows where it does not save them."""
@@ -53,6 +57,11 @@ class RowKernel:
         tiles = -(-rows // self.block_rows)
         programs = min(tiles, self.programs) if any(not made.by_row for made in self.results) else tiles
         programs = max(programs, 1)
+        bounds = []
+        if self.runs is not None:
+            count = operands[self.runs[1]].shape[0]
+            programs = max(count, 1)
+            bounds = [tiled_runs(operands[self.runs[0]], programs)]
         results = [
             self._empty(made, rows if saves or not made.is_saved else 0, programs, like) for made in self.results
         ]
@@ -60,20 +69,41 @@ class RowKernel:
             options = {"SAVES": saves} if any(made.is_saved for made in self.results) else {}
             strides = [t.stride(0) for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row]
             self.kernel[(programs, self.columns)](
-                *read, *strides, *results, rows,
+                *read, *strides, *results, *bounds, rows,
                 BLOCK_R=self.block_rows, **options, num_warps=self.warps, num_stages=self.stages,
             )  # fmt: skip
         return tuple(
-            result if made.by_row else result.sum(0).to(made.dtype) if rows else result[0].zero_().to(made.dtype)
+            _of_runs(result, rows, operands[self.runs[1]])
+            if made.by_run and self.runs is not None
+            else result
+            if made.by_row
+            else result.sum(0).to(made.dtype)
+            if rows
+            else result[0].zero_().to(made.dtype)
             for made, result in zip(self.results, results, strict=True)
         )
 
     def _empty(self, made: Made, rows: int, programs: int, like: Tensor) -> Tensor:
+        if made.by_run:
+            return like.new_empty((programs, *made.dims), dtype=made.dtype)
         if made.by_row:
             return like.new_empty((rows, *made.dims), dtype=made.dtype)
         wide = torch.promote_types(made.dtype, torch.float32)
         make = like.new_zeros if self.is_accumulated else like.new_empty
         return make((programs, *made.dims), dtype=wide)
+
+
+def tiled_runs(number: Tensor, count: int) -> Tensor:
+    """int32 `[count + 1]`: where the rows of each number begin in `number [rows]`, whose numbers lie in order. Rows of
+    none, -1, go with the rows before them; of the first ones number 0 takes care."""
+    in_order = torch.cummax(number, 0).values
+    bounds = torch.searchsorted(in_order, torch.arange(count + 1, device=number.device), out_int32=True)
+    bounds[0] = 0
+    return bounds
+
+
+def _of_runs(result: Tensor, rows: int, table: Tensor) -> Tensor:
+    return result[: table.shape[0]] if rows else result.zero_()[: table.shape[0]]
 
 
 def _rows_whole(x: Tensor) -> Tensor:

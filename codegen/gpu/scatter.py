@@ -42,7 +42,7 @@ def add_rows(index: Tensor, rows: Tensor, count: int) -> Tensor:
     float32, rounded once."""
     ids = index.reshape(-1)
     flat = rows.reshape(ids.shape[0], rows.shape[-1])
-    if rows.device.type == "cpu" and not _is_interpreting():
+    if rows.device.type == "cpu" and not interprets():
         wide = torch.zeros((count, flat.shape[1]), dtype=_wide(rows))
         return wide.index_add_(0, ids, flat.to(wide.dtype)).to(rows.dtype)
     sums = flat.new_zeros((count, flat.shape[1]))
@@ -80,7 +80,8 @@ def _add(ids: Tensor, rows: Tensor, sums: Tensor) -> None:
 
 
 @cache
-def _is_interpreting() -> bool:
+def interprets() -> bool:
+    """Whether kernels run on a CPU, in Triton's interpreter."""
     try:
         from triton import knobs
     except ImportError:

@@ -11,8 +11,8 @@ from torch import fx
 from torch.nn import functional
 
 from ..facts import dimension
-from ..functions import gathers, packing, precision, shifts, statics
-from .axes import CannotFuse, Dim, fresh, regrouped, unify
+from ..functions import attention, cuts, gathers, packing, precision, shifts, statics
+from .axes import CannotFuse, Dim, extent, fresh, regrouped, resolved, unify
 
 if TYPE_CHECKING:
     from .build import Builder
@@ -120,6 +120,24 @@ def _axes_index_select(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
     return fresh(b.facts[node].dims)
 
 
+def _axes_attend(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
+    """`q [queries, heads, D]`, `k [keys, heads, D]`, `v [keys, heads, Dv]` of each row, to `[queries, heads, Dv]`."""
+    q, k, v = args(node)[:3]
+    if len(args(node)) > 4 or node.kwargs or any(b.facts[x].level != b.facts[node].level for x in (q, k, v)):
+        raise CannotFuse("attention with a mask, a bias or a formula, or to the same keys for all rows")
+    queries, heads, entries = b.dims[q]
+    # Heads that share keys stand side by side.
+    key_heads, _ = regrouped(heads, (b.facts[k].dims[1], b.facts[q].dims[1] // b.facts[k].dims[1]))
+    for one, two in ((key_heads, b.dims[k][1]), (key_heads, b.dims[v][1]), (b.dims[k][0], b.dims[v][0])):
+        unify(one, two)
+    unify(entries, b.dims[k][2])
+    of_values = b.dims[v][2]
+    if extent(resolved(of_values)) == extent(resolved(entries)):
+        # What is summed over and what is left never meet, and one axis needs no change of layout between them.
+        unify(entries, of_values)
+    return (queries, heads, of_values)
+
+
 def _axes_entries(b: Builder, node: fx.Node) -> tuple[Dim, ...]:
     """`entries(x, index, shared)` where the index has no axes of its own."""
     x, index, shared = args(node)
@@ -144,7 +162,7 @@ def tables(node: fx.Node) -> tuple[int, ...]:
 
 
 _TABLES: dict[Any, tuple[int, ...]] = {
-    functional.embedding: (1,), gathers.rows_of_table: (0,), torch.index_select: (0,),
+    functional.embedding: (1,), gathers.rows_of_table: (0,), torch.index_select: (0,), cuts.spread: (0,),
 }  # fmt: skip
 
 AXES: dict[Any, Callable[[Builder, fx.Node], tuple[Dim, ...]]] = {
@@ -167,6 +185,8 @@ AXES: dict[Any, Callable[[Builder, fx.Node], tuple[Dim, ...]]] = {
     functional.embedding: _axes_embedding,
     gathers.rows_of_table: _axes_rows_of_table,
     torch.index_select: _axes_index_select,
+    cuts.spread: _axes_index_select,
+    attention.attend_static: _axes_attend,
     gathers.entries: _axes_entries,
     shifts.previous_rows: _axes_previous,
     shifts.next_rows: _axes_same,

@@ -186,7 +186,9 @@ class Builder:
         finally:
             self.shift -= rows
 
-    def load(self, node: fx.Node, leaves: tuple[Leaf, ...], where: Where, index: Val | None) -> Val:
+    def load(
+        self, node: fx.Node, leaves: tuple[Leaf, ...], where: Where, index: Val | None, in_runs: bool = False
+    ) -> Val:
         fact = self.facts[node]
         source = self.source(node, index is not None)
         layout = self.layout(leaves, where)
@@ -196,7 +198,8 @@ class Builder:
             if self.shift:
                 raise CannotFuse("rows of a table, read at another row")
             axes, by_row = axes | index.axes, index.by_row
-        return Load(axes, by_row, kind_of(fact), origin(node), source, layout, index, self.shift if by_row else 0)
+        shift = self.shift if by_row else 0
+        return Load(axes, by_row, kind_of(fact), origin(node), source, layout, index, shift, in_runs)
 
     def source(self, node: fx.Node, is_table: bool) -> Source:
         key = (node, is_table)

@@ -11,7 +11,7 @@ chooses those that are better read), and gives a gradient for each operand that 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -43,12 +43,15 @@ from .row_program import (
 class Gathered:
     """The gradient of table `place` arrives row by row: result `rows` of the derivative `[rows, .., entries]` holds it.
     Operand `index` of the forward says which row of the table each is for, or result `index_result` where that was
-    computed."""
+    computed. `in_runs`: equal indices lie side by side, and -1 is none. `is_summed`: the result is the
+    sum for each row of the table already."""
 
     place: int
     rows: int
     index: int | None
     index_result: int | None
+    in_runs: bool = False
+    is_summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,10 @@ class _Made:
             if source.place not in asked or not source.dtype.is_floating_point:
                 continue
             reads = [load for load in loads if load.source == source]
-            for index in dict.fromkeys(load.index for load in reads):
-                found = {load: self.gradients.of(load) for load in reads if load.index is index}
+            for index, in_runs in dict.fromkeys((load.index, load.in_runs) for load in reads):
+                found = {
+                    load: self.gradients.of(load) for load in reads if (load.index, load.in_runs) == (index, in_runs)
+                }
                 if index is None and source.by_row:
                     # What a row was read for by another is the gradient there, so that one is computed here.
                     found = {load: value and at_row(value, -load.shift) for load, value in found.items()}
@@ -185,7 +190,7 @@ class _Made:
                     own = tuple(axis for axis in self.program.axes if axis in index.axes)
                     dims = (*(axis.size for axis in own), source.entries)
                     place = self.result(source, dims, _pieces(found, own), True)
-                    self.gathered.append(self.scattered(source, place, index, own))
+                    self.gathered.append(replace(self.scattered(source, place, index, own), in_runs=in_runs))
 
     def arriving(self, source: Source, pieces: dict[Layout, Val]) -> int | None:
         """Which of the given gradients the pieces are, entry by entry."""

@@ -66,7 +66,13 @@ def _value(
             if value.index is not None:
                 index = held[value.index]
                 # At every axis either the index or the entry has size one.
-                found = _placed(flat[index.reshape(-1)], value.layout, axes)
+                read = (
+                    flat[index.reshape(-1).clamp(min=0)]
+                    if flat.shape[0]
+                    else flat.new_zeros(index.numel(), *flat.shape[1:])
+                )
+                read = torch.where(index.reshape(-1, 1) >= 0, read, 0) if value.in_runs else read
+                found = _placed(read, value.layout, axes)
                 shape = [max(sizes) for sizes in zip(index.shape[1:], found.shape[1:], strict=True)]
                 found = found.reshape(index.shape[0], *index.shape[1:], *found.shape[1:])
                 order = [0, *(place + step * (rank - 1) for place in range(1, rank) for step in (0, 1))]

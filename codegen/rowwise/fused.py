@@ -17,6 +17,7 @@ from .build import Region, build
 from .derivative import Derivative, derive
 from .plan import RowPlan, plan
 from .row_program import RowProgram
+from .runs import summed_in_runs
 from .saved import save_values
 
 
@@ -55,6 +56,7 @@ class FusedOp:
         program, derivative = save_values(self.program, self.derivative, self.operands)
         if not derivative.saved:
             return self
+        derivative = summed_in_runs(derivative)
         forward, backward = plan(program), plan(derivative.program)
         return replace(self, program=program, derivative=derivative, forward=forward, backward=backward)
 
@@ -74,7 +76,7 @@ def _text(made: RowPlan | None) -> object:
     if made is None:
         return None
     sources = tuple((source.place, source.by_row, source.dtype) for source in made.program.sources)
-    return sources, made.program.results, made.arguments, made.numbering, made.sums, made.passes
+    return sources, made.program.results, made.program.runs, made.arguments, made.numbering, made.sums, made.passes
 
 
 def fused_op(region: Region, facts: Mapping[fx.Node, Fact], name: str, wanted: Collection[fx.Node]) -> FusedOp:
@@ -84,7 +86,7 @@ def fused_op(region: Region, facts: Mapping[fx.Node, Fact], name: str, wanted: C
     derivative = None
     if asked and any(node in wanted for node in region.outputs):
         derivative = derive(program, len(region.inputs), asked)
-        derivative = derivative if derivative.program.stores else None
+        derivative = summed_in_runs(derivative) if derivative.program.stores else None
     backward = plan(derivative.program) if derivative is not None else None
     return FusedOp(name, program, derivative, _meaning(region), plan(program), backward)
 

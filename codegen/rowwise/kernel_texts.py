@@ -6,11 +6,11 @@ from math import prod
 
 import torch
 
-from ..cost import Work
+from ..cost import SEGMENT, Work
 from ..emit_kernels import render, row_kernel
 from ..kernel_text import KernelText
 from .plan import RowPlan
-from .row_program import Load, Map, Reduce, Val
+from .row_program import Load, Map, Reduce, Result, Val
 
 _HEAD = "import triton\nimport triton.language as tl\n\n"
 
@@ -41,13 +41,15 @@ def row_work(plan: RowPlan, rows: int) -> Work:
         for source in program.sources
         if not any(load.source == source for load in gathers)
     )
-    read += sum(_count(load, rows) * load.source.dtype.itemsize for load in gathers if load.source is not None)
+    read += sum(
+        # Rows of a segment read the same row of it, which is moved once.
+        _count(load, -(-rows // SEGMENT) if load.in_runs else rows) * load.source.dtype.itemsize
+        for load in gathers
+        if load.source is not None
+    )
     shares = min(plan.programs, -(-rows // plan.block_rows))
     real = torch.float64 if plan.real == "tl.float64" else torch.float32
-    written = sum(
-        prod(result.dims) * (rows * result.dtype.itemsize if result.by_row else shares * real.itemsize)
-        for result in program.results
-    )
+    written = sum(prod(result.dims) * _written(result, rows, shares, real.itemsize) for result in program.results)
     computed = [
         value.arg if isinstance(value, Reduce) else value
         for value in program.values
@@ -55,6 +57,13 @@ def row_work(plan: RowPlan, rows: int) -> Work:
     ]
     flops = sum(_count(value, rows) for value in computed if value is not None)
     return Work(read, written, vector=flops, vector_type="fp64" if real is torch.float64 else "fp32")
+
+
+def _written(result: Result, rows: int, shares: int, real: int) -> int:
+    """Bytes for each entry of a result."""
+    if result.by_run:
+        return -(-rows // SEGMENT) * result.dtype.itemsize
+    return rows * result.dtype.itemsize if result.by_row else shares * real
 
 
 def _count(value: Val, rows: int) -> int:

@@ -17,6 +17,9 @@ from .row_program import Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
 from .tiles import TILE, Tiles
 
+# Rows of a tile where a program takes a run, which nearly always has few.
+MOST_OF_A_RUN = 4
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -73,7 +76,7 @@ class RowPlan:
     @property
     def has_sums(self) -> bool:
         """Whether the number of programs that share the rows is part of the result."""
-        return any(not result.by_row for result in self.program.results)
+        return any(not result.by_row and not result.by_run for result in self.program.results)
 
     @property
     def row_index(self) -> str:
@@ -85,7 +88,8 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
     """The default plan; `block_rows` and `warps` override it (tuning)."""
     tiles = Tiles(program)
     write = Writer(tiles)
-    rows = block_rows or max(1, min(64, TILE // (2 * tiles.held)))
+    most = 64 if program.runs is None else MOST_OF_A_RUN
+    rows = block_rows or max(1, min(most, TILE // (2 * tiles.held)))
     in_memory = [store for store in write.totals if write.is_added_in_memory(store)]
     numbering = _numbering(write)
     passes = _looped(write) if tiles.is_looped else _whole(write)
@@ -111,8 +115,15 @@ def _arguments(write: Writer) -> tuple[Argument, ...]:
     found = [Argument(name, f"*{TRITON_TYPES[source.dtype]}") for source, name in write.pointers.items()]
     found += [Argument(name, "i32", source.entries % 16 == 0) for source, name in write.strides.items()]
     for place, result in enumerate(program.results):
-        dtype = result.dtype if result.by_row else torch.float64 if write.real == "tl.float64" else torch.float32
+        dtype = (
+            result.dtype
+            if result.by_row or result.by_run
+            else torch.float64
+            if write.real == "tl.float64"
+            else torch.float32
+        )
         found.append(Argument(write.results[place], f"*{TRITON_TYPES[dtype]}"))
+    found += [Argument("bounds_ptr", "*i32")] if program.runs is not None else []
     return (*found, Argument("n_rows", "i32", False))
 
 

@@ -133,12 +133,14 @@ class Iota(Val):
 @dataclass(frozen=True, eq=False)
 class Load(Val):
     """Entries of a source, at the kernel's row or `shift` rows after it, or at row `index` of a table. A row before the
-    first or after the last of all reads 0."""
+    first or after the last of all reads 0. `in_runs`: rows that read the same row of the table lie side by side, and
+    one whose index is -1 reads 0."""
 
     source: Source | None = None
     layout: Layout = ()
     index: Val | None = None
     shift: int = 0
+    in_runs: bool = False
 
     @property
     def operands(self) -> tuple[Val, ...]:
@@ -233,23 +235,28 @@ class Store:
 @dataclass(frozen=True)
 class Result:
     """A tensor the kernel makes: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone,
-    after all results that others read; it is made where a gradient will be asked for."""
+    after all results that others read; it is made where a gradient will be asked for. `by_run`: it has a row for each
+    run of rows."""
 
     name: str
     dims: tuple[int, ...]
     dtype: torch.dtype
     by_row: bool = True
     is_saved: bool = False
+    by_run: bool = False
 
 
 @dataclass(frozen=True)
 class RowProgram:
-    """`sources` are its operands in the order of the call, `results` what it makes, `stores` how."""
+    """`sources` are its operands in the order of the call, `results` what it makes, `stores` how. `runs`: its sums are
+    over the rows that hold one number, and not over all: which operand has the numbers, and which as many rows as there
+    are of them."""
 
     name: str
     sources: tuple[Source, ...]
     results: tuple[Result, ...]
     stores: tuple[Store, ...]
+    runs: tuple[int, int] | None = None
 
     @property
     def values(self) -> tuple[Val, ...]:

@@ -37,7 +37,8 @@ _STORED = {
 
 # What the text of a kernel calls otherwise: the frame's variables, Triton, and the functions of the prelude.
 RESERVED: tuple[str, ...] = (
-    "row", "is_row", "tile", "start", "before", "n_rows", "BLOCK_R", "SAVES", "tl", "triton", "range", "float", "bool",
+    "row", "is_row", "tile", "start", "before", "n_rows", "run", "first", "end", "bounds_ptr", "BLOCK_R", "SAVES",
+    "tl", "triton", "range", "float", "bool",
     "INTERPRETED", "to_bfloat16", "tanh", "softplus", "sign", "power", "factor",
 )  # fmt: skip
 
@@ -203,6 +204,9 @@ class Writer:
         if address:
             terms.append(address)
         mask = self._mask(value.by_row, value.axes)
+        if value.in_runs:
+            assert value.index is not None
+            mask = " & ".join(part for part in (mask, f"({self._read(value.index)} >= 0)") if part)
         if value.shift:
             assert mask is not None
             mask += f" & (row >= {-value.shift})" if value.shift < 0 else f" & (row < n_rows - {value.shift})"
@@ -266,7 +270,9 @@ class Writer:
         axes = axes_of(store.layout)
         entries = extent(store.layout)
         address = self._address(store.layout, entries)
-        pointer = f"{self.results[store.place]} + tl.program_id(0) * {entries}" + (f" + {address}" if address else "")
+        by_run = self.program.results[store.place].by_run
+        program = "run.to(tl.int64)" if by_run else "tl.program_id(0)"
+        pointer = f"{self.results[store.place]} + {program} * {entries}" + (f" + {address}" if address else "")
         shape = self._shape(False, axes)
         mask = self._mask(False, axes)
         name = self.totals[store]
@@ -274,7 +280,8 @@ class Writer:
             # The sum is a block of one entry, and so must its place be.
             pointer += f" + tl.zeros({shape}, tl.int32)"
         guard = f", mask={mask}" if mask else ""
-        return name, shape, Step(f"tl.store({pointer}, {name}{guard})")
+        written = self._cast(name, Kind.REAL, self.program.results[store.place].dtype) if by_run else name
+        return name, shape, Step(f"tl.store({pointer}, {written}{guard})")
 
 
 def needed(wanted: Iterable[Val], known: set[Val]) -> list[Val]:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from ..functions import gathers, packing, pointwise, precision, shifts, statics
+from ..functions import attention, cuts, gathers, packing, pointwise, precision, shifts, statics
 from . import functions as f
 from .axes import CannotFuse, Leaf, extent, resolved
 from .axis_rules import args, reduced_dims
@@ -205,13 +205,41 @@ def _value_entries(b: Builder, node: fx.Node, where: Where) -> Val:
     return b.reduce(How.SUM, picked, resolved(dim), where)
 
 
-def _value_gather(table: int, index: int) -> Callable[[Builder, fx.Node, Where], Val]:
+def _value_attend(b: Builder, node: fx.Node, where: Where) -> Val:
+    """Each row's own queries and keys: scores, their softmax over the keys, and the sum of values it weighs."""
+    q, k, v, scale = args(node)
+    keys, entries = _of(b, k, (0,)), _of(b, q, (2,))
+
+    def known(what: str, w: Where, of: Callable[[], Val]) -> Val:
+        key = (what, node, frozenset(w.items()), b.shift)
+        if key not in b.known:
+            b.known[key] = of()
+        return b.known[key]
+
+    def score(w: Where) -> Val:
+        product = lambda e: b.map(f.MUL, b.value(q, e), b.value(k, e))  # noqa: E731
+        of = lambda: b.map(f.MUL, b.reduce(How.SUM, product, entries, w), scale)  # noqa: E731
+        return known("score", {leaf: part for leaf, part in w.items() if leaf not in entries}, of)
+
+    rest = {leaf: part for leaf, part in where.items() if leaf not in (*keys, *entries)}
+    top = known("top", rest, lambda: b.map(f.STOP, b.reduce(How.MAX, score, keys, rest)))
+
+    def grown(w: Where) -> Val:
+        w = {leaf: part for leaf, part in w.items() if leaf not in entries}
+        return known("grown", w, lambda: b.map(f.EXP, b.map(f.SUB, score(w), top)))
+
+    total = known("total", rest, lambda: b.reduce(How.SUM, grown, keys, rest))
+    weighed = lambda w: b.map(f.MUL, b.map(f.DIV, grown(w), total), b.value(v, w))  # noqa: E731
+    return b.reduce(How.SUM, weighed, keys, where)
+
+
+def _value_gather(table: int, index: int, in_runs: bool = False) -> Callable[[Builder, fx.Node, Where], Val]:
     def rule(b: Builder, node: fx.Node, where: Where) -> Val:
         source = args(node)[table]
         picked = args(node)[index]
         own = len(b.dims[picked])
         rest = tuple(leaf for dim in b.dims[node][own:] for leaf in resolved(dim))
-        return b.load(source, rest, where, b.value(picked, where))
+        return b.load(source, rest, where, b.value(picked, where), in_runs)
 
     return rule
 
@@ -272,6 +300,8 @@ VALUES: dict[Any, Callable[[Builder, fx.Node, Where], Val]] = {
     functional.embedding: _value_gather(1, 0),
     gathers.rows_of_table: _value_gather(0, 1),
     torch.index_select: _value_gather(0, 2),
+    cuts.spread: _value_gather(0, 1, in_runs=True),
+    attention.attend_static: _value_attend,
     gathers.entries: _value_entries,
     shifts.previous_rows: _value_previous,
     shifts.next_rows: _value_next,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from weft.codegen.kernel_text import KernelText
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.rowwise.plan import RowPlan
+    from weft.codegen.segment_text import SegmentCall
     from weft.dsl.check import Checked
     from weft.dsl.program import Program
     from weft.dsl.source import Span
@@ -91,8 +92,8 @@ def decoding_step(program: Program, dtype: torch.dtype) -> DecodeGraph | None:
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
-    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention
-    and of gradients of tables; calls that share a kernel are counted."""
+    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention, of
+    gradients of tables and of segments; calls that share a kernel are counted."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
@@ -101,13 +102,28 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
     for node in module.graph.nodes:
         op = node.target
         if isinstance(op, FusedOp | LogitsOp):
-            made = of_op(op, user_span(node), target, rows)
+            made = of_op(op, user_span(node), target, _rows_of(node, rows))
             known = found.get(op.key)
             found[op.key] = made if known is None else [
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
     made = [one for both in found.values() for one in both]
-    return made + of_attention(module, target, rows) + of_tables(module, target, rows)
+    return (
+        made + of_attention(module, target, rows) + of_tables(module, target, rows) + of_segments(module, target, rows)
+    )
+
+
+def _rows_of(node: fx.Node, rows: int) -> int:
+    """How many rows a call works on where the axis that is cut has `rows`: of a segment there are fewer."""
+    from weft.codegen.cost import SEGMENT
+    from weft.codegen.origin import origin
+    from weft.dsl.axes import Cut
+
+    type_ = origin(node).type
+    axis = None if type_ is None else type_.rows
+    while axis is not None and isinstance(axis.kind, Cut):
+        rows, axis = -(-rows // SEGMENT), axis.kind.parent
+    return rows
 
 
 def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
@@ -123,12 +139,12 @@ def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned
     found, choices = [], choices_of(module)
     for key, nodes in attention_keys(module).items():
         plan, span = plan_of(key), user_span(nodes[0])
-        pairs = rows * _seen(nodes[0].kwargs.get("low"), nodes[0].kwargs.get("high"), min(rows, LENGTH))
+        queries, keys, seen = _attended(nodes[0], rows)
         for kernel in training_kernels(plan, target):
             tiles = None if choices is None else chosen_tiles(kernel, choices)
             if tiles is not None:
                 kernel = kernel_text(plan, kernel.name, target, tiles)
-            cost = kernel_cost(plan, kernel.name, Rows(rows, rows, round(pairs)))
+            cost = kernel_cost(plan, kernel.name, Rows(queries, keys, round(queries * seen)))
             direction = "forward" if kernel.name == "attention_forward" else "backward"
             matmul_type = MATMUL_TYPES.get(plan.dtype, plan.dtype)
             work = Work(cost.read, cost.written, matmul=cost.flops, matmul_type=matmul_type)
@@ -149,6 +165,25 @@ def of_tables(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
             for kernel in scatter_kernels(gradient.width, gradient.dtype)
         )
     return [replace(one, count=len(all_) // 2) for all_ in found.values() for one in all_[:2]]
+
+
+def of_segments(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
+    """The kernels over segments, for as many rows in a segment as patches of bytes have."""
+    from weft.codegen.origin import user_span
+    from weft.codegen.segment_text import call_kernels, call_work, segment_calls
+
+    found: dict[tuple[SegmentCall, str, str], Planned] = {}
+    for call, node in segment_calls(module):
+        span = user_span(node)
+        for number, kernel in enumerate(call_kernels(call)):
+            is_forward = number == 0 and call.by not in ("find", "runs")
+            one = Planned(
+                kernel, target, _place(span), "forward" if is_forward else "backward",
+                call_work(call, kernel.name, rows), 1, _line(span),
+            )  # fmt: skip
+            known = found.get((call, kernel.name, one.spec))
+            found[call, kernel.name, one.spec] = one if known is None else replace(known, count=known.count + 1)
+    return list(found.values())
 
 
 def of_step(step: DecodeGraph, target: str) -> list[Planned]:
@@ -197,6 +232,22 @@ def _of_decode_attention(key: DecodeKey, span: Span | None, target: str, count: 
         work = Work(cost.read, cost.written, matmul=cost.flops, matmul_type=MATMUL_TYPES.get(dtype, dtype))
         found.append(Planned(text, target, _place(span), "decode", work, count, _line(span)))
     return found
+
+
+def _attended(node: fx.Node, rows: int) -> tuple[int, int, float]:
+    """Rows of queries and of keys, and how many keys a query sees. Segments that are examples have one query each."""
+    from torch import fx
+
+    from weft.codegen.cost import SEGMENT
+    from weft.codegen.functions.cuts import each_alone
+
+    queries = _rows_of(node, rows)
+    keys = node.args[1]
+    of_keys = _rows_of(keys, rows) if isinstance(keys, fx.Node) else rows
+    grouped = node.args[3]
+    if isinstance(grouped, fx.Node) and grouped.target is each_alone:
+        return queries, of_keys, SEGMENT
+    return queries, of_keys, _seen(node.kwargs.get("low"), node.kwargs.get("high"), min(of_keys, LENGTH))
 
 
 def _seen(low: Any, high: Any, length: int) -> float:

@@ -1,0 +1,57 @@
+"""Gradients of what rows read in runs, added up where they are computed.
+
+    d_k = load(..) * w;  store(d_k, row)         ->      program r:  for the rows of run r:  total += d_k
+    afterwards: sums of rows in runs                                 store(total, r)
+
+A program takes the rows that read one row of the tables, so what a table is given is a sum that one program holds: it
+is not stored row by row and read again. Rows that read nothing go with the run before them and add nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import functions as f
+from .derivative import Derivative
+from .making import make
+from .row_program import Load, Result, RowProgram, Store, Val
+from .tiles import MOST_LIVE, Tiles
+
+
+def summed_in_runs(derivative: Derivative) -> Derivative:
+    """The derivative with its gathered gradients summed; as it was, where a program cannot hold them, where rows are
+    read by several indices, or where other sums over rows would have a part from every run."""
+    gathered = [made for made in derivative.gathered if made.in_runs]
+    program = derivative.program
+    is_alone = len(gathered) == len(derivative.gathered) and len({made.index for made in gathered}) == 1
+    if not gathered or not is_alone or gathered[0].index is None:
+        return derivative
+    index = _index(program, gathered[0].index)
+    if index is None or index.axes or any(store.sum_rows for store in program.stores):
+        return derivative
+    places = {made.rows for made in gathered}
+    results = tuple(_of_runs(result) if n in places else result for n, result in enumerate(program.results))
+    stores = tuple(_added(store, index) if store.place in places else store for store in program.stores)
+    summed = replace(program, results=results, stores=stores, runs=(gathered[0].index, gathered[0].place))
+    tiles = Tiles(summed)
+    if tiles.cut is not None or tiles.live > MOST_LIVE:
+        return derivative
+    return replace(
+        derivative, program=summed, gathered=tuple(replace(made, is_summed=True) for made in derivative.gathered)
+    )
+
+
+def _index(program: RowProgram, place: int) -> Val | None:
+    """The number of each row's run, as the program reads it."""
+    loads = [value for value in program.values if isinstance(value, Load) and value.index is None]
+    return next((load for load in loads if load.source is not None and load.source.place == place), None)
+
+
+def _of_runs(result: Result) -> Result:
+    return replace(result, by_row=False, by_run=True)
+
+
+def _added(store: Store, index: Val) -> Store:
+    there = make(f.AT_LEAST, index, 0, origin=store.value.origin)
+    value = make(f.WHERE, there, store.value, 0.0, origin=store.value.origin)
+    return replace(store, value=value, sum_rows=True)
