@@ -22,6 +22,7 @@ from .functions import open_cuts
 from .lower import SIGNATURE, graph_module
 from .origin import origin
 from .passes.constants import constants
+from .weight_tree import WeightTree
 
 _EVERY_CALL, _GIVES_SEGMENTS = "weft_every_call", "weft_gives_segments"
 
@@ -86,14 +87,16 @@ def in_stages(module: fx.GraphModule, cuts: Iterable[Axis]) -> DecodeGraph:
         return module
     stage_of = _stages(module.graph, segments)
     nodes = [node for node in module.graph.nodes if node in stage_of]
-    (results,) = module.graph.output_node().args
-    assert isinstance(results, tuple)
+    (given,) = module.graph.output_node().args
+    assert isinstance(given, tuple)
+    results = [node for node in given if isinstance(node, fx.Node)]
+    assert len(results) == len(given), "results are computed"
     closing = [node for node in nodes if node.target is open_cuts.closing]
     stages = []
     for number in range(max(stage_of.values(), default=0) + 1):
         own = [node for node in nodes if stage_of[node] == number]
         if own:
-            wanted = {node for node in results if isinstance(node, fx.Node)}
+            wanted = set(results)
             # Later stages also look at which rows end a segment.
             wanted.update(node for node in closing if stage_of[node] == number)
             triggers = tuple(node.name for node in closing if stage_of[node] < number)
@@ -154,6 +157,7 @@ def _stage(module: fx.GraphModule, own: list[fx.Node], wanted: set[fx.Node], clo
     outputs = [node for node in own if node in wanted or any(user not in here for user in node.users)]
     output = graph.output(tuple(made[node] for node in outputs))
     output.meta = dict(module.graph.output_node().meta)
-    shape = module.meta[SIGNATURE]
-    part = graph_module(graph, module.weights, shape, shape.name, module.meta[WORKING])
+    shape, weights = module.meta[SIGNATURE], module.weights
+    assert isinstance(weights, WeightTree)
+    part = graph_module(graph, weights, shape, shape.name, module.meta[WORKING])
     return Stage(part, tuple(node.name for node in inputs), tuple(node.name for node in outputs), closing)

@@ -55,8 +55,9 @@ class Build:
     calls: list[tuple[object, str]] = field(default_factory=list)  # blocks being expanded, for circles and depth
     failed: set[int] = field(default_factory=set)  # declarations of blocks with a mistake in them, by id
     expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
-    cuts: dict[Axis, Segmented] = field(default_factory=dict)  # what made each cut
+    cuts: dict[Axis, Segmented | None] = field(default_factory=dict)  # what made each cut; None: a mistake did
     optional: dict[str, Value | None] = field(default_factory=dict)  # inputs with a default; None: two of one name
+    is_uncalled: bool = False  # a block by itself: which segments there are is for its caller to say
     steps: int = 0
     tried: set[int] = field(default_factory=set)  # branches not taken that were checked, by id
     is_dead: bool = False  # runs a branch that is not taken, for its mistakes
@@ -178,9 +179,14 @@ class Body(ABC):
         """What made a cut; None for other axes."""
         if not isinstance(axis.kind, Cut):
             return None
+        if axis not in self.build.cuts and self.build.is_uncalled:
+            raise Noted
         if axis not in self.build.cuts:
             raise Mistake(NotSegmented(at, axis.name, axis.kind.parent.name, axis.span))
-        return self.build.cuts[axis]
+        made = self.build.cuts[axis]
+        if made is None:
+            raise Noted  # the mistake is in its `segment`
+        return made
 
     def emit(
         self, op: OpDef, attrs: object, inputs: tuple[Value, ...], types: tuple[ValueType, ...], span: Span

@@ -95,7 +95,7 @@ def _run(
 
 def replace_build(build: Build, problems: Problems) -> Build:
     """A build whose weights, nodes and mistakes are dropped."""
-    book = WeightBook(problems, (), {}, lambda rule, fan_in, fan_out: DEFAULT_INIT)
+    book = WeightBook(problems, (), {}, lambda rule, fan_in, fan_out, turn: DEFAULT_INIT)
     return replace(
         build, problems=problems, book=book, make_nodes=False, turns=Turns(), nodes=[], calls=list(build.calls),
         cuts=dict(build.cuts), optional={}, failed=set(), steps=2 * OPERATION_LIMIT - STEPS, is_dead=True,

@@ -68,11 +68,12 @@ class Spec:
             self.ops, self.library, self.library.problems, self.book(), training, nodes, turns, expanded=self.expanded
         )
 
-    def _init(self, rule: Rule, fan_in: int, fan_out: int) -> Distribution:
+    def _init(self, rule: Rule, fan_in: int, fan_out: int, turn: int) -> Distribution:
         home = next(i for i in self.instances if i.module.source is rule.pattern.span.source)
         body = Elaboration(self._scratch(), home, "init", ())
         body.scope.bind("fan_in", fan_in)
         body.scope.bind("fan_out", fan_out)
+        body.scope.bind("turn", turn)
         assert isinstance(rule.declaration, syntax.Init)
         return distribution(body, rule.declaration.value)
 
@@ -268,7 +269,9 @@ def _check_uncalled(spec: Spec, block: syntax.Block) -> None:
     own = {*bound_names(block.body), *(parameter.name.text for parameter in block.parameters), *spec.root.names}
     if any(name.text in SIDES and name.text not in own for name in names_read(block.body)):
         return
-    body = Elaboration(spec.build(training=False), spec.root, "block", (), (Frame(block.name.text, None, block.span),))
+    build = spec.build(training=False)
+    build.is_uncalled = True
+    body = Elaboration(build, spec.root, "block", (), (Frame(block.name.text, None, block.span),))
     concrete = not block.axes and all(_is_concrete(p) for p in block.parameters)
     if concrete:
         inputs = _begin(spec, block, body)

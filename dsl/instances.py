@@ -22,7 +22,7 @@ from .weight_book import WeightBook
 
 def scratch_build(library: Library, ops: OpTable) -> Build:
     """For expressions outside any program. Weights made there are dropped."""
-    book = WeightBook(library.problems, (), {}, lambda rule, fan_in, fan_out: DEFAULT_INIT)
+    book = WeightBook(library.problems, (), {}, lambda rule, fan_in, fan_out, turn: DEFAULT_INIT)
     return Build(ops, library, library.problems, book, False)
 
 

@@ -23,8 +23,6 @@ def bound_names(statements: tuple[syntax.Statement, ...]) -> list[str]:
                 names.append(statement.name.text)
             case syntax.LocalAxis():
                 names.append(statement.declaration.name.text)
-            case syntax.Segment():
-                names.append(statement.into.text)
             case syntax.For() | syntax.Routed():
                 names += bound_names(statement.body)
             case syntax.If():
@@ -49,7 +47,7 @@ def family_names(statements: tuple[syntax.Statement, ...]) -> set[str]:
 
 
 # Words of masks and inits that are no names.
-MASK_WORDS = ("query", "key", "copy", "fan_in", "fan_out")
+MASK_WORDS = ("query", "key", "copy", "fan_in", "fan_out", "turn")
 
 
 def names_read(node: object) -> Iterator[syntax.Name]:

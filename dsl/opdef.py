@@ -146,7 +146,8 @@ class OpDef:
     """A primitive.
 
     infer     `(call, **arguments) -> Inferred`; raises call.fail(...) for a user's mistake
-    frontier  `(node, operands) -> Frontier`: where the result may look, given its operands (SEMANTICS 6)
+    frontier  `(node, operands) -> Frontier`, or one for each output: where the result may look, given its operands
+              (SEMANTICS 6)
     lower     `(context, node) -> fx node(s)`: codegen's business; opaque here
     cost      `(node, rows) -> Cost`
     """
@@ -154,7 +155,7 @@ class OpDef:
     name: str
     params: tuple[Param, ...]
     infer: Callable[..., Inferred]
-    frontier: Callable[[Node, tuple[Frontier, ...]], Frontier]
+    frontier: Callable[[Node, tuple[Frontier, ...]], Frontier | tuple[Frontier, ...]]
     lower: Callable[..., Any]
     doc: str
     cost: Callable[[Node, Mapping[Axis, int]], Cost] | None = None

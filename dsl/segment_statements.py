@@ -25,16 +25,16 @@ def segment(body: Elaboration, statement: syntax.Segment) -> None:
     place = first_line(statement.span)
     along, cut = (_axis(body, name) for name in (statement.axis, statement.into))
     if not isinstance(cut.kind, Cut) or cut.kind.parent is not along:
-        found = f"cut from {cut.kind.parent.name}" if isinstance(cut.kind, Cut) else describe(cut)
+        found = f"cut from {cut.kind.parent.name}" if isinstance(cut.kind, Cut) else "no cut"
         raise Mistake(BadSegment(statement.into.span, along.name, cut.name, found))
-    if cut in body.build.cuts:
-        raise Mistake(SegmentedTwice(place, cut.name, body.build.cuts[cut].span))
+    earlier = body.build.cuts.get(cut)
+    if earlier is not None:
+        raise Mistake(SegmentedTwice(place, cut.name, earlier.span))
     expression = statement.ends or statement.by
     assert expression is not None
     given = body.evaluate(expression)
     if given is UNKNOWN:
-        # What reads the cut stays silent.
-        _register(body, statement, cut, along, ())
+        body.build.cuts[cut] = None  # what reads the cut stays silent
         raise Noted
     arguments: dict[str, object] = {"cut": cut, "ends" if statement.ends else "x": given}
     spans = {"cut": statement.into.span, "ends" if statement.ends else "x": expression.span}
@@ -42,17 +42,11 @@ def segment(body: Elaboration, statement: syntax.Segment) -> None:
         arguments["at_most"] = body.whole(statement.at_most, "the length of a segment")
         spans["at_most"] = statement.at_most.span
     op = body.build.ops["segment" if statement.ends else "segment_by"]
+    body.build.cuts[cut] = None
     made = body.apply(op, arguments, place, spans)
-    values = made if isinstance(made, tuple) else (made,)
-    _register(body, statement, cut, along, values)
-
-
-def _register(body: Elaboration, statement: syntax.Segment, cut: Axis, along: Axis, made: tuple[object, ...]) -> None:
-    flags = [value for value in made if isinstance(value, Value)]
-    if flags:
-        inside = flags[1] if len(flags) > 1 else None
-        body.build.cuts[cut] = Segmented(along, flags[0], inside, first_line(statement.span))
-    body.scope.bind(statement.into.text, cut if flags else UNKNOWN)
+    flags = [value for value in (made if isinstance(made, tuple) else (made,)) if isinstance(value, Value)]
+    inside = flags[1] if len(flags) > 1 else None
+    body.build.cuts[cut] = Segmented(along, flags[0], inside, place)
 
 
 def _axis(body: Elaboration, name: syntax.Identifier) -> Axis:

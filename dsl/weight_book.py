@@ -28,12 +28,12 @@ class Rule:
 
 
 class WeightBook:
-    """Makes weights. `evaluate` turns an init expression into a Distribution for a weight of given fan-in and
-    fan-out."""
+    """Makes weights. `evaluate` turns an init expression into a Distribution for a weight of given fan-in and fan-out,
+    made in a given turn of the innermost loop around it."""
 
     def __init__(
         self, problems: Problems, rules: tuple[Rule, ...], model_names: Mapping[tuple[str, ...], tuple[str, ...]],
-        evaluate: Callable[[Rule, int, int], Distribution],
+        evaluate: Callable[[Rule, int, int, int], Distribution],
     ) -> None:  # fmt: skip
         self.weights: dict[str, Weight] = {}
         self.matched: set[tuple[str, int]] = set()
@@ -85,7 +85,7 @@ class WeightBook:
                 frozen = True
             elif not at_site:
                 fan_out = weight.stored_shape[0] if weight.outputs else 1
-                init = self._evaluate(rule, weight.fan_in, fan_out)
+                init = self._evaluate(rule, weight.fan_in, fan_out, _turn(weight.path))
                 if init.source is not None:
                     init = replace(init, source=self._copied(rule, init.source, weight.path))
         if init == weight.init and not frozen:
@@ -121,6 +121,11 @@ class WeightBook:
             key = (rule.pattern.span.source.name, rule.pattern.span.start)
             if key not in matched:
                 self._problems.add(PatternMatchesNothing(rule.pattern.span, rule.pattern.text, tuple(self.weights)))
+
+
+def _turn(path: str) -> int:
+    """The turn of the innermost loop that a weight is made in; 0 outside of loops."""
+    return next((int(part) for part in reversed(path.split(".")) if part.isdigit()), 0)
 
 
 def counterpart(pattern: str, source: str, path: str) -> str | None:

@@ -22,7 +22,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,16 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class StartedFrom:
+    """Weights below `path` started as those of another checkpoint: where it lay, and the hash of its weights."""
+
+    path: str
+    checkpoint: str
+    step: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`weft.json`."""
 
@@ -93,6 +103,9 @@ class Manifest:
     run: Mapping[str, Any] | None  # the resolved run config; None for an imported model
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
+    # What was noted while training. Checkpoints that were written without them are as if they had none.
+    started_from: tuple[StartedFrom, ...] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)  # at this step: see metrics.py
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,8 @@ class TrainingState:
     optimiser: OptimiserState
     loader: Mapping[str, Any]
     run: Mapping[str, Any]
+    started_from: tuple[StartedFrom, ...] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,8 @@ def save_checkpoint(
             files.append(_write_text(temporary / LOADER, json.dumps(training.loader)))
         run = training.run if training else None
         manifest = Manifest(FORMAT, model, model.spec_hash, step, tokens, run, _versions(), tuple(files))
+        if training is not None:
+            manifest = replace(manifest, started_from=training.started_from, measured=training.measured)
         record = asdict(manifest)
         _write_text(temporary / MANIFEST, json.dumps({**record, OWN_DIGEST: digest_of_record(record)}, indent=1))
         _sync(temporary)
@@ -187,7 +204,8 @@ def read_manifest(path: Path) -> Manifest:
         )
         files = tuple(FileEntry(**entry) for entry in record["files"])
         counts = {"step": int(record["step"]), "tokens": int(record["tokens"])}
-        manifest = Manifest(**{**record, **counts, "model": identity, "files": files})
+        started = tuple(StartedFrom(**entry) for entry in record.get("started_from", ()))
+        manifest = Manifest(**{**record, **counts, "model": identity, "files": files, "started_from": started})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RuntimeFault(f"the checkpoint {path} is damaged: {MANIFEST} is not what weft writes") from None
     if identity.spec_hash != manifest.spec_hash:
@@ -217,7 +235,8 @@ def read_training(path: Path, manifest: Manifest | None = None) -> TrainingState
     _check_file(path, manifest, OPTIMISER)
     _check_file(path, manifest, LOADER)
     state = _unflat(path, _read_tensors(path, OPTIMISER))
-    return TrainingState(state, json.loads((path / LOADER).read_text(encoding="utf-8")), manifest.run)
+    loader = json.loads((path / LOADER).read_text(encoding="utf-8"))
+    return TrainingState(state, loader, manifest.run, manifest.started_from, manifest.measured)
 
 
 def find_checkpoints(folder: Path) -> tuple[FoundCheckpoint, ...]:

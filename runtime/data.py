@@ -12,12 +12,13 @@ documents are too coarse, and windows are held out by the same rule.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
+from .columns import Column, check_reading
 from .documents import Document, read_documents
 from .errors import RuntimeFault
 from .tokens import Tokens, check_ids
@@ -74,7 +75,8 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All tokens of all documents end to end, and the examples they are cut into."""
+    """All tokens of all documents end to end, and the examples they are cut into. `columns` have a value for each
+    token."""
 
     tokens: np.ndarray
     names: tuple[str, ...]
@@ -82,14 +84,36 @@ class Corpus:
     held_out: Windows
     manifest: DataManifest
     held_out_by_window: bool
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def label(self, windows: Windows, index: int) -> str:
         """What messages call an example: its document, and which window of it."""
         return f"{self.names[int(windows.documents[index])]}[{int(windows.numbers[index])}]"
 
 
-def load_corpus(options: DataOptions, tokens: Tokens, vocab: int) -> Corpus:
+def load_corpus(
+    options: DataOptions, tokens: Tokens, vocab: int, columns: Mapping[str, Column] | None = None
+) -> Corpus:
     """Reads everything `options` names. Each mistake in the data is one clear line."""
+    for column in (columns or {}).values():
+        check_reading(column, tokens.digest, options.begin_mark, options.max_length)
+    names, encoded, files = encode_documents(options, tokens, vocab)
+    aligned = {name: column.aligned(names, encoded) for name, column in (columns or {}).items()}
+    # A column is data too: with other values a resumed run would be another one.
+    hashes = files + tuple(
+        (f"column {name}", hashlib.sha256(values.tobytes()).hexdigest()) for name, values in aligned.items()
+    )
+    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+    windows = cut_windows(names, lengths, options.max_length)
+    train, held_out, by_window = hold_out(windows, names, options.eval_fraction)
+    manifest = DataManifest(_hash_of(options, tokens, hashes), len(names), int(lengths.sum()), hashes)
+    return Corpus(np.concatenate(encoded), tuple(names), train, held_out, manifest, by_window, aligned)
+
+
+def encode_documents(
+    options: DataOptions, tokens: Tokens, vocab: int
+) -> tuple[list[str], list[np.ndarray], tuple[tuple[str, str], ...]]:
+    """The names of all documents that are not empty, their ids with marks, and hashes of the files they are from."""
     documents = read_documents(options.sources, options.format, options.field, options.suffixes)
     names: list[str] = []
     encoded: list[np.ndarray] = []
@@ -107,12 +131,7 @@ def load_corpus(options: DataOptions, tokens: Tokens, vocab: int) -> Corpus:
             encoded.append(_marked(ids, tokens, options.begin_mark).astype(narrow))
     if not names:
         raise RuntimeFault(f"no text in {', '.join(options.sources)}: {empty} documents, all empty")
-    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-    windows = cut_windows(names, lengths, options.max_length)
-    train, held_out, by_window = hold_out(windows, names, options.eval_fraction)
-    hashes = tuple((name, digest.hexdigest()) for name, digest in files.items())
-    manifest = DataManifest(_hash_of(options, tokens, hashes), len(names), int(lengths.sum()), hashes)
-    return Corpus(np.concatenate(encoded), tuple(names), train, held_out, manifest, by_window)
+    return names, encoded, tuple((name, digest.hexdigest()) for name, digest in files.items())
 
 
 def cut_windows(names: Sequence[str], lengths: np.ndarray, max_length: int) -> Windows:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from .cut_lengths import CutStatistics
 from .run_config import RunConfig
 
 
@@ -38,6 +39,8 @@ class StepDone:
     tokens: int
     tokens_per_second: float
     seconds_left: float | None
+    bits_per_byte: float | None = None  # where tokens are bytes
+    cuts: Mapping[str, CutStatistics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Evaluated:
     losses: Mapping[str, float]
     total: float
     tokens: int
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)

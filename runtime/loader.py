@@ -5,6 +5,10 @@ ends, the next one's order goes on in the same batch. The order is a sort by a h
 whole state is two numbers: epoch and position. Nothing is buffered or read ahead, which is what makes a resumed run
 see the batches of an uninterrupted one.
 
+**Patches.** With `BatchPlan.patches`, a step has exactly so many segments of a cut: the example that has more than are
+left is cut where one ends, and the next step begins with its rest (the third number of the state). The rest is an
+example of its own: its first row begins a segment, as the first row of every example does.
+
 **Ranks.** Every rank makes the same global batch and keeps its share: `batch.split(world_size)[rank]`, contiguous
 examples of about equal rows. The global batch, and with it the sums of the losses, does not depend on the number of
 ranks. A rank can be left without examples when a batch has fewer than there are ranks; it then adds sums and counts
@@ -16,8 +20,8 @@ be wrapped by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -34,22 +38,30 @@ MOST_FILES_LISTED = 2000
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How many examples make a step: at most `tokens` rows in all and at most `examples`; None is no limit."""
+    """How many examples make a step: at most `tokens` rows in all and at most `examples`; None is no limit. `patches`
+    segments, with `segments_of` to count them."""
 
     tokens: int | None
     examples: int | None
     seed: int
     shuffle: bool = True
+    patches: int | None = None
+
+
+# int64 [segments]: how many rows each segment of one example has, from its tokens and columns.
+SegmentsOf = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Packed examples: rows end to end, and where each begins. `labels` name the examples in messages."""
+    """Packed examples: rows end to end, and where each begins. `labels` name the examples in messages; `columns` are
+    optional inputs along the same rows."""
 
     tokens: Tensor  # int64 [rows]
     offsets: Tensor  # int32 [examples + 1]
     example_ids: Tensor  # int64 [examples]
     labels: tuple[str, ...]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # [rows] each
 
     @property
     def rows(self) -> int:
@@ -77,13 +89,24 @@ class Batch:
             self.offsets[first : last + 1] - begin,
             self.example_ids[first:last],
             self.labels[first:last],
+            {name: values[begin:end] for name, values in self.columns.items()},
         )
 
 
 class TokenLoader:
     """An endless stream of training batches. `next_batch` advances; the state is that of the batch to come."""
 
-    def __init__(self, corpus: Corpus, plan: BatchPlan, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        plan: BatchPlan,
+        rank: int = 0,
+        world_size: int = 1,
+        segments_of: SegmentsOf | None = None,
+    ) -> None:
+        assert (plan.patches is None) == (segments_of is None), "a plan by patches needs to count them"
+        self.segments_of = segments_of
+        self.begun = 0  # rows of the example at `position` that have been taken; 0 without a plan by patches
         self.corpus = corpus
         self.plan = plan
         self.rank = rank
@@ -98,6 +121,8 @@ class TokenLoader:
 
     def next_batch(self) -> Batch:
         """This rank's share of the next global batch."""
+        if self.segments_of is not None:
+            return self._next_by_patches(self.segments_of).split(self.world_size)[self.rank]
         windows, plan = self.corpus.train, self.plan
         taken: list[int] = []
         rows = 0
@@ -112,12 +137,42 @@ class TokenLoader:
             self._advance()
         return pack(self.corpus, windows, taken).split(self.world_size)[self.rank]
 
+    def _next_by_patches(self, segments_of: SegmentsOf) -> Batch:
+        windows, plan = self.corpus.train, self.plan
+        assert plan.patches is not None
+        taken: list[_Piece] = []
+        rows = patches = 0
+        while patches < plan.patches and (plan.examples is None or len(taken) < plan.examples):
+            index = int(self._order[self.position])
+            piece = _piece(self.corpus, windows, index, self.begun)
+            values = {name: _rows(column, (piece,)) for name, column in self.corpus.columns.items()}
+            ends = np.cumsum(segments_of(_ids(self.corpus, (piece,)), values).numpy(force=True))
+            count = min(plan.patches - patches, len(ends))
+            if plan.tokens is not None:
+                fitting = int(np.searchsorted(ends, plan.tokens - rows, side="right"))
+                # A first segment over the budget by itself is taken all the same.
+                count = min(count, fitting if taken else max(fitting, 1))
+            if count == 0:
+                break
+            length = int(ends[count - 1])
+            taken.append(replace(piece, length=length))
+            rows, patches = rows + length, patches + count
+            if count == len(ends):
+                self.begun = 0
+                self._advance()
+            else:
+                self.begun += length
+                if patches < plan.patches:
+                    break  # it is the budget of rows that is full
+        return _packed(self.corpus, taken)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         manifest = self.corpus.manifest
         files = [list(entry) for entry in manifest.files] if len(manifest.files) <= MOST_FILES_LISTED else []
         data = {"hash": manifest.hash, "documents": manifest.documents, "tokens": manifest.tokens, "files": files}
-        return {"epoch": self.epoch, "position": self.position, "seed": self.plan.seed, "data": data}
+        begun = {"begun": self.begun} if self.plan.patches is not None else {}
+        return {"epoch": self.epoch, "position": self.position, **begun, "seed": self.plan.seed, "data": data}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state. Data that has changed since is an error."""
@@ -126,6 +181,7 @@ class TokenLoader:
             files = tuple((str(name), str(digest)) for name, digest in data["files"])
             saved = DataManifest(data["hash"], data["documents"], data["tokens"], files)
             epoch, position, seed = int(state["epoch"]), int(state["position"]), int(state["seed"])
+            begun = int(state["begun"]) if self.plan.patches is not None else 0
         except (KeyError, TypeError, ValueError):
             raise RuntimeFault("the saved state of the data loader is damaged") from None
         if saved.hash != self.corpus.manifest.hash:
@@ -135,7 +191,7 @@ class TokenLoader:
             raise RuntimeFault(
                 f"the saved state of the data loader is of another run (seed {seed}, position {position})"
             )
-        self.epoch, self.position = epoch, position
+        self.epoch, self.position, self.begun = epoch, position, begun
         self._order = self._order_of(epoch)
 
     def _advance(self) -> None:
@@ -178,13 +234,44 @@ def held_out_batches(corpus: Corpus, plan: BatchPlan, most_tokens: int | None = 
 
 def pack(corpus: Corpus, windows: Windows, indices: list[int]) -> Batch:
     """The examples end to end."""
-    begins, lengths = windows.begins[indices], windows.lengths[indices]
-    pieces = [corpus.tokens[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
-    offsets = np.zeros(len(indices) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=offsets[1:])
+    return _packed(corpus, [_piece(corpus, windows, index, 0) for index in indices])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """An example: rows of the corpus, from `begin`."""
+
+    begin: int
+    length: int
+    id: int
+    label: str
+
+
+def _piece(corpus: Corpus, windows: Windows, index: int, begun: int) -> _Piece:
+    """A window without its first `begun` rows."""
+    own, label = int(windows.ids[index]), corpus.label(windows, index)
+    if begun:
+        # Draws follow the id: what begins later is another example.
+        own = int(mix(np.array([own ^ (begun << 1)], np.uint64))[0] >> np.uint64(1))
+        label += f"+{begun}"
+    return _Piece(int(windows.begins[index]) + begun, int(windows.lengths[index]) - begun, own, label)
+
+
+def _rows(values: np.ndarray, pieces: Sequence[_Piece]) -> Tensor:
+    return torch.from_numpy(np.concatenate([values[p.begin : p.begin + p.length] for p in pieces]))
+
+
+def _ids(corpus: Corpus, pieces: Sequence[_Piece]) -> Tensor:
+    return _rows(corpus.tokens, pieces).to(torch.int64)
+
+
+def _packed(corpus: Corpus, pieces: Sequence[_Piece]) -> Batch:
+    offsets = np.zeros(len(pieces) + 1, dtype=np.int32)
+    np.cumsum([piece.length for piece in pieces], out=offsets[1:])
     return Batch(
-        torch.from_numpy(np.concatenate(pieces).astype(np.int64)),
+        _ids(corpus, pieces),
         torch.from_numpy(offsets),
-        torch.from_numpy(windows.ids[indices]),
-        tuple(corpus.label(windows, index) for index in indices),
+        torch.tensor([piece.id for piece in pieces], dtype=torch.int64),
+        tuple(piece.label for piece in pieces),
+        {name: _rows(values, pieces) for name, values in corpus.columns.items()},
     )

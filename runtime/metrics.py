@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from .cut_lengths import CutStatistics
 from .errors import RuntimeFault
 from .events import Evaluated, StepDone
 
@@ -120,15 +121,20 @@ class RunLogs:
 
     def train(self, done: StepDone, seconds: float) -> None:
         record = {"kind": "train", "step": done.step, "tokens": done.tokens, "total": done.total, "losses": done.losses}
-        self._metrics.append({**record, "gradient_norm": done.gradient_norm, "lr": done.lr})
+        record |= {"gradient_norm": done.gradient_norm, "lr": done.lr, **_measured(done.bits_per_byte, done.cuts)}
+        self._metrics.append(record)
         self._timing.append({"step": done.step, "seconds": seconds, "tokens_per_second": done.tokens_per_second})
         numbers = {"total": done.total, "gradient_norm": done.gradient_norm, "lr": done.lr}
+        numbers |= _bits(done.bits_per_byte)
+        for name, cut in done.cuts.items():
+            numbers |= {f"{name}/segments": float(cut.segments), f"{name}/mean": cut.mean}
+            numbers |= {f"{name}/length {length}": float(count) for length, count in cut.histogram.items()}
         self._plot("train", done.step, {**done.losses, **numbers})
 
     def evaluation(self, done: Evaluated) -> None:
         record = {"kind": "held_out", "step": done.step, "total": done.total, "losses": done.losses}
-        self._metrics.append({**record, "rows": done.tokens})
-        self._plot("held_out", done.step, {**done.losses, "total": done.total})
+        self._metrics.append({**record, "rows": done.tokens, **_measured(done.bits_per_byte, {})})
+        self._plot("held_out", done.step, {**done.losses, "total": done.total, **_bits(done.bits_per_byte)})
 
     def sync(self) -> None:
         self._metrics.sync()
@@ -141,6 +147,23 @@ class RunLogs:
                 self._curves.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:  # of its writing thread, at a later point
             raise _no_curves(self._out, error) from None
+
+
+def measured_record(
+    bits_per_byte: float | None, held_out: float | None, cuts: Mapping[str, CutStatistics]
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the step it was saved at, and of the last evaluation."""
+    last = {} if held_out is None else {"held_out_bits_per_byte": held_out}
+    return {**_measured(bits_per_byte, cuts), **last}
+
+
+def _bits(bits_per_byte: float | None) -> dict[str, float]:
+    return {} if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
+
+
+def _measured(bits_per_byte: float | None, cuts: Mapping[str, CutStatistics]) -> dict[str, Any]:
+    counted = {name: cut.to_json() for name, cut in cuts.items()}
+    return {**_bits(bits_per_byte), **({"cuts": counted} if counted else {})}
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

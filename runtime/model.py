@@ -32,6 +32,7 @@ from ..dsl.program import Program, Weight
 from ..dsl.source import Source
 from .checkpoint import MANIFEST, SpecText, apply_weights, read_manifest, read_weights
 from .compiled import ARTIFACT, open_artifact
+from .cut_lengths import cuts_of, lengths_of, with_cuts
 from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault, RuntimeFault
 from .initialise import initialise
@@ -204,7 +205,29 @@ class Model(WeightTree):
         """
         graph = self.graph(self.given(self.objective(objective), inputs), working)
         results, _ = self._run(graph, args, inputs, Draws(seed, step, example_ids), working)
-        return {name: (results[2 * i], results[2 * i + 1]) for i, name in enumerate(signature(graph).losses)}
+        return _sums_and_counts(signature(graph), results)
+
+    def loss_and_cuts(
+        self,
+        objective: str | None = None,
+        *args: Any,
+        seed: int = 0,
+        step: int = 0,
+        example_ids: Sequence[int] | Tensor | None = None,
+        working: torch.dtype | None = None,
+        **inputs: Any,
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        """As `loss`, and the number of rows of every segment, by the name of its cut (int64 [segments])."""
+        program = self.given(self.objective(objective), inputs)
+        found = cuts_of(program)
+        key = ("cuts", program)
+        if key not in self._given:
+            self._given[key] = with_cuts(program, found)
+        graph = self.graph(self._given[key], working)
+        results, batch = self._run(graph, args, inputs, Draws(seed, step, example_ids), working)
+        shape = signature(graph)
+        flags, sums = results[: len(shape.outputs)], results[len(shape.outputs) + len(shape.born) :]
+        return _sums_and_counts(shape, sums), lengths_of(found, flags, batch.offsets)
 
     def _run(
         self,
@@ -222,6 +245,10 @@ class Model(WeightTree):
         if shape.draws:
             arguments += draw_arguments(draws or Draws(), batch.size, device)
         return graph(*arguments), batch
+
+
+def _sums_and_counts(shape: Signature, results: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: (results[2 * i], results[2 * i + 1]) for i, name in enumerate(shape.losses)}
 
 
 def run_passes(reference: fx.GraphModule, passes: tuple[Pass, ...]) -> fx.GraphModule:

@@ -36,7 +36,7 @@ class Reporter:
             case StepDone():
                 self._step(event)
             case Evaluated():
-                self._say(f"step {event.step}: held-out {_losses(event)} ({event.tokens:,} tokens)")
+                self._say(f"step {event.step}: held-out {_losses(event)}{_bits(event)} ({event.tokens:,} tokens)")
             case Saved():
                 self._say(f"step {event.step}: saved {event.path}")
             case Notice():
@@ -73,8 +73,9 @@ class Reporter:
             )
         elif event.step % self._log_every == 0 or event.step == event.steps:
             self._say(
-                f"step {event.step}/{event.steps}  {_losses(event)}  norm {event.gradient_norm:.3g}  "
-                f"lr {event.lr:.3g}  {event.tokens_per_second:,.0f} tokens/s" + (f"  {left} left" if left else "")
+                f"step {event.step}/{event.steps}  {_losses(event)}{_bits(event)}{_cuts(event)}  "
+                f"norm {event.gradient_norm:.3g}  lr {event.lr:.3g}  {event.tokens_per_second:,.0f} tokens/s"
+                + (f"  {left} left" if left else "")
             )
 
     def _ended(self, event: RunEnded) -> None:
@@ -95,6 +96,14 @@ def _losses(event: StepDone | Evaluated) -> str:
     if len(event.losses) < 2:
         return total
     return total + " (" + ", ".join(f"{name} {value:.4f}" for name, value in event.losses.items()) + ")"
+
+
+def _bits(event: StepDone | Evaluated) -> str:
+    return "" if event.bits_per_byte is None else f"  {event.bits_per_byte:.3f} bits/byte"
+
+
+def _cuts(event: StepDone) -> str:
+    return "".join(f"  {cut.segments} {name} of {cut.mean:.2f}" for name, cut in event.cuts.items())
 
 
 def _make_bar(stream: TextIO) -> Any:

@@ -22,7 +22,7 @@ from .errors import RuntimeFault
 # the end of a cosine or linear schedule: a longer run goes on from the same state at another rate.
 CHANGEABLE_ON_RESUME = frozenset(
     {"out", "resume", "save_every", "keep", "eval_every", "eval_tokens", "log_every", "tensorboard", "stop_after"}
-    | {"spec", "data", "format", "field", "suffixes", "tokenizer"}
+    | {"spec", "data", "columns", "format", "field", "suffixes", "tokenizer"}
     | {"steps"}
 )
 
@@ -39,6 +39,9 @@ class RunConfig(BaseModel):
         default_factory=dict, description="sizes and options"
     )
     objective: str | None = Field(None, description="which objective; not needed when the spec has one")
+    weights: dict[str, str] = Field(
+        default_factory=dict, description="path of weights: checkpoint or run whose weights they start as"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="bfloat16: float32 weights, matrix products in bf16; auto: that on CUDA, else float32"
     )
@@ -49,15 +52,23 @@ class RunConfig(BaseModel):
 
     # The data
     data: tuple[str, ...] = Field(description="files, folders or globs")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="optional input: file of `weft entropies` with its value for each token"
+    )
     format: Literal["auto", "text", "jsonl", "parquet"] = Field("auto", description="auto goes by the suffix")
     field: str = Field("text", description="JSONL field or parquet column that holds the text")
     suffixes: tuple[str, ...] = Field((), description="take only files with these suffixes from folders")
-    tokenizer: str = Field("bytes", description="bytes, or the path of a `tokenizers` JSON file")
+    tokenizer: str = Field(
+        "bytes", description="bytes, bytes4 (four marks, then the bytes), or the path of a `tokenizers` JSON file"
+    )
     end_token: str | None = Field(None, description="the tokenizer's mark between documents, when unusual")
     begin_mark: bool = Field(False, description="put the vocabulary's begin mark in front of every document")
     max_length: int = Field(1024, ge=2, description="longest example; longer documents are cut into windows")
     tokens_per_step: int | None = Field(8192, ge=2, description="rows of one optimiser step, at most")
     examples_per_step: int | None = Field(None, ge=1, description="examples of one optimiser step, at most")
+    patches_per_step: int | None = Field(
+        None, ge=1, description="patches (segments of the objective's cut) of one optimiser step, exactly"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches a step's batch is cut into, to save memory")
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of documents held out for evaluation")
 
@@ -84,10 +95,18 @@ class RunConfig(BaseModel):
     tensorboard: Literal["auto", "on", "off"] = Field("auto", description="auto: when it is installed")
     stop_after: int | None = Field(None, ge=1, description="save and stop after this step, as Ctrl-C would")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, given: Any) -> Any:
+        """Patches are the budget of a step that asks for them; tokens limit it only when they are given as well."""
+        if isinstance(given, dict) and given.get("patches_per_step") is not None:
+            return {"tokens_per_step": None, **given}
+        return given
+
     @model_validator(mode="after")
     def _fields_fit(self) -> RunConfig:
-        if self.tokens_per_step is None and self.examples_per_step is None:
-            raise ValueError("a step has no end: give tokens_per_step or examples_per_step")
+        if self.tokens_per_step is None and self.examples_per_step is None and self.patches_per_step is None:
+            raise ValueError("a step has no end: give tokens_per_step, examples_per_step or patches_per_step")
         if self.tokens_per_step is not None and self.max_length > self.tokens_per_step:
             raise ValueError(f"max_length {self.max_length} does not fit into tokens_per_step {self.tokens_per_step}")
         if self.warmup_tokens is not None and self.schedule_tokens is None:
@@ -103,8 +122,13 @@ class RunConfig(BaseModel):
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """What of a saved config this one changes that a continued run may not change, as `name: saved -> here`."""
         own = self.model_dump(mode="json")
-        names = [name for name in own if name not in CHANGEABLE_ON_RESUME and own[name] != saved.get(name)]
-        return [f"{name}: {json.dumps(saved.get(name))} -> {json.dumps(own[name])}" for name in names]
+        # A setting that a saved config does not have was added later: the run had its default.
+        defaults = {
+            name: entry.get_default(call_default_factory=True) for name, entry in RunConfig.model_fields.items()
+        }
+        before = {name: saved.get(name, defaults[name]) for name in own}
+        names = [name for name in own if name not in CHANGEABLE_ON_RESUME and own[name] != before[name]]
+        return [f"{name}: {json.dumps(before[name])} -> {json.dumps(own[name])}" for name in names]
 
 
 def make_config(*layers: Mapping[str, Any]) -> RunConfig:

@@ -8,12 +8,15 @@ Bytes need no library. Ids 0 .. 255 are the bytes themselves; a larger vocabular
 
 A vocabulary of 256 has no marks at all. Documents then end where their rows end, which packed attention respects
 anyway.
+
+`bytes4` is the layout of the Byte Latent Transformer: four marks (0 padding, 1 begin, 2 end, 3 unused), then byte b as
+id b + 4.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +29,10 @@ from .errors import RuntimeFault
 BYTE_COUNT = 256
 BYTE_END = 256
 BYTE_BEGIN = 257
+MARKS_IN_FRONT = 4
+MARKED_BEGIN = 1
+MARKED_END = 2
+BYTE_VOCABULARIES = ("bytes", "bytes4")
 
 # What published tokenizers call the mark between documents, most specific first.
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|eos|>", "<|end|>", "[EOS]", "[SEP]")
@@ -90,6 +97,30 @@ class ByteTokens:
 
 
 @dataclass(frozen=True)
+class MarkedByteTokens:
+    """Four marks, then the bytes. `vocab` is the model's."""
+
+    vocab: int
+    name: str = "bytes4"
+    end: int | None = MARKED_END
+    begin: int | None = MARKED_BEGIN
+
+    @property
+    def digest(self) -> str:
+        return f"bytes4-{self.vocab}"
+
+    def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
+        return [np.frombuffer(document.text, np.uint8).astype(np.int64) + MARKS_IN_FRONT for document in documents]
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + MARKS_IN_FRONT for byte in text.encode("utf-8")]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        own = (index - MARKS_IN_FRONT for index in ids)
+        return bytes(byte for byte in own if 0 <= byte < BYTE_COUNT).decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
 class FileTokens:
     """A `tokenizer.json`. Its own post-processing (begin marks, templates) is not applied to documents."""
 
@@ -119,12 +150,35 @@ class FileTokens:
 
 
 def load_tokens(tokenizer: str, vocab: int, end_token: str | None = None) -> Tokens:
-    """`tokenizer` is `bytes` or the path of a `tokenizers` JSON file; `vocab` is the size of the model's vocabulary."""
-    if tokenizer == "bytes":
+    """`tokenizer` is `bytes`, `bytes4` or the path of a `tokenizers` JSON file; `vocab` is the size of the model's
+    vocabulary."""
+    if tokenizer in BYTE_VOCABULARIES:
         if end_token is not None:
-            raise RuntimeFault("end_token names an entry of a tokenizer file; the byte vocabulary has its own (256)")
-        return ByteTokens(vocab)
+            raise RuntimeFault("end_token names an entry of a tokenizer file; byte vocabularies have their own")
+        if tokenizer == "bytes":
+            return ByteTokens(vocab)
+        if vocab < MARKS_IN_FRONT + BYTE_COUNT:
+            raise RuntimeFault(f"the tokenizer bytes4 has 260 ids, four marks and the bytes; the model has {vocab}")
+        return MarkedByteTokens(vocab)
     return _from_file(Path(tokenizer), vocab, end_token)
+
+
+def bytes_of(tokens: Tokens, index: int) -> bytes | None:
+    """What one id spells; None for marks and for ids of no text."""
+    match tokens:
+        case ByteTokens():
+            byte = index
+        case MarkedByteTokens():
+            byte = index - MARKS_IN_FRONT
+        case _:
+            return None if index in (tokens.begin, tokens.end) else tokens.decode([index]).encode("utf-8")
+    return bytes([byte]) if 0 <= byte < BYTE_COUNT else None
+
+
+def marks_begin(tokenizer: str, run: Mapping[str, Any] | None) -> bool:
+    """Whether texts begin with the vocabulary's mark: as in the run that trained the model. A model that was imported
+    has no run; those that read `bytes4` are published with the mark."""
+    return tokenizer == "bytes4" if run is None else bool(run.get("begin_mark"))
 
 
 def check_ids(ids: np.ndarray, document: Document, tokens: Tokens, vocab: int) -> None:

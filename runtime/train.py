@@ -7,38 +7,44 @@ the same machine and libraries.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from ..dsl.program import Program
-from ..dsl.value_type import Id
+from ..dsl.value_type import Id, Real
 from .checkpoint import (
     ModelIdentity,
     SpecText,
+    StartedFrom,
     TrainingState,
     apply_weights,
     checkpoint_name,
     keep_last,
     save_checkpoint,
 )
+from .columns import Column, read_column
+from .cut_lengths import cross_entropy_of, cuts_of
 from .data import Corpus, DataOptions, load_corpus
 from .errors import RuntimeFault
 from .events import Evaluated, Event, Notice, RunEnded, RunStarted, Saved, StepDone
 from .interrupts import StopRequest
 from .loader import Batch, BatchPlan, TokenLoader, held_out_batches
-from .metrics import RunLogs, write_json
+from .metrics import RunLogs, measured_record, write_json
 from .model import Model, load
 from .optimiser import Group, WeightOptimiser, make_groups
+from .patch_counting import counter_of_segments
 from .run_config import RunConfig
 from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
-from .tokens import Tokens, load_tokens
+from .start_weights import start_from
+from .tokens import BYTE_VOCABULARIES, Tokens, load_tokens
 from .train_step import StepOptions, StepResult, Trainable, evaluate, train_step
 
 
@@ -69,7 +75,8 @@ def _loop(
     config: RunConfig, run: _Run, logs: RunLogs, stop: StopRequest, on_event: Callable[[Event], None]
 ) -> TrainResult:
     model = cast(Trainable, run.model)
-    options = StepOptions(run.identity.objective, config.seed, config.accumulate, _working_type(config, run.model))
+    working = _working_type(config, run.model)
+    options = StepOptions(run.identity.objective, config.seed, config.accumulate, working, run.has_cuts)
     schedule = make_schedule(config)
     clock = _Clock(config.steps - run.step)
     while True:
@@ -85,7 +92,8 @@ def _loop(
         is_last = run.step == config.steps
         if run.held_out and (is_last or run.step % config.eval_every == 0):
             losses, tokens = evaluate(model, run.held_out, options)
-            evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens)
+            evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens, _bits_per_byte(run, losses))
+            run.held_out_bits = evaluated.bits_per_byte
             logs.evaluation(evaluated)
             on_event(evaluated)
 
@@ -94,7 +102,7 @@ def _loop(
             reason = "stop_after"
         if reason is not None or run.step % config.save_every == 0:
             logs.sync()
-            run.checkpoint = _save(config, run)
+            run.checkpoint = _save(config, run, done)
             on_event(Saved(run.step, run.checkpoint))
             if reason is not None:
                 on_event(RunEnded(run.step, reason, run.checkpoint, Path(config.out)))
@@ -114,11 +122,17 @@ class _Run:
     step: int = 0
     tokens: int = 0
     checkpoint: Path | None = None
+    started_from: tuple[StartedFrom, ...] = ()
+    byte_loss: str | None = None  # the loss that is nats of the next byte
+    has_cuts: bool = False
+    held_out_bits: float | None = None
 
 
-def _save(config: RunConfig, run: _Run) -> Path:
+def _save(config: RunConfig, run: _Run, done: StepDone) -> Path:
     folder = Path(config.out) / CHECKPOINTS
-    state = TrainingState(run.optimiser.state(), run.loader.state_dict(), config.model_dump(mode="json"))
+    settings = config.model_dump(mode="json")
+    measured = measured_record(done.bits_per_byte, run.held_out_bits, done.cuts)
+    state = TrainingState(run.optimiser.state(), run.loader.state_dict(), settings, run.started_from, measured)
     weights = dict(run.model.by_path())
     path = save_checkpoint(folder / checkpoint_name(run.step), run.identity, weights, run.step, run.tokens, state)
     keep_last(folder, config.keep)
@@ -148,11 +162,20 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     _check_same_spec(identity, resumed)
     corpus = _load_data(config, objective)
     groups = _make_groups(config, model, objective)
-    plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed)
-    held_out = held_out_batches(corpus, plan, config.eval_tokens) if config.eval_every else ()
+    plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed, patches=config.patches_per_step)
+    held_out = held_out_batches(corpus, _evaluation_plan(config, plan), config.eval_tokens) if config.eval_every else ()
     optimiser = WeightOptimiser(groups, dict(model.by_path()))
-    run = _Run(model, identity, groups, optimiser, TokenLoader(corpus, plan), held_out)
-    if resumed is not None:
+    segments_of = None if plan.patches is None else counter_of_segments(model, objective, tuple(corpus.columns))
+    loader = TokenLoader(corpus, plan, segments_of=segments_of)
+    run = _Run(model, identity, groups, optimiser, loader, held_out)
+    run.byte_loss = cross_entropy_of(objective) if config.tokenizer in BYTE_VOCABULARIES else None
+    run.has_cuts = bool(cuts_of(model.given(objective, corpus.columns)))
+    if resumed is None:
+        run.started_from = start_from(dict(model.by_path()), config.weights)
+    else:
+        # The checkpoint holds all weights, also those that another one gave: that one may be gone.
+        run.started_from = resumed.training.started_from
+        run.held_out_bits = resumed.training.measured.get("held_out_bits_per_byte")
         apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
         run.optimiser.load_state(resumed.training.optimiser)
         run.loader.load_state_dict(dict(resumed.training.loader))
@@ -160,7 +183,7 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     _check_not_over(config, run.step)
     write_json(out / RUN, config.model_dump(mode="json"))
     on_event(_started(config, run, corpus))
-    for text in _notices(config, corpus, resumed):
+    for text in _notices(config, corpus, resumed, run.started_from):
         on_event(Notice(text))
     return run
 
@@ -189,7 +212,27 @@ def _load_data(config: RunConfig, objective: Program) -> Corpus:
         eval_fraction=config.eval_fraction,
         begin_mark=config.begin_mark,
     )
-    return load_corpus(options, tokens, vocab)
+    return load_corpus(options, tokens, vocab, _columns(config, objective))
+
+
+def _columns(config: RunConfig, objective: Program) -> dict[str, Column]:
+    """The files that are read instead of computing optional inputs of the objective."""
+    rows = objective.inputs[0].type.rows
+    for name in config.columns:
+        value = objective.optional.get(name)
+        if value is None:
+            known = ", ".join(objective.optional) or "none"
+            raise RuntimeFault(f"{objective.name} has no optional input {name}; it has {known}")
+        if value.type.rows is not rows or value.type.static_axes or not isinstance(value.type.kind, Real):
+            raise RuntimeFault(f"{name} is {value.type}: a column holds one real for each token")
+    return {name: read_column(Path(path)) for name, path in config.columns.items()}
+
+
+def _evaluation_plan(config: RunConfig, plan: BatchPlan) -> BatchPlan:
+    """Evaluation packs whole examples; a run that counts patches alone has no other budget for it."""
+    if plan.tokens is None and plan.examples is None:
+        return replace(plan, tokens=max(config.max_length, 8192))
+    return plan
 
 
 def _token_vocabulary(objective: Program) -> int:
@@ -253,7 +296,11 @@ def _working_type(config: RunConfig, model: Model) -> torch.dtype | None:
     return None
 
 
-def _notices(config: RunConfig, corpus: Corpus, resumed: ResumePoint | None) -> Iterator[str]:
+def _notices(
+    config: RunConfig, corpus: Corpus, resumed: ResumePoint | None, started_from: tuple[StartedFrom, ...]
+) -> Iterator[str]:
+    for start in started_from if resumed is None else ():
+        yield f"{start.path}.** starts as {start.checkpoint}"
     if resumed is not None:
         yield f"resumed from {resumed.path}"
         before = resumed.training.run["steps"]
@@ -317,8 +364,22 @@ def _step_done(config: RunConfig, run: _Run, result: StepResult, factor: float, 
     lr = run.groups[-1].settings.lr * factor
     speed, left = clock.tokens_per_second, clock.seconds_left
     return StepDone(
-        run.step, config.steps, result.losses, result.total, result.gradient_norm, lr, run.tokens, speed, left
+        run.step,
+        config.steps,
+        result.losses,
+        result.total,
+        result.gradient_norm,
+        lr,
+        run.tokens,
+        speed,
+        left,
+        _bits_per_byte(run, result.losses),
+        result.cuts,
     )
+
+
+def _bits_per_byte(run: _Run, losses: Mapping[str, float]) -> float | None:
+    return None if run.byte_loss is None else losses[run.byte_loss] / math.log(2)
 
 
 def _where_to_go_back(checkpoint: Path | None) -> str:

@@ -7,12 +7,13 @@ before anything is divided, so that cutting a batch into micro-batches changes t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from .cut_lengths import CountedLengths, CutStatistics, add_counts, count_lengths
 from .errors import RuntimeFault
 from .loader import Batch
 from .optimiser import WeightOptimiser
@@ -32,17 +33,49 @@ class Trainable(Protocol):
         step: int,
         example_ids: Tensor | None,
         working: torch.dtype | None,
+        **columns: Any,
     ) -> dict[str, tuple[Tensor, Tensor]]: ...
+
+
+class TrainableWithCuts(Trainable, Protocol):
+    """A model that also says how long the segments of its cuts are."""
+
+    def loss_and_cuts(
+        self,
+        objective: str | None,
+        *inputs: Any,
+        seed: int,
+        step: int,
+        example_ids: Tensor | None,
+        working: torch.dtype | None,
+        **columns: Any,
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]: ...
+
+
+class CutCounter:
+    """Lengths of segments of a step. A micro-batch that is computed twice is counted once; all of a step's are alive
+    while it is counted, so that they can be told apart by identity."""
+
+    def __init__(self) -> None:
+        self._of_parts: dict[int, Mapping[str, CountedLengths]] = {}
+
+    def add(self, batch: Batch, lengths: Mapping[str, Tensor]) -> None:
+        self._of_parts[id(batch)] = {name: count_lengths(one) for name, one in lengths.items()}
+
+    def statistics(self) -> dict[str, CutStatistics]:
+        return {name: counts.statistics() for name, counts in add_counts(self._of_parts.values()).items()}
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What stays the same from step to step. `working` is the type of the computation; None: that of the weights."""
+    """What stays the same from step to step. `working` is the type of the computation; None: that of the weights.
+    `has_cuts`: lengths of segments are counted."""
 
     objective: str | None = None
     seed: int = 0
     accumulate: int = 1
     working: torch.dtype | None = None
+    has_cuts: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +85,7 @@ class StepResult:
     losses: Mapping[str, float]
     total: float
     gradient_norm: float
+    cuts: Mapping[str, CutStatistics] = field(default_factory=dict)
 
 
 class NonFinite(RuntimeFault):
@@ -63,15 +97,17 @@ def train_step(
 ) -> StepResult:
     """Step number `step` (from 1) at `factor` times the peak rate. Raises NonFinite before weights are touched."""
 
+    counter = CutCounter()
+
     def loss_of(part: Batch) -> Parts:
-        return compute_losses(model, part, options, step)
+        return compute_losses(model, part, options, step, counter)
 
     optimiser.zero_grad()
     micro_batches = [part for part in batch.split(options.accumulate) if part.examples]
     sums = backward(loss_of, micro_batches, optimiser)
     norms = optimiser.gradient_norms()
     losses, (gradient_norm,) = _to_numbers(sums, [torch.linalg.vector_norm(torch.stack(norms))])
-    result = StepResult(losses, sum(losses.values()), gradient_norm)
+    result = StepResult(losses, sum(losses.values()), gradient_norm, counter.statistics())
     _check_finite(result, batch, step)
     optimiser.step(factor, norms)
     return result
@@ -88,16 +124,24 @@ def evaluate(model: Trainable, batches: Iterable[Batch], options: StepOptions) -
     return _to_numbers(totals, [])[0], tokens
 
 
-def compute_losses(model: Trainable, batch: Batch, options: StepOptions, step: int) -> Parts:
-    """The objective's losses on one micro-batch."""
-    return model.loss(
-        options.objective,
-        (batch.tokens, batch.offsets),
-        seed=options.seed,
-        step=step,
-        example_ids=batch.example_ids,
-        working=options.working,
-    )
+def compute_losses(
+    model: Trainable, batch: Batch, options: StepOptions, step: int, counter: CutCounter | None = None
+) -> Parts:
+    """The objective's losses on one micro-batch. `counter` is told the lengths of its segments."""
+    columns: dict[str, Any] = {name: (values, batch.offsets) for name, values in batch.columns.items()}
+    arguments: dict[str, Any] = {
+        "seed": options.seed,
+        "step": step,
+        "example_ids": batch.example_ids,
+        "working": options.working,
+        **columns,
+    }
+    if counter is None or not options.has_cuts:
+        return model.loss(options.objective, (batch.tokens, batch.offsets), **arguments)
+    measured = cast(TrainableWithCuts, model)
+    parts, lengths = measured.loss_and_cuts(options.objective, (batch.tokens, batch.offsets), **arguments)
+    counter.add(batch, lengths)
+    return parts
 
 
 def backward(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightOptimiser) -> Parts:

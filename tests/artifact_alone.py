@@ -10,10 +10,10 @@ import sys
 site, folder = sys.argv[1:]
 sys.path += [site, folder]
 
-import artifact  # noqa: E402
+import artifact  # noqa: E402  # pyright: ignore[reportMissingImports]
 import torch  # noqa: E402
-from artifact import kernels  # noqa: E402
-from artifact.reference import Reference  # noqa: E402
+from artifact import kernels  # noqa: E402  # pyright: ignore[reportMissingImports]
+from artifact.reference import Reference  # noqa: E402  # pyright: ignore[reportMissingImports]
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 TOKENS = torch.tensor([3, 1, 2, 4, 1, 5, 0, 7, 7, 2])
@@ -38,7 +38,7 @@ def step(model):
     """Results of the model and its loss, and the gradients of all weights."""
     results = [*model(TOKENS, OFFSETS), *model.loss_next_token(TOKENS, OFFSETS)]
     model.zero_grad()
-    sum(result.sum() for result in results if result.requires_grad).backward()
+    torch.stack([result.sum() for result in results if result.requires_grad]).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return [result.detach() for result in results], gradients
 

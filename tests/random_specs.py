@@ -52,6 +52,8 @@ class _Spec:
             "width": heads * head_dim,
         }  # fmt: skip
         self.has_objective = chance.random() < 0.7
+        # Of its own, so that a spec's other choices are what they were without segments.
+        self.segments = Random(seed ^ 0x5E6)
         self.writer = Writer(
             chance, self.sizes, "seq", ("seq", "other"), chance.random() < 0.6, count(), claims=not self.has_objective
         )
@@ -68,6 +70,7 @@ class _Spec:
             text, block = make(writer)
             texts.append(text)
             writer.blocks += (block,)
+        self.segment(inputs)
         # `init` must find a weight.
         writer.line("param first: real[dim] = ones")
         writer.bind(joined(REAL, "(x * first)", [inputs[0]], is_plain=True))
@@ -88,6 +91,18 @@ class _Spec:
         text = "\n\n".join((self.declarations(), *shared, *texts, "\n".join(model), *objective, self.last()))
         return RandomSpec(self.seed, text + "\n", is_causal)
 
+    def segment(self, inputs: list[Typed]) -> None:
+        """Cuts `seq`, in some specs. What decides is an input or a row number, so that rounding decides nothing."""
+        chance, ends = self.segments, ["position(seq) mod 3 == 1"]
+        if chance.random() < 0.55:
+            return
+        ends += [v.text for v in inputs if v.kind == FLAG]
+        ends += [f"{v.text} > 0.2" for v in inputs if v.level == "seq" and v.is_real and not v.axes]
+        ends += [f"{v.text} == 1" for v in inputs if v.level == "seq" and v.kind == "vocab"]
+        at_most = chance.choice(("", "", ", at most 2", ", at most 3"))
+        self.writer.cut = "patch"
+        self.writer.line(f"segment seq into patch ends where {chance.choice(ends)}{at_most}")
+
     # -- the file ----------------------------------------------------------------------------------
 
     def declarations(self) -> str:
@@ -102,6 +117,7 @@ class _Spec:
             "",
             "axis seq",
             "axis other",
+            *(("axis patch cut from seq",) if self.writer.cut else ()),
             "axis two = 2",
             "axis three = 3",
             "axis nine = three * three",

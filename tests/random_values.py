@@ -64,7 +64,8 @@ class Writer:
     """Writes the statements of one body. `row` is its main ordered axis, `rows` all that it may use; `sizes` the
     static axes with their lengths, None where a generic block does not know.
 
-    `causal`: nothing may look ahead. `claims`: `next` may be written, which an objective would take for a target.
+    `cut`: a `segment` stands at the start of the body. `causal`: nothing may look ahead. `claims`: `next` may be
+    written, which an objective would take for a target.
     `names` is shared by all bodies of a spec, so that every name is bound once.
     """
 
@@ -79,6 +80,7 @@ class Writer:
     blocks: tuple[Block, ...] = ()
     is_generic: bool = False
     claims: bool = False
+    cut: str | None = None  # an axis whose rows are segments of `row`
 
     # -- choosing ----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import blt_models
 from tests.blt_models import imported, noise, patch_lengths, published, text, tiny
 from tests.test_decode import compare_everywhere
+from weft.codegen.decode_stages import StagedGraph
 from weft.codegen.ops import OPS
 from weft.dsl.check import check, read_source
 from weft.runtime.decoder import Decoder
@@ -148,15 +149,15 @@ def test_gradients_equal_transformers(tmp_path: Path) -> None:
     pairs = {
         "embed.weight": model.model.local_encoder.embed_tokens,
         "pooled.weight": model.model.local_encoder.patch_embedding_projection,
-        "latent.1.layer.down.linear.weight": model.model.global_transformer.layers[1].mlp.down_proj,
-        "cross.0.own_attend.k.narrow.linear.weight": model.model.local_encoder.cross_attn_layers[0].k_proj,
+        "latent.1.layer.ffn.down.linear.weight": model.model.global_transformer.layers[1].mlp.down_proj,
+        "cross.0.own_attend.k.linear.weight": model.model.local_encoder.cross_attn_layers[0].k_proj,
         "decoder.1.closed_attend.memory_norm.gain": model.model.local_decoder.cross_attn_layers[1].k_norm,
         "head.weight": model.lm_head,
     }
     mine = dict(ours.by_path())
     for path, theirs in pairs.items():
         torch.testing.assert_close(mine[path].grad, theirs.weight.grad, rtol=1e-4, atol=1e-6, msg=path)
-    tables = [weight.grad for path, weight in mine.items() if path.startswith("hash.")]
+    tables: Any = [weight.grad for path, weight in mine.items() if path.startswith("hash.")]
     torch.testing.assert_close(
         torch.cat(tables), model.model.encoder_hash_tok_embedding.weight.grad, rtol=1e-4, atol=1e-6
     )
@@ -271,7 +272,7 @@ TEXTS = (text(b"The cat sat on the mat."), text(b"x"), [1], text(b"hello hello h
 @pytest.mark.parametrize(
     "more", [{}, {"longest": 3}, {"rule": "space"}, {"rule": "monotonic", "threshold": 0.0}, {"slots": 1}]
 )
-def test_decoding_equals_the_full_forward(more: dict[str, object]) -> None:
+def test_decoding_equals_the_full_forward(more: dict[str, Any]) -> None:
     compare_everywhere(tiny(**more), {"bytes": [torch.tensor(t) for t in TEXTS]}, capacity=40)
 
 
@@ -284,7 +285,9 @@ def test_one_global_step_for_each_patch() -> None:
     small = tiny()
     decoder = Decoder(small)
     ids = text(b"hello hello hello hello world")
-    (stage,) = [stage for stage in decoder.graphs.step.stages if stage.closing is not None]
+    step = decoder.graphs.step
+    assert isinstance(step, StagedGraph)
+    (stage,) = [stage for stage in step.stages if stage.closing is not None]
     runs: list[int] = []
     forward = stage.module.forward
     stage.module.forward = lambda *args: runs.append(1) or forward(*args)
@@ -352,15 +355,16 @@ class Largest(TorchDispatchMode):
 def test_no_table_of_pairs_is_ever_allocated() -> None:
     """Rows by rows, rows by patches, patches by rows: the largest result grows with the text, not with its square."""
     small = tiny(torch.float32)
-    found = []
+    decoder = Decoder(small)
+    trained, generated = [], []
     for length in (1500, 3000):
         with Largest() as largest:
             total, _ = small.loss(None, [torch.tensor(noise(length))])["cross_entropy"]
             total.backward()
-        found.append(largest)
-    assert found[1].entries <= 2.2 * found[0].entries, found[1].what
-    decoder = Decoder(small)
-    with Largest() as largest:
-        _, state = decoder.prefill([noise(1500)], 1600)
-        decoder.step(state, torch.tensor([5]))
-    assert largest.entries < 1500 * 1500 / 4, largest.what
+        trained.append(largest)
+        with Largest() as largest:
+            _, state = decoder.prefill([noise(length)], length + 8)
+            decoder.step(state, torch.tensor([5]))
+        generated.append(largest)
+    assert trained[1].entries <= 2.2 * trained[0].entries, trained[1].what
+    assert generated[1].entries <= 2.2 * generated[0].entries, generated[1].what

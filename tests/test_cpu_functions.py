@@ -1,6 +1,7 @@
 """CPU building blocks against plain float64 formulas, values and every gradient."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -308,10 +309,12 @@ def test_packed_attention_to_documents_without_keys(key_offsets, width):
         """Has a gradient for everything, if it is zero."""
         return result + 0 * sum(x.sum() for x in read)
 
-    offsets = [0, 4, 5, 7]
+    offsets: Any = [0, 4, 5, 7]
+    plan: Any = plan_documents(offsets, key_offsets, False)
+    whole: Any = plain_attention
     compare(
-        lambda *x: with_all(packed_attention(*x, plan_documents(offsets, key_offsets, False)), *x),
-        lambda *x: with_all(plain_attention(*x, offsets, key_offsets, False, None, None), *x),
+        lambda *x: with_all(packed_attention(x[0], x[1], x[2], plan), *x),
+        lambda *x: with_all(whole(*x, offsets, key_offsets, False, None, None), *x),
         [torch.randn(7, 2, 8), torch.randn(keys, 2, 8), torch.randn(keys, 2, width)],
         torch.float64,
     )

@@ -10,6 +10,7 @@ from tests.small_models import DECODER, model, tokens
 from weft.codegen.cpu.fixed_norm import FixedNorm
 from weft.codegen.cpu.packed_linear import PackedLinear
 from weft.codegen.cpu.rowwise import add_rms_norm, rms_norm
+from weft.codegen.decode_stages import modules
 from weft.codegen.origin import origin
 from weft.codegen.passes.constants import constants
 from weft.codegen.pipeline import CPU_PASSES
@@ -124,7 +125,7 @@ def test_one_sequence_after_the_passes():
 
 
 def test_a_step_prepares_what_does_not_change():
-    step = Decoder(model(DECODER, torch.float32, passes=CPU_PASSES)).graphs.step
+    (step,) = modules(Decoder(model(DECODER, torch.float32, passes=CPU_PASSES)).graphs.step)
     made = [type(value) for value in constants(step)]
     assert made.count(FixedNorm) == 4
     assert PackedLinear in made
@@ -231,7 +232,7 @@ model m(tokens: id[seq] in vocab) -> real[dim]:
 @pytest.mark.parametrize("text", [DECODER, ENCODER], ids=["decoder", "encoder-decoder"])
 def test_every_node_of_a_step_knows_where_it_comes_from(text):
     graphs = Decoder(model(text)).graphs
-    for graph in (graphs.begin, graphs.extend, graphs.last, graphs.step):
+    for graph in (part for whole in (graphs.begin, graphs.extend, graphs.last, graphs.step) for part in modules(whole)):
         for node in graph.graph.nodes:
             assert origin(node).span is not None, node
             assert origin(node).type is not None, node

@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.small_models import model
 from tests.test_cuts import CAUSAL, CLAIM
 from tests.test_decode import compare_everywhere
+from weft.codegen.decode_stages import StagedGraph
 from weft.codegen.pipeline import CPU_PASSES
 from weft.dsl.diagnostics import SpecErrors
 from weft.runtime.decoder import Decoder
@@ -107,7 +108,9 @@ def test_segments_run_only_when_one_closes() -> None:
     small = model(spec(BODIES["global layers and a local window"]))
     decoder = Decoder(small)
     given = rows(lengths=(12,))
-    stages = decoder.graphs.step.stages
+    step = decoder.graphs.step
+    assert isinstance(step, StagedGraph)
+    stages = step.stages
     assert [stage.closing is None for stage in stages] == [True, False, True]
     runs = [0]
     forward = stages[1].module.forward

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import fx
 
 from tests.diagnostics import codes, mistakes
 from tests.small_models import checked, model, tokens
@@ -270,7 +271,7 @@ def test_kernels_are_known_before_they_run(text: str, monkeypatch: pytest.Monkey
     attention_kernels._kernels.clear()
     decoder.step(state, torch.tensor([1, 2]))
     step = decoding_step(small.program, torch.float32)
-    assert step is not None
+    assert isinstance(step, fx.GraphModule)
     assert {key for key, _, _ in attention_kernels._kernels} == set(decode_keys(step, torch.float32))
 
 

@@ -208,7 +208,7 @@ def test_evaluation_is_the_mean_over_all_rows(text):
         ({"steps": "many"}, "steps: input should be a valid integer, unable to parse string as an integer, got 'many'"),
         ({"schedule": "cosin"}, "schedule: input should be 'cosine', 'linear' or 'constant', got 'cosin'"),
         ({"max_length": 99, "tokens_per_step": 9}, "max_length 99 does not fit into tokens_per_step 9"),
-        ({"tokens_per_step": None}, "a step has no end: give tokens_per_step or examples_per_step"),
+        ({"tokens_per_step": None}, "a step has no end: give tokens_per_step, examples_per_step or patches_per_step"),
         ({"warmup_tokens": 9}, "warmup_tokens needs schedule_tokens: a schedule has one unit"),
         ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),
         ({"data": None}, "data: input should be a valid tuple, got None"),

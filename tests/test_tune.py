@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,8 @@ def test_what_was_measured_is_what_runs(spec: Path, tuned: tuple[Table, list[Ans
         reference, with_choices(GPU_PASSES, choices_for(table, INTERPRETER))
     )  # fmt: skip
     targets = [node.target for node in chosen.graph.nodes]
-    assert targets.count(linear_tiles.linear) == 3
+    # q, k and v are one product, which stays with torch.
+    assert targets.count(linear_tiles.linear) == 1
     assert targets.count(torch.nn.functional.linear) == 0
     assert attend not in targets
     assert attend_by_torch in targets
@@ -157,7 +159,7 @@ def test_a_default_is_kept_on_a_device_that_nobody_measured(spec: Path, tuned: t
     assert choices.best == {}
     model = Model(check_file(spec, "tiny"), torch.float32)
     made = optimise(model.reference(), with_choices(GPU_PASSES, choices))
-    assert [n.target for n in made.graph.nodes].count(torch.nn.functional.linear) == 4
+    assert [n.target for n in made.graph.nodes].count(torch.nn.functional.linear) == 2
 
 
 def test_a_budget_ends_after_the_first(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,13 +298,13 @@ def test_the_command_writes_and_inspect_shows(
     words = ("--size", "tiny", "--rows", "30", "--length", "13", "-o", str(out))
     assert weft("tune", str(spec), *words) == 0
     printed = capsys.readouterr().out
-    assert "small.weft:10  linear 32 -> 32, forward: ours 16 x 32 x 16, 4 warps, 2 stages" in printed
+    assert re.search(r"small.weft:\d+  linear 32 -> 32, forward: ours 16 x 32 x 16, 4 warps, 2 stages", printed)
     assert f"{out}: " in printed
     assert weft("inspect", str(spec), "kernels", "--size", "tiny") == 0
     plain = capsys.readouterr().out
     assert "choices, of which none was measured" in plain
     lines = [line.split() for line in plain.splitlines()]
-    assert any(line[1:] == ["linear", "32", "->", "32", "forward", "3", "torch", "(default)"] for line in lines)
+    assert any(line[1:] == ["linear", "32", "->", "32", "forward", "1", "torch", "(default)"] for line in lines)
     assert any(line[1:] == ["attention", "1", "ours", "(default)"] for line in lines)
     assert weft("inspect", str(spec), "kernels", "--size", "tiny", "--tuning", str(out), "--json") == 0
     shown = json.loads(capsys.readouterr().out)["kernels"]["choices"]

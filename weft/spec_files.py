@@ -113,13 +113,18 @@ def _near(path: str) -> str | None:
 
 def overrides(settings: Iterable[str]) -> dict[str, str]:
     """`--set dim=64 --set heads=2` as a table. What a name may be, and its kind, the checker knows."""
+    return named(settings, "--set", "NAME=VALUE")
+
+
+def named(settings: Iterable[str], option: str, form: str) -> dict[str, str]:
+    """Words such as `NAME=VALUE` of a repeatable option as a table."""
     table: dict[str, str] = {}
     for setting in settings:
         name, equals, value = (part.strip() for part in setting.partition("="))
         if not (name and equals and value):
-            raise CommandFault(f"--set wants NAME=VALUE, not `{setting}`", 2)
+            raise CommandFault(f"{option} wants {form}, not `{setting}`", 2)
         if table.get(name, value) != value:
-            raise CommandFault(f"--set gives `{name}` twice: {table[name]} and {value}", 2)
+            raise CommandFault(f"{option} gives `{name}` twice: {table[name]} and {value}", 2)
         table[name] = value
     return table
 

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from weft.dsl.program import Program
 from weft.dsl.value_type import Id
 from weft.faults import CommandFault
-from weft.runtime.checkpoint import read_manifest
 from weft.runtime.decoder import Decoder, decoder_of
 from weft.runtime.generate import generate, vocabulary_of
-from weft.runtime.model import Model, load
-from weft.runtime.run_folder import latest_checkpoint
-from weft.runtime.tokens import Tokens, load_tokens
+from weft.runtime.model import Model
+from weft.runtime.tokens import Tokens, load_tokens, marks_begin
+from weft.trained_models import open_checkpoint
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -86,18 +84,15 @@ def open_text_model(
         torch.set_num_threads(threads)
     if precision is not None and precision not in PRECISIONS:
         raise CommandFault(f"--precision is one of {', '.join(PRECISIONS)}, not {precision}", 2)
-    if not Path(path).is_dir():
-        raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
-    folder = latest_checkpoint(Path(path))
-    manifest = read_manifest(folder)
-    model = load(folder, dtype=PRECISIONS.get(precision or ""), device=_device(device), tuning=tuning)
-    if not isinstance(model, Model):
-        raise CommandFault(f"{folder} is a compiled artifact, which has no decoder; name a checkpoint")
+    opened = open_checkpoint(path, device, PRECISIONS.get(precision or ""), tuning)
+    model = opened.model
     program = _program(model, of)
     decoder = decoder_of(model) if program is model.program else Decoder(model, program)
-    run = manifest.run or {}
-    vocabulary = load_tokens(tokenizer or run.get("tokenizer", "bytes"), vocabulary_of(decoder), run.get("end_token"))
-    return TextModel(model, decoder, vocabulary, vocabulary.begin if run.get("begin_mark") else None)
+    run = opened.manifest.run or {}
+    name = tokenizer or run.get("tokenizer", "bytes")
+    vocabulary = load_tokens(name, vocabulary_of(decoder), run.get("end_token"))
+    begin = vocabulary.begin if marks_begin(name, opened.manifest.run) else None
+    return TextModel(model, decoder, vocabulary, begin)
 
 
 def continue_text(
@@ -160,13 +155,3 @@ def _continues_ids(program: Program) -> bool:
     rows, axes = scored.rows, scored.static_axes
     fed = [value.type for value in program.inputs if rows is not None and value.type.rows is rows]
     return len(fed) == 1 and isinstance(fed[0].kind, Id) and not fed[0].static_axes and axes == (fed[0].kind.axis,)
-
-
-def _device(name: str | None) -> str:
-    if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise CommandFault(f"the device {name} cannot be used: {str(error).splitlines()[0]}", 2) from None
-    return name or "cpu"

@@ -22,6 +22,7 @@ from weft.codegen.logits.op import LogitsOp
 from weft.codegen.lower import empty_weights, lower, signature
 from weft.codegen.passes.measured_choices import plain_attentions
 from weft.codegen.pipeline import GPU_PASSES, optimise, with_choices
+from weft.codegen.rowwise.derivative import Derivative
 from weft.codegen.rowwise.fused import FusedOp
 from weft.codegen.rowwise.kernel_texts import row_work
 from weft.codegen.score.cost import Rows, kernel_cost
@@ -149,8 +150,7 @@ def _reals(operands: Sequence[Any]) -> frozenset[int]:
 
 def _of_rows(context: Context, name: str, labels: Row, op: FusedOp, call: Call) -> Contest:
     operands: Sequence[Tensor] = call.args
-    owned = () if op.derivative is None else op.derivative.owners
-    trained = frozenset(owner for owner in owned if owner is not None)
+    trained = frozenset() if op.derivative is None else _trained(op.derivative)
     compared: dict[str, Any] = {}
     if "eager" in context.peers:
         compared["eager"] = op.meaning
@@ -167,6 +167,12 @@ def _of_rows(context: Context, name: str, labels: Row, op: FusedOp, call: Call) 
     return Contest(
         name, labels, operands, trained, ours, compared, Work(forward.bytes, 0.0), Work(both, 0.0), truth
     )  # fmt: skip
+
+
+def _trained(derivative: Derivative) -> frozenset[int]:
+    """The operands that have a gradient: one that is a result, the sum of one's rows, or one that is passed on."""
+    places = {place for place, _ in (*derivative.owners, *derivative.passed)}
+    return frozenset(places | {gathered.place for gathered in derivative.gathered})
 
 
 def _of_table(context: Context, name: str, labels: Row, op: Any, call: Call) -> Contest:

@@ -64,6 +64,9 @@ def band_mask(
     return torch.where(seen, 0.0, float("-inf")).to(dtype)[:, None, None]
 
 
+# Queries of a prompt that are attended for at once, where they need a mask.
+QUERIES = 256
+
 # -- attention -------------------------------------------------------------------------------------
 
 
@@ -136,14 +139,24 @@ def attend_extend(
         all_k = torch.cat([keys[example][:, slot], k[new].transpose(0, 1).to(keys.dtype)], 1)
         all_v = torch.cat([values[example][:, slot], v[new].transpose(0, 1).to(values.dtype)], 1)
         query = q[new].transpose(0, 1).to(keys.dtype)
-        mask = _band(count, kept, low, high, q.device)
-        is_causal = mask is not None and not kept and high == 0 and (low is None or count <= 1 - low)
-        given = None if is_causal else mask
-        result = functional.scaled_dot_product_attention(
-            query[None], all_k[None], all_v[None], given, 0.0, is_causal, scale=scale, enable_gqa=heads != groups
-        )[0]
-        if high < 0 and mask is not None:
-            result = torch.where(mask.any(-1, keepdim=True), result, 0)
+        parts = []
+        # A mask of all pairs would grow with the square of a prompt: queries are taken in turns, keys as far as they
+        # see.
+        is_causal = not kept and high == 0 and (low is None or count <= 1 - low)
+        turn = count if is_causal else QUERIES
+        for start in range(0, count, turn):
+            stop = min(start + turn, count)
+            first = 0 if low is None else max(0, kept + start + low)
+            last = max(first, min(kept + count, kept + stop + high))
+            mask = None if is_causal else _band(stop - start, kept + start - first, last - first, low, high, q.device)
+            part = functional.scaled_dot_product_attention(
+                query[None, :, start:stop], all_k[None, :, first:last], all_v[None, :, first:last], mask, 0.0,
+                is_causal and count > 1, scale=scale, enable_gqa=heads != groups,
+            )[0]  # fmt: skip
+            if high < 0 and mask is not None:
+                part = torch.where(mask.any(-1, keepdim=True), part, 0)
+            parts.append(part)
+        result = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         pieces.append(result.transpose(0, 1).to(q.dtype))
         last = torch.arange(length + max(0, count - slots), length + count, device=q.device)
         keys[example][:, last % max(slots, 1)] = all_k[:, all_k.shape[1] - len(last) :]
@@ -151,11 +164,11 @@ def attend_extend(
     return torch.cat(pieces) if pieces else q.new_zeros(0, heads, v.shape[2])
 
 
-def _band(queries: int, before: int, low: int | None, high: int, device: torch.device) -> Tensor | None:
-    """Which of `before + queries` keys each query sees; None: all."""
-    if queries == 1 and high == 0 and (low is None or before <= -low):
+def _band(queries: int, before: int, keys: int, low: int | None, high: int, device: torch.device) -> Tensor | None:
+    """Which of `keys` each query sees, `before` of them in front of the first query; None: all."""
+    if queries == 1 and keys <= before + 1 + high and (low is None or before <= -low):
         return None
-    distance = torch.arange(before + queries, device=device) - (torch.arange(queries, device=device) + before)[:, None]
+    distance = torch.arange(keys, device=device) - (torch.arange(queries, device=device) + before)[:, None]
     seen = distance <= high
     return seen if low is None else seen & (distance >= low)
 

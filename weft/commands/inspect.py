@@ -18,15 +18,18 @@ Examples:
   weft inspect specs/olmo2.weft kernels --size 7b --target cuda:90 --target hip:gfx942
   weft inspect specs/olmo2.weft cost --size 7b --device h100
   weft inspect specs/olmo2.weft report --size tiny -o report.html
+  weft inspect runs/blt patches --text "Hello, world."
   weft inspect specs/olmo2.weft ptx --size tiny --kernel silu_swiglu_kernel
 """
 
-View = Literal["graph", "axes", "params", "causality", "decode", "kernels", "cost", "ptx", "sass", "report"]
+View = Literal["graph", "axes", "params", "causality", "decode", "kernels", "cost", "ptx", "sass", "report", "patches"]
 KERNEL_VIEWS = ("kernels", "cost", "ptx", "sass")
 
 
 def run(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The spec; - is standard input.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The spec, - is standard input; patches: or a checkpoint.")
+    ],
     view: Annotated[View, typer.Argument(metavar="VIEW", help="One of those above.")],
     size: Annotated[str | None, typer.Option(help="Preset of the spec [default: the first one].")] = None,
     set_: Annotated[
@@ -36,7 +39,9 @@ def run(
     objective: Annotated[
         str | None, typer.Option("--of", metavar="NAME", help="Which model or objective [default: the model].")
     ] = None,
-    out: Annotated[str | None, typer.Option("-o", "--out", metavar="OUT", help="report: the file to write.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="OUT", help="report, patches: a file to write.")
+    ] = None,
     svg: Annotated[str | None, typer.Option(metavar="OUT", help="graph: write a drawing instead of text.")] = None,
     target: Annotated[
         list[str] | None,
@@ -53,6 +58,12 @@ def run(
         typer.Option(metavar="DEVICE", help="kernels: whose measurements, if a file has several devices'."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="cost: rows of a step, all examples together.")] = 16384,
+    shown_text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="patches: what to cut; - is standard input.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FILE", help="patches: bytes, bytes4 or a file [default: the run's own].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """graph: every operation by block and loop turn, with types and spec lines.
@@ -67,16 +78,24 @@ def run(
     sequences of 4096 rows.
     ptx, sass: the code of kernels.
     report: spec, graph, kernels and PTX side by side, linked line by line, as a page for a browser.
+    patches: where a model cuts a text, with the entropy after each byte; as text, or as a picture (.svg, .html).
     """
     from weft import spec_files
     from weft.faults import CommandFault
 
     given = {"--target": target, "--device": device, "--kernel": kernel, "--tuning": tuning, "--tuned-for": tuned_for}
-    if view not in KERNEL_VIEWS and any(
-        value for name, value in given.items() if (name, view) != ("--target", "report")
-    ):
-        option = next(name for name, value in given.items() if value and (name, view) != ("--target", "report"))
+    if view == "report":
+        del given["--target"]
+    if view not in KERNEL_VIEWS and any(given.values()):
+        option = next(name for name, value in given.items() if value)
         raise CommandFault(f"{option} goes with kernels, cost, ptx and sass, not with {view}", 2)
+    if view == "patches":
+        _patches(file, size, set_ or [], shown_text, tokenizer, out, as_json)
+        return
+    if shown_text is not None or tokenizer is not None:
+        raise CommandFault(
+            f"{'--text' if shown_text is not None else '--tokenizer'} goes with patches, not with {view}", 2
+        )
     if (view == "report") != (out is not None):
         raise CommandFault("report is written to a file: -o report.html" if out is None else "-o goes with report", 2)
     if view != "graph" and (svg or full):
@@ -102,17 +121,79 @@ def run(
     if view in KERNEL_VIEWS:
         measured = spec_files.measured(file, tuning, tuned_for)
         choices = None if measured is None else measured[1]
-        data, text = _kernels(checked, view, objective, target or ["cuda:90"], device, kernel, rows, choices)
+        data, lines = _kernels(checked, view, objective, target or ["cuda:90"], device, kernel, rows, choices)
     else:
-        data, text = _view(checked, view, objective, full)
+        data, lines = _view(checked, view, objective, full)
     if as_json:
         import json
 
         print(json.dumps({"version": 1, "file": source.name, "size": size, view: data()}, indent=2))
     else:
         # Made first: what cannot be shown leaves no title behind.
-        body = text()
+        body = lines()
         print(f"{shown}\n\n{body}")
+
+
+def _patches(
+    file: str,
+    size: str | None,
+    set_: list[str],
+    text: str | None,
+    tokenizer: str | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Of a checkpoint, or of a spec with weights as they start."""
+    import sys
+    from pathlib import Path
+
+    from weft import spec_files
+    from weft.faults import CommandFault
+
+    if text is None:
+        raise CommandFault('patches needs a text: --text "..." (or --text - for standard input)', 2)
+    if out is not None and not out.lower().endswith((".svg", ".html", ".htm")):
+        raise CommandFault(f"{out}: a picture is written as .svg or .html", 2)
+    settings = spec_files.overrides(set_)
+    if not Path(file).is_dir():
+        source = spec_files.read(file)
+        size = size or spec_files.first_preset(source)
+        checked = spec_files.checked_source(source, size, settings)
+    elif size is not None or settings:
+        raise CommandFault(f"{file} is a checkpoint, whose sizes are fixed: --size and --set are for specs", 2)
+    else:
+        checked = None
+
+    from weft.runtime.entropies import measure_of
+    from weft.runtime.model import Model
+    from weft.runtime.tokens import load_tokens, marks_begin
+    from weft.trained_models import open_checkpoint
+    from weft.views import patches
+
+    run = None
+    if checked is None:
+        opened = open_checkpoint(file, None)
+        model, run, title = opened.model, opened.manifest.run, str(opened.folder)
+    else:
+        model = Model(checked)
+        title = f"{checked.source.name}{f' at size {size}' if size else ''}, with weights as they start"
+    name = tokenizer or (run or {}).get("tokenizer", "bytes")
+    vocabulary = load_tokens(name, measure_of(model).vocab, (run or {}).get("end_token"))
+    given = sys.stdin.read() if text == "-" else text
+    reading = patches.read(model, vocabulary, given, marks_begin(name, run), title)
+    if out is not None:
+        spec_files.write(out, patches.picture(reading, out))
+        print(f"wrote {out}")
+    elif as_json:
+        import json
+
+        print(json.dumps({"version": 1, "file": file, "size": size, "patches": patches.data(reading)}, indent=2))
+    else:
+        from rich.console import Console
+
+        color = spec_files.wants_color(sys.stdout)
+        console = Console(force_terminal=color, no_color=not color, highlight=False, markup=False, emoji=False)
+        patches.show(reading, console)
 
 
 def _kernels(

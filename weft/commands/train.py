@@ -37,12 +37,26 @@ def run(
         str | None, typer.Option(metavar="FILE", help="TOML or JSON with settings; options given here win.")
     ] = None,
     objective: Annotated[str | None, typer.Option(help="Which objective, where a spec has several.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A `tokenizers` JSON file [default: bytes].")
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=CKPT", help="Start the weights below a path as another checkpoint's; repeatable."),
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=FILE", help="Read an optional input from a file of `weft entropies`; repeatable."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FILE", help="bytes, bytes4 or a `tokenizers` JSON file [default: bytes].")
+    ] = None,
+    begin_mark: Annotated[
+        bool, typer.Option("--begin-mark", help="Put the begin mark in front of every document.")
+    ] = False,
     field: Annotated[str | None, typer.Option(help="JSONL field or parquet column [default: text].")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest example in tokens [default: 1024].")] = None,
     tokens_per_step: Annotated[int | None, typer.Option(help="Tokens of one step [default: 8192].")] = None,
+    patches_per_step: Annotated[
+        int | None, typer.Option(help="Patches of one step, exactly; --tokens-per-step then limits it only when given.")
+    ] = None,
     accumulate: Annotated[int | None, typer.Option(help="Micro-batches per step, to save memory [default: 1].")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: the spec's].")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, linear or constant [default: cosine].")] = None,
@@ -75,7 +89,8 @@ def run(
     """
     given = {
         "size": size, "data": tuple(data) if data else None, "steps": steps, "out": out, "resume": resume or None,
-        "objective": objective, "tokenizer": tokenizer, "field": field, "max_length": max_length,
+        "objective": objective, "tokenizer": tokenizer, "begin_mark": begin_mark or None,
+        "patches_per_step": patches_per_step, "field": field, "max_length": max_length,
         "tokens_per_step": tokens_per_step, "accumulate": accumulate, "lr": lr, "schedule": schedule,
         "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
         "tuning": tuning, "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
@@ -87,6 +102,10 @@ def run(
     settings["spec"] = file
     if set_:
         settings["overrides"] = {name: spec_files.typed(value) for name, value in spec_files.overrides(set_).items()}
+    if weights:
+        settings["weights"] = spec_files.named(weights, "--weights", "NAME=CKPT")
+    if column:
+        settings["columns"] = spec_files.named(column, "--column", "INPUT=FILE")
     if file.endswith(".weft"):
         # Mistakes in the spec are shown in colour and before torch is imported, which takes seconds.
         spec_files.checked(file, size, spec_files.overrides(set_ or []))

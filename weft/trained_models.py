@@ -1,0 +1,47 @@
+"""Trained models as the command line names them: a checkpoint, or the newest of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weft.faults import CommandFault
+from weft.runtime.checkpoint import Manifest, read_manifest
+from weft.runtime.model import Model, load
+from weft.runtime.run_folder import latest_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with what its checkpoint says of it."""
+
+    folder: Path
+    manifest: Manifest
+    model: Model
+
+
+def open_checkpoint(
+    path: str, device: str | None, dtype: torch.dtype | None = None, tuning: str | None = None
+) -> TrainedModel:
+    """The checkpoint meant by a path, or one line on why there is none."""
+    if not Path(path).is_dir():
+        raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
+    folder = latest_checkpoint(Path(path))
+    manifest = read_manifest(folder)
+    model = load(folder, dtype=dtype, device=device_named(device), tuning=tuning)
+    if not isinstance(model, Model):
+        raise CommandFault(f"{folder} is a compiled artifact, not a checkpoint")
+    return TrainedModel(folder, manifest, model)
+
+
+def device_named(name: str | None) -> str:
+    """`auto` or None takes CUDA where there is one."""
+    if name in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise CommandFault(f"the device {name} cannot be used: {str(error).splitlines()[0]}", 2) from None
+    return name or "cpu"
