@@ -102,6 +102,8 @@ def test_infinite_entries_stay_where_they_belong() -> None:
     grad = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
     segments.max_rows(leaf, number, bounds).backward(grad)
     reference.max_rows(want, number, bounds).backward(grad)
+    assert leaf.grad is not None
+    assert want.grad is not None
     assert_equal(leaf.grad[2:], want.grad[2:], "gradient", 1e-7)
     assert_equal(leaf.grad[:2], (grad[:1] / 2).expand(2, 3), "gradient of rows that are all -inf", 1e-7)
     # A gradient without end goes to rows that hold the maximum, and leaves no nan in the others.

@@ -26,25 +26,25 @@ def pool_runs(
     BLOCK_E: tl.constexpr,
 ):
     """`y [P, E]`: the max, mean or sum of the rows `x [N, E]` of each run; 0 for a run without rows."""
-    REAL: tl.constexpr = tl.float64 if IS_DOUBLE else tl.float32
+    real = tl.float64 if IS_DOUBLE else tl.float32
     run = tl.program_id(0)
     offs_e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     mask_e = offs_e < WIDTH
     first = tl.load(bounds_ptr + run * STEP)
     end = tl.load(bounds_ptr + run * STEP + 1)
-    nothing: tl.constexpr = float("-inf") if BY == "max" else 0.0
-    acc = tl.full((BLOCK_E,), nothing, REAL)
+    nothing = float("-inf") if BY == "max" else 0.0
+    acc = tl.full((BLOCK_E,), nothing, real)
     for start in range(first, end, BLOCK_T):
         offs_t = start + tl.arange(0, BLOCK_T)
         mask = (offs_t < end)[:, None] & mask_e[None, :]
         at = x_ptr + offs_t.to(tl.int64)[:, None] * WIDTH + offs_e[None, :]
-        x = tl.load(at, mask=mask, other=nothing).to(REAL)
+        x = tl.load(at, mask=mask, other=nothing).to(real)
         if BY == "max":
             acc = tl.maximum(acc, tl.max(x, 0))
         else:
             acc += tl.sum(x, 0)
     if BY == "mean":
-        acc = acc / tl.maximum(end - first, 1).to(REAL)
+        acc = acc / tl.maximum(end - first, 1).to(real)
     if BY == "max":
         acc = tl.where(end > first, acc, 0.0)
     tl.store(y_ptr + run.to(tl.int64) * WIDTH + offs_e, rounded(acc, y_ptr.dtype.element_ty), mask=mask_e)
@@ -62,40 +62,40 @@ def share_max(
     BLOCK_E: tl.constexpr,
 ):
     """`dx [N, E]` of the max of each run of `x [N, E]`, from `dy [P, E]`: rows that hold it share it."""
-    REAL: tl.constexpr = tl.float64 if IS_DOUBLE else tl.float32
+    real = tl.float64 if IS_DOUBLE else tl.float32
     run = tl.program_id(0)
     offs_e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     mask_e = offs_e < WIDTH
     first = tl.load(bounds_ptr + run)
     end = tl.load(bounds_ptr + run + 1)
-    dy = tl.load(dy_ptr + run.to(tl.int64) * WIDTH + offs_e, mask=mask_e, other=0.0).to(REAL)
+    dy = tl.load(dy_ptr + run.to(tl.int64) * WIDTH + offs_e, mask=mask_e, other=0.0).to(real)
     if end - first <= BLOCK_T:
         # As nearly all segments are: read once.
         offs_t = first + tl.arange(0, BLOCK_T)
         mask = (offs_t < end)[:, None] & mask_e[None, :]
         at = offs_t.to(tl.int64)[:, None] * WIDTH + offs_e[None, :]
-        x = tl.load(x_ptr + at, mask=mask, other=float("-inf")).to(REAL)
+        x = tl.load(x_ptr + at, mask=mask, other=float("-inf")).to(real)
         is_top = (x == tl.max(x, 0)[None, :]) & mask
-        share = dy / tl.maximum(tl.sum(is_top.to(REAL), 0), 1.0)
+        share = dy / tl.maximum(tl.sum(is_top.to(real), 0), 1.0)
         dx = tl.where(is_top, share[None, :], 0.0)
         tl.store(dx_ptr + at, rounded(dx, dx_ptr.dtype.element_ty), mask=mask)
     else:
-        top = tl.full((BLOCK_E,), float("-inf"), REAL)
-        count = tl.zeros((BLOCK_E,), REAL)
+        top = tl.full((BLOCK_E,), float("-inf"), real)
+        count = tl.zeros((BLOCK_E,), real)
         for start in range(first, end, BLOCK_T):
             offs_t = start + tl.arange(0, BLOCK_T)
             mask = (offs_t < end)[:, None] & mask_e[None, :]
             at = offs_t.to(tl.int64)[:, None] * WIDTH + offs_e[None, :]
-            x = tl.load(x_ptr + at, mask=mask, other=float("-inf")).to(REAL)
+            x = tl.load(x_ptr + at, mask=mask, other=float("-inf")).to(real)
             here = tl.maximum(top, tl.max(x, 0))
-            count = tl.where(here == top, count, 0.0) + tl.sum(((x == here[None, :]) & mask).to(REAL), 0)
+            count = tl.where(here == top, count, 0.0) + tl.sum(((x == here[None, :]) & mask).to(real), 0)
             top = here
         share = dy / tl.maximum(count, 1.0)
         for start in range(first, end, BLOCK_T):
             offs_t = start + tl.arange(0, BLOCK_T)
             mask = (offs_t < end)[:, None] & mask_e[None, :]
             at = offs_t.to(tl.int64)[:, None] * WIDTH + offs_e[None, :]
-            x = tl.load(x_ptr + at, mask=mask, other=float("-inf")).to(REAL)
+            x = tl.load(x_ptr + at, mask=mask, other=float("-inf")).to(real)
             dx = tl.where(x == top[None, :], share[None, :], 0.0)
             tl.store(dx_ptr + at, rounded(dx, dx_ptr.dtype.element_ty), mask=mask)
 
@@ -113,15 +113,15 @@ def spread_runs(
 ):
     """`x [N, E]`: `y [P, E]` at every row of its run, divided by the number of rows where BY is "mean". Rows are those
     of runs that tile them."""
-    REAL: tl.constexpr = tl.float64 if IS_DOUBLE else tl.float32
+    real = tl.float64 if IS_DOUBLE else tl.float32
     run = tl.program_id(0)
     offs_e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     mask_e = offs_e < WIDTH
     first = tl.load(bounds_ptr + run)
     end = tl.load(bounds_ptr + run + 1)
-    y = tl.load(y_ptr + run.to(tl.int64) * WIDTH + offs_e, mask=mask_e, other=0.0).to(REAL)
+    y = tl.load(y_ptr + run.to(tl.int64) * WIDTH + offs_e, mask=mask_e, other=0.0).to(real)
     if BY == "mean":
-        y = y / tl.maximum(end - first, 1).to(REAL)
+        y = y / tl.maximum(end - first, 1).to(real)
     row = rounded(y, x_ptr.dtype.element_ty)
     for start in range(first, end, BLOCK_T):
         offs_t = start + tl.arange(0, BLOCK_T)

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functions import cuts
-from ..functions import segments as reference
+from ..functions.cuts import spread as spread_by_torch
+from ..functions.segments import max_rows as max_by_torch
+from ..functions.segments import mean_rows as mean_by_torch
+from ..functions.segments import sum_rows as sum_by_torch
 from .scatter import interprets
 
 # Rows of a segment and entries of a row that a program holds at a time: a few patches have more rows.
@@ -29,9 +31,9 @@ WARPS = 4
 LIBRARY = re.sub(r"\W", "_", __name__)
 
 _MEANING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "max": reference.max_rows,
-    "mean": reference.mean_rows,
-    "sum": reference.sum_rows,
+    "max": max_by_torch,
+    "mean": mean_by_torch,
+    "sum": sum_by_torch,
 }
 
 
@@ -147,7 +149,7 @@ _pool_op.register_autograd(_pool_back, setup_context=_save_pool)
 @torch.library.custom_op(f"{LIBRARY}::spread", mutates_args=())
 def _spread(p: Tensor, number: Tensor) -> Tensor:
     if not launches(p):
-        return cuts.spread(p, number)
+        return spread_by_torch(p, number)
     x = p.new_empty((number.shape[0], p.shape[1]))
     if x.numel():
         block = block_entries(p.shape[1])
@@ -191,7 +193,7 @@ _spread.register_autograd(_spread_back, setup_context=_save_spread)
 def _gradient_by_torch(dy: Tensor, x: Tensor | None, number: Tensor, bounds: Tensor, by: str) -> Tensor:
     wide = dy.to(_wide(dy))
     if x is not None:
-        is_top = x == reference.max_rows(x, number, bounds)[number]
+        is_top = x == max_by_torch(x, number, bounds)[number]
         count = torch.zeros_like(wide).index_add_(0, number, is_top.to(wide.dtype))
         return torch.where(is_top, (wide / count.clamp(min=1))[number], 0).to(dy.dtype)
     if by == "mean":
