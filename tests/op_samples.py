@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.codegen.lower import lower
 from weft.codegen.ops import OPS
+from weft.codegen.ops.cut import SegmentAttrs
 from weft.codegen.origin import origin
 from weft.codegen.signature import Signature
 from weft.dsl.check import check
@@ -125,7 +126,7 @@ def values_of(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> dict[obje
 
 def flags_of_cut(program: Program, made: Mapping[object, Tensor], cut: str) -> tuple[list[bool], list[bool]]:
     """Where segments of a cut end, and which rows are in one, from the values of a run."""
-    (node,) = (node for node in program.nodes if node.op.name.startswith("segment") and node.attrs.cut.name == cut)
+    (node,) = (node for node in program.nodes if isinstance(node.attrs, SegmentAttrs) and node.attrs.cut.name == cut)
     ends = made.get(node.outputs[0], made.get(node.inputs[0]))
     assert ends is not None
     inside = made[node.outputs[1]].tolist() if len(node.outputs) > 1 else [True] * len(ends)
@@ -136,7 +137,7 @@ def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths)
     """`lengths`, and how many segments each example has, counted row by row."""
     found = dict(lengths)
     for node in program.nodes:
-        if node.op.name.startswith("segment"):
+        if isinstance(node.attrs, SegmentAttrs):
             cut, along = node.attrs.cut.name, node.attrs.along.name
             ends, inside = flags_of_cut(program, made, cut)
             counts, start = [], 0

@@ -74,7 +74,7 @@ def _stages(graphs: DecodeGraphs) -> list[_Stage]:
 
     if not isinstance(graphs.step, StagedGraph):
         return [_stage(graphs.step, (), graphs.plan.program.span)]
-    cuts = {cut.span: cut.name for cut in graphs.plan.cuts}
+    cuts: dict[Span | None, str] = {cut.span: cut.name for cut in graphs.plan.cuts}
     made = {node.name: node for stage in graphs.step.stages for node in _calls(stage.module)}
     found = []
     for stage in graphs.step.stages:
