@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from .cut_lengths import CutStatistics
+from .cut_lengths import CutStatistics, bin_names
 from .errors import RuntimeFault
 from .events import Evaluated, StepDone
 
@@ -128,7 +128,7 @@ class RunLogs:
         numbers |= _bits(done.bits_per_byte)
         for name, cut in done.cuts.items():
             numbers |= {f"{name}/segments": float(cut.segments), f"{name}/mean": cut.mean}
-            numbers |= {f"{name}/length {length}": float(count) for length, count in cut.histogram.items()}
+            numbers |= {f"{name}/length {length}": float(cut.histogram.get(length, 0)) for length in bin_names()}
         self._plot("train", done.step, {**done.losses, **numbers})
 
     def evaluation(self, done: Evaluated) -> None:

@@ -45,7 +45,7 @@ from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
 from .start_weights import start_from
 from .tokens import BYTE_VOCABULARIES, Tokens, load_tokens
-from .train_step import StepOptions, StepResult, Trainable, evaluate, train_step
+from .train_step import LOSS_SETTINGS, StepOptions, StepResult, Trainable, evaluate, train_step
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,8 @@ def _columns(config: RunConfig, objective: Program) -> dict[str, Column]:
         if value is None:
             known = ", ".join(objective.optional) or "none"
             raise RuntimeFault(f"{objective.name} has no optional input {name}; it has {known}")
+        if name in LOSS_SETTINGS:
+            raise RuntimeFault(f"a column cannot feed an input that is called {name}: rename it in the spec")
         if value.type.rows is not rows or value.type.static_axes or not isinstance(value.type.kind, Real):
             raise RuntimeFault(f"{name} is {value.type}: a column holds one real for each token")
     return {name: read_column(Path(path)) for name, path in config.columns.items()}

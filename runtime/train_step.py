@@ -22,6 +22,10 @@ Parts = Mapping[str, tuple[Tensor, Tensor]]  # a loss by name: sum over its rows
 LossOf = Callable[[Batch], Parts]
 
 
+# What a model's losses are told besides inputs; an input of such a name cannot be given by name.
+LOSS_SETTINGS = ("objective", "seed", "step", "example_ids", "working")
+
+
 class Trainable(Protocol):
     """What is needed of a model: sums and counts of an objective's losses on packed inputs."""
 

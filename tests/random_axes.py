@@ -114,6 +114,8 @@ def norm(writer: Writer) -> Typed | None:
         return None
     name = writer.pick(("rms_norm", "rms_norm", "layer_norm", "standardise", "unit"))
     over = _some(writer, x.axes, 2)
+    if name in ("layer_norm", "standardise") and all(writer.sizes.get(axis) == 1 for axis in over):
+        return None  # one entry less itself is 0, and what divides by its size would divide rounding by it
     said = "" if len(x.axes) == 1 and writer.maybe() else f", over={listed(over)}"
     eps = writer.pick(("", "", ", eps=0.01"))
     return joined(REAL, f"{name}({x.text}{said}{eps})", [x], size=2.0)

@@ -12,7 +12,7 @@ from weft.runtime.data import Corpus, DataOptions, load_corpus
 from weft.runtime.documents import find_files, read_documents
 from weft.runtime.errors import RuntimeFault
 from weft.runtime.loader import BatchPlan, TokenLoader, held_out_batches
-from weft.runtime.tokens import BYTE_BEGIN, BYTE_END, ByteTokens, load_tokens
+from weft.runtime.tokens import BYTE_BEGIN, BYTE_END, ByteTokens, bytes_of, load_tokens, marks_begin
 
 
 @pytest.fixture
@@ -41,6 +41,20 @@ def fault(function, *args, **kwargs) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def test_marks_in_front_of_the_bytes():
+    tokens = load_tokens("bytes4", 260)
+    assert (tokens.begin, tokens.end) == (1, 2)
+    assert tokens.encode("a\x00é") == [101, 4, 199, 173]
+    assert tokens.decode([1, 101, 199, 173, 2, 3, 0]) == "aé"
+    assert (bytes_of(tokens, 101), bytes_of(tokens, 3)) == (b"a", None)
+    assert (bytes_of(ByteTokens(260), 97), bytes_of(ByteTokens(260), 256)) == (b"a", None)
+    assert tokens.digest != ByteTokens(260).digest
+    assert "the tokenizer bytes4 has 260 ids" in fault(load_tokens, "bytes4", 259)
+    assert "byte vocabularies have their own" in fault(load_tokens, "bytes4", 260, "x")
+    assert [marks_begin("bytes4", None), marks_begin("bytes", None)] == [True, False]
+    assert [marks_begin("bytes4", {}), marks_begin("bytes", {"begin_mark": True})] == [False, True]
 
 
 # --- documents -----------------------------------------------------------------------------------------------------

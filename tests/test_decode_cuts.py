@@ -147,3 +147,24 @@ def test_a_selection_of_sequences_goes_on() -> None:
         step = {name: torch.stack([values[3][t], values[0][t]]) for name, values in given.items()}
         out, state = decoder.step(state, step)
         torch.testing.assert_close(out, torch.stack([whole[3][t], whole[0][t]]))
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_sequences_may_pause(name: str) -> None:
+    """A row that is computed for a sequence that waits leaves nothing behind."""
+    small, given = model(spec(BODIES[name])), rows(seed=7, lengths=(9, 9, 9))
+    whole, decoder = small(**given), Decoder(model(spec(BODIES[name])))
+    generator = torch.Generator().manual_seed(8)
+    state, done = decoder.begin(3, 12), [0, 0, 0]
+    while min(done) < 9:
+        active = [bool(torch.rand((), generator=generator) < 0.6) and n < 9 for n in done]
+        if not any(active):
+            continue
+        step = {
+            key: torch.stack([x[min(n, 8)] for x, n in zip(values, done, strict=True)]) for key, values in given.items()
+        }
+        out, state = decoder.step(state, step, active)
+        for i, on in enumerate(active):
+            if on:
+                torch.testing.assert_close(out[i], whole[i][done[i]])
+                done[i] += 1

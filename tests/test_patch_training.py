@@ -13,6 +13,7 @@ import torch
 
 from tests.blt_models import patch_lengths, tiny
 from tests.patch_runs import SPECS, documents, run_blt, run_entropy_model
+from weft.runtime import metrics
 from weft.runtime.calibrate import calibrate
 from weft.runtime.checkpoint import read_manifest
 from weft.runtime.cut_lengths import BINS, bin_names, count_lengths, cross_entropy_of, segment_lengths
@@ -167,6 +168,31 @@ def test_bits_and_lengths_among_the_metrics_and_in_the_manifest(trained: tuple[P
         "held_out_bits_per_byte": held_out["bits_per_byte"],
         "cuts": whole[-1]["cuts"],
     }
+
+
+def test_bits_and_lengths_are_curves(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points: dict[tuple[str, int], float] = {}
+
+    class Curves:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            points[tag, step] = value
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(metrics, "open_curves", lambda *_: Curves())
+    run_blt(trained[0], tmp_path / "run", overrides={"rule": "space"}, eval_every=2)
+    for line in _records(tmp_path / "run", "train"):
+        cut, step = line["cuts"]["patch"], line["step"]
+        assert points["train/bits_per_byte", step] == line["bits_per_byte"]
+        assert points["train/patch/segments", step] == cut["segments"]
+        assert points["train/patch/mean", step] == cut["mean"]
+        shown = {name: points[f"train/patch/length {name}", step] for name in bin_names()}
+        assert {name: count for name, count in shown.items() if count} == cut["histogram"]
+    (held_out,) = _records(tmp_path / "run", "held_out")
+    assert points["held_out/bits_per_byte", 2] == held_out["bits_per_byte"]
 
 
 def test_a_run_without_cuts_or_bytes_says_nothing_of_them(trained: tuple[Path, Path]) -> None:
