@@ -78,11 +78,11 @@ def signature(module: fx.GraphModule) -> Signature:
 def empty_weights(
     weights: Iterable[Weight], dtype: torch.dtype, device: torch.device | str | None = None
 ) -> WeightTree:
-    """Parameters of the right shapes, not initialised."""
+    """Parameters of the right shapes, not initialised; those that training leaves alone ask for no gradient."""
     tree = WeightTree()
     for weight in weights:
         data = torch.empty(weight.stored_shape, dtype=dtype, device=device)
-        tree.add(weight.path, torch.nn.Parameter(data))
+        tree.add(weight.path, torch.nn.Parameter(data, requires_grad=not weight.frozen))
     return tree
 
 

@@ -26,7 +26,7 @@ from .gpu.linear_tiles import Tiles
 from .gpu.scatter import Tiling
 from .kernel_text import KernelText
 from .linear_text import linear_kernel
-from .logits.kernels import Tile
+from .logits.kernels import Tile, default_tile
 from .logits.op import LogitsOp
 from .logits.text import kernel_texts
 from .rowwise.kernel_texts import row_kernel_text
@@ -109,7 +109,9 @@ def logits_subject(op: LogitsOp) -> str:
 
 
 def logits_default(op: LogitsOp) -> Configuration:
-    """In blocks whose size follows that of x."""
+    """In blocks whose size follows that of x, but where the passes chose tiles."""
+    if op.in_tiles:
+        return logits_in_tiles(op.tile or default_tile(op.form, op.dtype))
     return Configuration((("ENTRIES", op.entries or 0),))
 
 

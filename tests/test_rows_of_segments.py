@@ -8,6 +8,7 @@ import torch
 from tests import op_samples
 from tests.fused_models import assert_equal, calls, fused, gradients
 from weft.codegen.functions import attention, cuts
+from weft.codegen.gpu.attention import attend
 from weft.codegen.ops import OPS
 from weft.codegen.pipeline import GPU_PASSES, optimise
 from weft.codegen.rowwise.evaluate import evaluate
@@ -15,6 +16,7 @@ from weft.codegen.rowwise.fused import FusedOp
 from weft.codegen.rowwise.row_program import Load
 from weft.dsl.check import check
 from weft.dsl.source import Source
+from weft.runtime.kernels import attach_kernels
 
 # Of the largest entry, besides how far off the unfused graph is in the same type: as in runtime/verify.py.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
@@ -185,3 +187,30 @@ def test_other_attention_along_static_axes_stays_right(text: str) -> None:
     assert_equal(got[0], want[0], "result", 1e-12)
     for name in want_gradients:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("slots", ["heads, dim", "two, heads, dim"])
+def test_attention_over_segments(slots: str, dtype: torch.dtype) -> None:
+    """Each segment's queries see its own rows: segments of one row, of a few, and of more than a tile of keys."""
+    text = (
+        f"x: real[seq, heads, dim], v: real[seq, heads, dim], y: real[seq, {slots}], f: flag[seq]; {CUT}; "
+        "q = pool(y, seq -> patch, by=mean); m = attend(q, x, v, over=dim, along=seq, mask=same(patch)) => "
+        "spread(m, patch -> seq)"
+    )
+    lengths = {"seq": (4, 150, 0, 1), "other": (1, 1, 1, 1)}
+    exact, wide, graph, arguments = graphs(text, 5, lengths, dtype)
+    ends = torch.zeros(155, dtype=torch.bool)
+    ends[[0, 3, 4, 6, 9, 140]] = True
+    wide[3] = arguments[3] = ends
+    want, want_gradients = gradients(exact, wide)
+    near, near_gradients = gradients(graph, arguments)
+    made = optimise(graph, GPU_PASSES)
+    assert attend in [node.target for node in made.graph.nodes]
+    attach_kernels(made)
+    got, got_gradients = gradients(made, arguments)
+    assert_equal(got[0], want[0], "result", LIMITS[dtype] + WHOLE * off(near[0], want[0]))
+    for name in want_gradients:
+        limit = GRADIENT * LIMITS[dtype] + WHOLE * off(near_gradients[name], want_gradients[name])
+        assert limit < 0.1, (name, limit)
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", limit)

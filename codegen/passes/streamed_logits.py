@@ -44,6 +44,10 @@ class Streamed:
 Maker = Callable[[fx.Node, LogitReaders, "tuple[Any, ...] | None"], Streamed | None]
 
 
+# Outputs of a linear, such as a byte's, that a few tiles hold: the rows are read once or twice.
+FEW_OUTPUTS = 512
+
+
 def stream_logits(module: fx.GraphModule, maker: Maker | None = None) -> None:
     """Without a maker, as CPUs do."""
     known = facts(module)
@@ -102,7 +106,9 @@ def _kernels(
         else (),
         change=None if change is None else repr(change),
     )
-    op = LogitsOp(_name(logits), form, weight.dims[1], weight.dims[0], x.dtype, span=user_span(logits))
+    # Without gradients tiles multiply once, as blocks do, and a row's statistics are all that reaches memory.
+    in_tiles = not form.gradients and weight.dims[0] <= FEW_OUTPUTS
+    op = LogitsOp(_name(logits), form, weight.dims[1], weight.dims[0], x.dtype, in_tiles, user_span(logits))
     if op.key not in ops:
         same = sum(other.name.startswith(op.name) for other in ops.values())
         ops[op.key] = op.renamed(f"{op.name}_{same + 1}") if same else op

@@ -17,6 +17,7 @@ from math import prod
 
 import torch
 
+from ..cost import SEGMENT
 from ..targets import DEVICES
 from . import functions as f
 from .derivative import Derivative
@@ -134,7 +135,8 @@ def _cost(backward: RowProgram, taken: Mapping[Val, Choice]) -> Cost:
     for value in _needed(backward, taken.keys()):
         match value:
             case Load() if value.source is not None and value.index is not None:
-                moved += _entries(value) * value.source.dtype.itemsize
+                # What the rows of a segment read alike is moved once for all of them.
+                moved += _entries(value) * value.source.dtype.itemsize // (SEGMENT if value.in_runs else 1)
             case Load() if value.source is not None and value.source.by_row:
                 read.add(value.source)
             case Map() if value.function is not None and value.by_row:
