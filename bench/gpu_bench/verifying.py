@@ -21,8 +21,9 @@ from .results import Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DTYPES = (torch.bfloat16, torch.float32)
-# Settings that make any spec small enough for an interpreter, where it has them.
+# Settings that make a spec small enough for an interpreter: of a plain transformer, and the number of layers of any.
 SMALL = {"layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn": 48, "vocab": 40}
+LAYERS = ("layers", "decoder_layers", "patcher_layers")
 _MOST_NAMED = 20
 
 
@@ -51,9 +52,15 @@ def _real(presets: tuple[str, ...] | list[str]) -> list[str]:
     return [preset for preset in presets if preset in ("7b", "8b")] or list(presets[1:2])
 
 
+def _settings(path: Path, preset: str, tiny: bool) -> dict[str, int]:
+    sizes = check_file(path, preset).sizes
+    if tiny and SMALL.keys() <= sizes.keys():
+        return dict(SMALL)
+    return {name: 1 for name in LAYERS if name in sizes}
+
+
 def _of_spec(context: Context, path: Path, preset: str, dtype: torch.dtype) -> Row:
-    settings = dict(SMALL) if context.tiny else {"layers": 1}
-    found = list(verify(check_file(path, preset, settings), dtype, with_gradients=True))
+    found = list(verify(check_file(path, preset, _settings(path, preset, context.tiny)), dtype, with_gradients=True))
     parts = [one for one in found if isinstance(one, Part)]
     wrong = [part for part in parts if not part.is_ok]
     worst = max(parts, key=lambda part: part.error / part.limit if part.limit else float(part.error > 0), default=None)
