@@ -135,9 +135,16 @@ def attend_extend(
         if not count:
             continue
         kept = min(length, slots)
-        slot = torch.arange(length - kept, length, device=q.device) % max(slots, 1)
-        all_k = torch.cat([keys[example][:, slot], k[new].transpose(0, 1).to(keys.dtype)], 1)
-        all_v = torch.cat([values[example][:, slot], v[new].transpose(0, 1).to(values.dtype)], 1)
+        fits = length + count <= slots
+        if fits:
+            # Nothing is lost by writing first, and nothing is copied.
+            keys[example][:, length : length + count] = k[new].transpose(0, 1)
+            values[example][:, length : length + count] = v[new].transpose(0, 1)
+            all_k, all_v = (cache[example][:, : length + count] for cache in (keys, values))
+        else:
+            slot = torch.arange(length - kept, length, device=q.device) % max(slots, 1)
+            all_k = torch.cat([keys[example][:, slot], k[new].transpose(0, 1).to(keys.dtype)], 1)
+            all_v = torch.cat([values[example][:, slot], v[new].transpose(0, 1).to(values.dtype)], 1)
         query = q[new].transpose(0, 1).to(keys.dtype)
         parts = []
         # A mask of all pairs would grow with the square of a prompt: queries are taken in turns, keys as far as they
@@ -158,6 +165,8 @@ def attend_extend(
             parts.append(part)
         result = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         pieces.append(result.transpose(0, 1).to(q.dtype))
+        if fits:
+            continue
         last = torch.arange(length + max(0, count - slots), length + count, device=q.device)
         keys[example][:, last % max(slots, 1)] = all_k[:, all_k.shape[1] - len(last) :]
         values[example][:, last % max(slots, 1)] = all_v[:, all_v.shape[1] - len(last) :]

@@ -118,9 +118,9 @@ def segment_numbers(bounds: Tensor) -> Tensor:
 
 
 def _before(state: Tensor, lengths: Tensor) -> Tensor:
-    """What `state [B, 2, ...]` was after the last row; 0 for a sequence without rows."""
-    kept = state[torch.arange(len(lengths), device=state.device), (lengths - 1) % 2]
-    return torch.where((lengths > 0).reshape(-1, *(1,) * (kept.dim() - 1)), kept, torch.zeros_like(kept))
+    """What `state [B, 2, ...]` was after the last row. Before the first it is what a run begins with, 0: a row that
+    does not stay writes the other slot."""
+    return state[torch.arange(len(lengths), device=state.device), (lengths - 1) % 2]
 
 
 def _keep(state: Tensor, after: Tensor, lengths: Tensor, offsets: Tensor) -> None:
