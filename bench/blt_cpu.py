@@ -32,7 +32,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from weft.runtime.decoder import Decoder  # noqa: E402
+from weft.runtime.decoder import Decoder, decoder_of  # noqa: E402
 from weft.runtime.model import Model, load  # noqa: E402
 from weft.runtime.transfer import import_checkpoint  # noqa: E402
 
@@ -111,7 +111,7 @@ class Ours:
         update(self.model, self.optimizer)
 
     def generate(self, prompt: Tensor, new: int) -> Tensor:
-        decoder = Decoder(self.model)
+        decoder = decoder_of(self.model)
         logits, state = decoder.prefill([prompt], capacity=len(prompt) + new)
         made = []
         for _ in range(new):
