@@ -74,7 +74,6 @@ class _Writer:
         return found
 
     def _along(self, node: Node, value: Value, at: Node, attrs: SpreadAttrs) -> Value | None:
-        made = node.inputs[1:] if isinstance(node.attrs, PoolAttrs) else at.inputs[1:]
         match node.attrs:
             case PoolAttrs(_, _, "first"):
                 return self.add(replace(node, op=HOLD, attrs=attrs), value, attrs)
@@ -86,7 +85,9 @@ class _Writer:
                     )
                     self.nodes.append(shifted)
                     earlier = shifted.outputs[0]
-                spread = replace(node, op=SPREAD, attrs=replace(attrs, which="before"), inputs=(earlier, *made))
+                spread = replace(
+                    node, op=SPREAD, attrs=replace(attrs, which="before"), inputs=(earlier, *at.inputs[1:])
+                )
                 return self.add(spread, value, attrs)
             case _ if node.op is POSITION:
                 return self.add(replace(node, op=INDEX, attrs=IndexAttrs(attrs.cut, "own")), value, attrs)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import blt_models
 from tests.blt_models import imported, noise, patch_lengths, published, text, tiny
+from tests.test_cuts import capped
 from tests.test_decode import compare_everywhere
 from weft.codegen.decode_stages import StagedGraph
 from weft.codegen.ops import OPS
@@ -237,20 +238,11 @@ def test_the_longest_patch() -> None:
     """`at most` ends patches without a flag: the same flags, given, make the same model."""
     small, ids = tiny(longest=3), noise(50)
     (ends,) = small.values(("ends",), [torch.tensor(ids)])["ends"]
-    capped = cut_to(ends, 3)
-    assert max(patch_lengths(capped)) <= 4  # the last counts the byte to come
-    assert capped.sum() > ends.sum()
+    cut = capped(ends, 3)
+    assert max(patch_lengths(cut)) <= 4  # the last counts the byte to come
+    assert cut.sum() > ends.sum()
     free = tiny()
-    torch.testing.assert_close(small([torch.tensor(ids)])[0], free([torch.tensor(ids)], ends=[capped])[0])
-
-
-def cut_to(ends: Tensor, longest: int) -> Tensor:
-    rows, found = 0, []
-    for flag in ends.tolist():
-        rows += 1
-        found.append(flag or rows == longest)
-        rows = 0 if found[-1] else rows
-    return torch.tensor(found)
+    torch.testing.assert_close(small([torch.tensor(ids)])[0], free([torch.tensor(ids)], ends=[cut])[0])
 
 
 def test_a_line_starts_the_entropy_model_again() -> None:

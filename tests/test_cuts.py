@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -63,6 +65,16 @@ model m(x: real[seq, heads, dim], f: flag[seq]) -> real[seq, heads, dim]:
 """
 
 
+# What each pool is, of the rows of one segment.
+POOLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda rows: rows.max(0).values,
+    "mean": lambda rows: rows.mean(0),
+    "sum": lambda rows: rows.sum(0),
+    "first": lambda rows: rows[0],
+    "last": lambda rows: rows[-1],
+}
+
+
 def flags(*numbers: int) -> Tensor:
     return torch.tensor(numbers, dtype=torch.bool)
 
@@ -111,17 +123,13 @@ def test_the_worked_example_of_blt() -> None:
 def test_pool_and_spread_row_by_row(by: str, which: str, at_most: int | None) -> None:
     small = model(READ.format(by=by, which=which, at_most="" if at_most is None else f", at most {at_most}"))
     xs, fs = examples(0, (3,))
-    of = {
-        "max": lambda rows: rows.max(0).values, "mean": lambda rows: rows.mean(0), "sum": lambda rows: rows.sum(0),
-        "first": lambda rows: rows[0], "last": lambda rows: rows[-1],
-    }[by]  # fmt: skip
     for got, x, f in zip(small(x=xs, f=fs), xs, fs, strict=True):
         ends = capped(f, at_most)
         number = torch.tensor(numbers_of(ends))
         for t in range(len(x)):
             wanted = {"own": int(number[t]), "before": int(number[t]) - 1, "closed": int(ends[: t + 1].sum()) - 1}
             read = wanted[which]
-            want = of(x[number == read]) if read >= 0 else torch.zeros(3, dtype=torch.float64)
+            want = POOLED[by](x[number == read]) if read >= 0 else torch.zeros(3, dtype=torch.float64)
             torch.testing.assert_close(got[t], want)
 
 
@@ -133,16 +141,12 @@ def test_runs_of_an_id_with_gaps(by: str) -> None:
     (got,) = small(x=[x], i=[i])
     runs = [[1, 2], [5], [6, 7]]
     index = [0, 0, 0, 1, 1, 1, 2, 2]
-    of = {
-        "max": lambda rows: rows.max(0).values, "mean": lambda rows: rows.mean(0), "sum": lambda rows: rows.sum(0),
-        "first": lambda rows: rows[0], "last": lambda rows: rows[-1],
-    }[by]  # fmt: skip
     for t in range(8):
         run = next((run for run in runs if t in run), None)
         want = torch.full((3,), 1000.0 * index[t], dtype=torch.float64)
         if run is not None:
             rows = x[run]
-            want = want + of(rows) + 10 * torch.softmax(rows @ x[t] * 3**-0.5, 0) @ rows
+            want = want + POOLED[by](rows) + 10 * torch.softmax(rows @ x[t] * 3**-0.5, 0) @ rows
         torch.testing.assert_close(got[t], want)
 
 

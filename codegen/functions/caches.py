@@ -279,9 +279,9 @@ def previous_extend(
     slots = cache.shape[1]
     old = cache[row_example, (position - k) % slots].to(x.dtype)
     new = position - lengths[row_example]
-    result = torch.where(_broad(new >= k, x), torch.roll(x, k, 0), old) if offsets is not None else old
+    result = torch.where(broad(new >= k, x), torch.roll(x, k, 0), old) if offsets is not None else old
     first = first if isinstance(first, Tensor) else torch.full((), first, dtype=x.dtype, device=x.device)
-    result = torch.where(_broad(position >= k, x), result, first)
+    result = torch.where(broad(position >= k, x), result, first)
     if offsets is None:
         cache[row_example, position % slots] = x.to(cache.dtype)
     else:
@@ -291,5 +291,6 @@ def previous_extend(
     return result
 
 
-def _broad(flags: Tensor, like: Tensor) -> Tensor:
+def broad(flags: Tensor, like: Tensor) -> Tensor:
+    """Flags of rows, ready to meet `like` [rows, ...]."""
     return flags.reshape(flags.shape + (1,) * (like.dim() - 1))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .attention import attend_packed
-from .caches import history, history_offsets, with_history, writes
+from .caches import broad, history, history_offsets, with_history, writes
 
 
 def every_call(function: Any) -> Any:
@@ -174,10 +174,10 @@ def spread_open(
         return before[row_example]
     bounds = cut_offsets.to(torch.int64)
     closed = bounds[1:] > bounds[:-1]
-    after = torch.where(_broad(closed, p), p[(bounds[1:] - 1).clamp(min=0)].to(last.dtype), before)
+    after = torch.where(broad(closed, p), p[(bounds[1:] - 1).clamp(min=0)].to(last.dtype), before)
     _keep(last, after, lengths, offsets)
     now = p[number.clamp(min=0)]
-    return torch.where(_broad(number >= 0, p), now, before[row_example].to(p.dtype))
+    return torch.where(broad(number >= 0, p), now, before[row_example].to(p.dtype))
 
 
 @every_call
@@ -235,11 +235,7 @@ def hold_first(
     first = torch.where(is_new, open_before[row_example] == 0, functional.pad(ends[:-1], (1, 0), value=True))
     last = torch.cummax(torch.where(first, row, -1), 0).values
     before = _before(state, lengths)[row_example].to(x.dtype)
-    held = torch.where(_broad(last >= begin, x), x[last.clamp(min=0)], before)
+    held = torch.where(broad(last >= begin, x), x[last.clamp(min=0)], before)
     which = (offsets[1:].to(torch.int64) - 1).clamp(min=0)
     _keep(state, held[which], lengths, offsets)
     return held
-
-
-def _broad(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.reshape(flags.shape + (1,) * (like.dim() - 1))
