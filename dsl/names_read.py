@@ -79,19 +79,22 @@ def names_read(node: object) -> Iterator[syntax.Name]:
                 yield from names_read(getattr(node, field))
 
 
-def all_words(node: object) -> Iterator[str]:
-    """Every word below a node that could be read as a name, choices and parents of axes included."""
+def all_words(node: object, callees: bool = True) -> Iterator[str]:
+    """Every word below a node that could be read as a name, choices and parents of axes included. Without `callees`,
+    plain names that are called are left out."""
     match node:
         case syntax.Name() | syntax.Identifier():
             yield node.text
         case tuple():
             for item in node:
-                yield from all_words(item)
+                yield from all_words(item, callees)
         case syntax.Setting() | syntax.Argument():
-            yield from all_words(node.value)
+            yield from all_words(node.value, callees)
+        case syntax.Call(syntax.Name()) if not callees:
+            yield from all_words(node.arguments, callees)
         case _ if type(node).__module__ == syntax.__name__:
             for field in _children(type(node)):
-                yield from all_words(getattr(node, field))
+                yield from all_words(getattr(node, field), callees)
 
 
 def later_statements(statements: tuple[syntax.Statement, ...]) -> Iterator[syntax.Statement]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 
+@lru_cache(maxsize=1 << 14)  # a weight is met again in every objective and under every preset
 def matches(pattern: str, path: str) -> bool:
     """Whether `pattern` matches `path` or one of its ancestors."""
     wanted = _parts(pattern)

@@ -30,12 +30,12 @@ class Turns:
     loops: dict[tuple[str, ...], syntax.For] = field(default_factory=dict)
     is_sound: bool = True
 
-    def enter(self, path: tuple[str, ...], loop: syntax.For) -> bool:
+    def enter(self, path: tuple[str, ...], loop: syntax.For, turns: object) -> bool:
         """Notes a loop at a path; true when its turns may be found alike."""
         if path in self.loops:
             self.is_sound = False
         self.loops[path] = loop
-        return _is_plain(loop)
+        return _is_plain(loop, isinstance(turns, range))
 
     def skipped(self, before: Mapping[str, object], after: Mapping[str, object]) -> None:
         for name, value in before.items():
@@ -64,9 +64,11 @@ def _alike(a: object, b: object) -> bool:
     return False
 
 
-def _is_plain(loop: syntax.For) -> bool:
-    """No word of the body is the loop variable, and nothing but plain bindings leaves it."""
-    return loop.variable.text not in all_words(loop.body) and not _has_effects(loop.body)
+def _is_plain(loop: syntax.For, is_counted: bool) -> bool:
+    """No word of the body is the loop variable, and nothing but plain bindings leaves it. A number is never called:
+    under `for layer in 0 .. layers` the text `layer(x)` means a block."""
+    words = all_words(loop.body, callees=not is_counted)
+    return loop.variable.text not in words and not _has_effects(loop.body)
 
 
 def _has_effects(statements: tuple[syntax.Statement, ...]) -> bool:

@@ -266,7 +266,7 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
         self.loops += 1
         name = statement.variable.text
         skips = self.build.turns
-        may_skip = skips is not None and skips.enter((*path, name), statement)
+        may_skip = skips is not None and skips.enter((*path, name), statement, turns)
         try:
             for turn in turns:
                 number = number_of(turn) if turn is not UNKNOWN else 0
