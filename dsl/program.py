@@ -148,12 +148,16 @@ class Target:
     span: Span
 
 
+# Numbers; a flag for `lazy`; a word for `schedule`.
+OptimiserSetting = float | tuple[float, ...] | bool | str
+
+
 @record
 class OptimiserLine:
     """Settings for the weights that `pattern` matches; the first matching line wins."""
 
     pattern: str
-    settings: tuple[tuple[str, float | tuple[float, ...]], ...]
+    settings: tuple[tuple[str, OptimiserSetting], ...]
 
 
 @record
@@ -161,7 +165,7 @@ class Optimiser:
     """`optimise by adamw(lr=..., betas=..., decay=..., clip=...)` and its lines."""
 
     kind: str
-    settings: tuple[tuple[str, float | tuple[float, ...]], ...]
+    settings: tuple[tuple[str, OptimiserSetting], ...]
     lines: tuple[OptimiserLine, ...] = ()
 
 

@@ -38,7 +38,7 @@ from .interrupts import StopRequest
 from .loader import Batch, BatchPlan, TokenLoader, held_out_batches
 from .metrics import RunLogs, measured_record, write_json
 from .model import Model, load
-from .optimiser import Group, WeightOptimiser, make_groups
+from .optimiser import Group, Moment, WeightOptimiser, make_groups
 from .patch_counting import counter_of_segments
 from .run_config import RunConfig
 from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
@@ -82,15 +82,16 @@ def _loop(
     while True:
         batch = run.loader.next_batch()
         run.step, run.tokens = run.step + 1, run.tokens + batch.rows
-        factor = schedule.factor(run.tokens if config.schedule_tokens else run.step)
-        result = train_step(model, run.optimiser, batch, options, run.step, factor)
+        at = schedule.moment(run.tokens if config.schedule_tokens else run.step)
+        result = train_step(model, run.optimiser, batch, options, run.step, at)
         clock.tick(batch.rows)
-        done = _step_done(config, run, result, factor, clock)
+        done = _step_done(config, run, result, at, clock)
         logs.train(done, clock.seconds)
         on_event(done)
 
         is_last = run.step == config.steps
         if run.held_out and (is_last or run.step % config.eval_every == 0):
+            run.optimiser.bring_up()
             losses, tokens = evaluate(model, run.held_out, options)
             evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens, _bits_per_byte(run, losses))
             run.held_out_bits = evaluated.bits_per_byte
@@ -321,7 +322,9 @@ def _started(config: RunConfig, run: _Run, corpus: Corpus) -> RunStarted:
     for group in groups:
         s = group.settings
         name = group.pattern or "other weights" if len(groups) > 1 else "all weights"
-        lines.append(f"{name} ({len(group.paths)}): lr {s.lr:g}, betas {s.betas}, decay {s.decay:g}, clip {s.clip:g}")
+        rate = f"lr {s.lr:g}" + (f" {s.schedule}" if s.schedule != "shared" else "")
+        line = f"{name} ({len(group.paths)}): {rate}, betas {s.betas}, decay {s.decay:g}, clip {s.clip:g}"
+        lines.append(line + (", rows updated when read" if s.lazy else ""))
     manifest = corpus.manifest
     counts = (manifest.documents, manifest.tokens, len(corpus.train), len(corpus.held_out))
     return RunStarted(config, str(model.device), model.parameter_count(), trained, tuple(lines), *counts, run.step)
@@ -361,9 +364,9 @@ class _Clock:
         return self._mean_seconds * self.steps_left if self._ticks > 1 else None
 
 
-def _step_done(config: RunConfig, run: _Run, result: StepResult, factor: float, clock: _Clock) -> StepDone:
+def _step_done(config: RunConfig, run: _Run, result: StepResult, at: Moment, clock: _Clock) -> StepDone:
     # The rate of the weights that no line names; it stands for the run's.
-    lr = run.groups[-1].settings.lr * factor
+    lr = run.groups[-1].rate(at)
     speed, left = clock.tokens_per_second, clock.seconds_left
     return StepDone(
         run.step,

@@ -16,7 +16,7 @@ from torch import Tensor
 from .cut_lengths import CountedLengths, CutStatistics, add_counts, count_lengths
 from .errors import RuntimeFault
 from .loader import Batch
-from .optimiser import WeightOptimiser
+from .optimiser import Moment, WeightOptimiser
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]  # a loss by name: sum over its rows, and their number
 LossOf = Callable[[Batch], Parts]
@@ -97,9 +97,14 @@ class NonFinite(RuntimeFault):
 
 
 def train_step(
-    model: Trainable, optimiser: WeightOptimiser, batch: Batch, options: StepOptions, step: int, factor: float = 1.0
+    model: Trainable,
+    optimiser: WeightOptimiser,
+    batch: Batch,
+    options: StepOptions,
+    step: int,
+    at: Moment = Moment(),  # noqa: B008 - frozen
 ) -> StepResult:
-    """Step number `step` (from 1) at `factor` times the peak rate. Raises NonFinite before weights are touched."""
+    """Step number `step` (from 1), at a moment of the run's schedule. Raises NonFinite before weights are touched."""
 
     counter = CutCounter()
 
@@ -113,7 +118,7 @@ def train_step(
     losses, (gradient_norm,) = _to_numbers(sums, [torch.linalg.vector_norm(torch.stack(norms))])
     result = StepResult(losses, sum(losses.values()), gradient_norm, counter.statistics())
     _check_finite(result, batch, step)
-    optimiser.step(factor, norms)
+    optimiser.step(at, norms)
     return result
 
 
@@ -179,10 +184,7 @@ def _backward_shared(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser:
             return None
         torch.stack([total for total, _ in parts.values()]).sum().backward()
         _add(totals, parts)
-    divisor = _divisor(next(count for _, count in totals.values()))
-    for weight in optimiser.weights.values():
-        if weight.grad is not None:
-            weight.grad.div_(divisor)
+    optimiser.divide_gradients(_divisor(next(count for _, count in totals.values())))
     return totals
 
 

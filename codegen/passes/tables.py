@@ -1,6 +1,7 @@
-"""Trained tables are read by an operator whose gradient is a sum by sorted ids.
+"""Trained tables are read by functions that know what to do with a gradient of a few rows.
 
-    embedding(ids, table)  ->  tables.embedding(ids, table)
+    embedding(ids, table)  ->  tables.embedding(ids, table)         on a GPU: a sum by sorted ids
+    bag(table, ids, w)     ->  row_tables.bag(table, ids, w)        anywhere: rows for an optimiser that asks for them
 
 Torch's own gradient adds rows with atomics where ids repeat, in any order. A table that no gradient reaches is read as
 it was.
@@ -8,13 +9,16 @@ it was.
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 from torch.nn import functional
 
 from ..facts import facts
-from ..functions import gathers
+from ..functions import gathers, row_tables
 from ..gpu import tables
+from ..origin import inherit
 from .fuse import needs_gradient
+from .matching import is_call, node_at, replace
 
 # The function, and which operand is the table.
 _READERS = {functional.embedding: (tables.embedding, 1), gathers.rows_of_table: (tables.read_rows, 0)}
@@ -28,3 +32,47 @@ def read_tables(module: fx.GraphModule) -> None:
         function, place = _READERS[node.target]
         if node.args[place] in wanted:
             node.target = function
+
+
+# What reads rows, what it becomes, and which operand is the table.
+_BY_ROWS = {
+    functional.embedding: (row_tables.embedding, 1),
+    gathers.rows_of_table: (row_tables.rows_of_table, 0),
+    gathers.bag: (row_tables.bag, 0),
+}
+
+
+def read_by_rows(module: fx.GraphModule) -> None:
+    """Tables that are weights. A table is converted to the type of the computation after it was read, not before."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target not in _BY_ROWS or node.kwargs:
+            continue
+        function, place = _BY_ROWS[node.target]
+        table, dtype = _weight_below(node.args[place])
+        if table is None or not module.get_parameter(str(table.target)).requires_grad:
+            continue
+        if not is_read_by_rows(module, table) and node.target is not gathers.bag:
+            continue
+        operands = tuple(table if i == place else operand for i, operand in enumerate(node.args))
+        with module.graph.inserting_before(node):
+            read = inherit(module.graph.call_function(function, operands), node)
+            if dtype is not None:
+                read = inherit(module.graph.call_function(torch.Tensor.to, (read, dtype)), node)
+        replace(node, read)
+
+
+def is_read_by_rows(module: fx.GraphModule, table: fx.Node) -> bool:
+    """Whether an optimiser has asked for rows of this weight."""
+    return row_tables.step_rows(module.get_parameter(str(table.target))) is not None
+
+
+def _weight_below(node: object) -> tuple[fx.Node | None, torch.dtype | None]:
+    """The weight that is read as it lies, but for its type, and the type it is read in; None: its own."""
+    dtype = None
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if is_call(node, torch.Tensor.to) and isinstance(node.args[1], torch.dtype):
+            dtype = dtype or node.args[1]
+        elif not is_call(node, torch.reshape):
+            return None, None
+        node = node_at(node, 0)
+    return (node, dtype) if isinstance(node, fx.Node) and node.op == "get_attr" else (None, None)
