@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from ..codegen.functions import row_tables
+from .errors import RuntimeFault
 
 STRETCH = 512  # rows that are worked on at a time: they and their moments stay in a cache
 POINTS = 3
-# Up to which eps / x one point and three are right to eight digits.
-ONE_POINT, FEW_POINTS = 1e-4, 5e-3
+# Up to which eps * u / x, with the root mean square of u, one point and three are right to seven digits.
+ONE_POINT, FEW_POINTS = 1e-4, 1e-2
 FORGOTTEN = 1e-14  # the part of a first move that no longer counts
 
 
@@ -44,6 +45,8 @@ class LazyRows:
 
     def __init__(self, table: Tensor, settings: RowSettings) -> None:
         self.table = table.detach().reshape(table.shape[0], -1)
+        if settings.betas[1] <= 0:
+            raise RuntimeFault("a lazy table needs a second beta above 0: its moment must last until rows are read")
         self.settings = settings
         self.updates = 0
         self.first = torch.zeros_like(self.table)
@@ -156,17 +159,18 @@ class LazyRows:
         values, first, second = (part[rows] for part in (self.table, self.first, self.second))
         x = second.sqrt()
         eps = self.settings.eps
+        least = eps * _spread(*terms)  # of x, for it to be large
         smallest = float(torch.where(first != 0, x, math.inf).amin())
 
         def of_rows(numbers: Tensor) -> Tensor:
             return numbers.to(values.device, values.dtype)[place][:, None]
 
-        points, masses = _quadrature(*terms, 1 if eps <= ONE_POINT * smallest else POINTS)
+        points, masses = _quadrature(*terms, 1 if least <= ONE_POINT * smallest else POINTS)
         moved = torch.zeros_like(values)
         for k in range(points.shape[1]):
             moved.add_(first * of_rows(masses[:, k]) / (x + of_rows(eps * points[:, k])))
-        if eps > FEW_POINTS * smallest:
-            small = torch.nonzero((x * FEW_POINTS < eps) & (first != 0), as_tuple=True)
+        if least > FEW_POINTS * smallest:
+            small = torch.nonzero((x * FEW_POINTS < least) & (first != 0), as_tuple=True)
             moved[small] = first[small] * _summed(x[small], place[small[0]], *terms, eps)
         values.mul_(of_rows(torch.exp(self._decay_between(since, until)))).sub_(moved)
         first.mul_(of_rows(beta1**missed))
@@ -207,6 +211,11 @@ def _terms_that_count(beta1: float, beta2: float, eps: float) -> int:
     by_eps = math.log(FORGOTTEN * max(eps, 1e-300)) / math.log(beta1)
     both = beta1 / math.sqrt(beta2) if beta2 > 0 else math.inf
     return math.ceil(min(by_eps, math.log(FORGOTTEN) / math.log(both)) if both < 1 else by_eps)
+
+
+def _spread(u: Tensor, p: Tensor) -> float:
+    """The root mean square of the points, where it is largest."""
+    return float(((p * u * u).sum(1) / p.sum(1).clamp(min=1e-300)).max().sqrt())
 
 
 def _summed(x: Tensor, place: Tensor, u: Tensor, p: Tensor, eps: float) -> Tensor:
