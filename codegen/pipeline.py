@@ -40,7 +40,7 @@ from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
-from .passes.tables import read_by_rows, read_tables
+from .passes.tables import multiply_rows, read_by_rows, read_tables
 from .rowwise.fused import FusedOp
 from .weight_tree import WeightTree
 
@@ -69,6 +69,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
+    Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
@@ -80,6 +81,7 @@ GPU_PASSES: tuple[Pass, ...] = (
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
+    Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),

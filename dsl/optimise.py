@@ -41,14 +41,20 @@ def optimiser(spec: Spec, programs: tuple[Program, ...]) -> Optimiser | None:
         with body.noted():
             name = argument.name.text if argument.name else ""
             settings.append((name, _setting(body, name, argument.value, SETTINGS[kind], argument.span)))
-    lines = tuple(_line(spec, body, line, programs) for line in declaration.lines)
-    return Optimiser(kind, tuple(settings), lines)
+    lines = (_line(spec, body, line, programs) for line in declaration.lines)
+    return Optimiser(kind, tuple(settings), tuple(line for line in lines if line is not None))
 
 
-def _line(spec: Spec, body: Elaboration, line: syntax.OptimiseLine, programs: tuple[Program, ...]) -> OptimiserLine:
+def _line(
+    spec: Spec, body: Elaboration, line: syntax.OptimiseLine, programs: tuple[Program, ...]
+) -> OptimiserLine | None:
     book = spec.book()
     paths = tuple(weight.path for program in programs for weight in program.weights)
+    # A declared table that nothing reads under this choice of options is no mistake.
+    declared = {declaration.name.text for declaration in spec.root.module.of(syntax.Shared)}
     if not any(book.applies(line.pattern.text, (), path) for path in paths):
+        if line.pattern.parts[0] in declared:
+            return None
         spec.library.problems.add(PatternMatchesNothing(line.pattern.span, line.pattern.text, paths))
     settings: list[tuple[str, OptimiserSetting]] = []
     for setting in line.settings:

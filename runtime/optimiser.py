@@ -154,7 +154,8 @@ class WeightOptimiser:
                     raise RuntimeFault(f"{path} is lazy, but something other than a lookup of rows reads it")
             parts = [get_total_norm(gradients).to(device)] if gradients else []
             parts += [self.lazy[path].gradient_norm() for path in members if path in self.lazy]
-            norms.append(parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts)))
+            # A number may have lost all of its weights to an earlier line.
+            norms.append(torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros((), device=device))
         return tuple(norms)
 
     def step(self, at: Moment, norms: Sequence[Tensor]) -> None:

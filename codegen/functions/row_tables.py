@@ -69,6 +69,34 @@ class _Bag(torch.autograd.Function):
         return of_table, None, of_weight
 
 
+class _Products(torch.autograd.Function):
+    """`table [entries, width]`, `index [lines, n]`, `lines [lines, width]`: `[lines, n]`. The gradients are those of
+    `_Bag` with its weight and its result in each other's place."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, lines: Tensor) -> Tensor:
+        rows = step_rows(table)
+        if rows is not None and ctx.needs_input_grad[0]:
+            rows.before_reading(index)
+        ctx.rows, ctx.table = rows, table.detach()
+        ctx.save_for_backward(index, lines)
+        return products(table, index, lines)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        index, lines = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        of_table = of_lines = None
+        if ctx.needs_input_grad[2]:
+            of_lines = functional.embedding_bag(index, ctx.table, mode="sum", per_sample_weights=gradient)
+        if ctx.needs_input_grad[0]:
+            if ctx.rows is None:
+                of_table = add_rows(index, gradient, lines, ctx.table.shape[0])
+            else:
+                ctx.rows.add_gradient(index, gradient, lines)
+        return of_table, None, of_lines
+
+
 def products(table: Tensor, index: Tensor, lines: Tensor) -> Tensor:
     """`table [entries, width]` at `index [lines, n]` times `lines [lines, width]`, summed over the width: `[lines,
     n]`. What was read is never stored."""
@@ -97,6 +125,15 @@ def bag(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     factors = None if weight is None else weight.reshape(lines.shape).to(table.dtype)
     result: Any = _Bag.apply(_flat(table), lines, factors)
     return result.reshape(index.shape[:-1] + table.shape[1:])
+
+
+def products_of_rows(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    """`table [entries, width]` at `index [*lines, ...]` times `x [*lines, width]`, summed over the width: the shape of
+    the index."""
+    count = x.shape[:-1].numel()
+    lines = index.reshape(count, index.numel() // count if count else index.shape[-1])
+    result: Any = _Products.apply(table, lines, x.reshape(count, x.shape[-1]).to(table.dtype))
+    return result.reshape(index.shape)
 
 
 def embedding(index: Tensor, table: Tensor) -> Tensor:

@@ -61,6 +61,37 @@ def read_by_rows(module: fx.GraphModule) -> None:
         replace(node, read)
 
 
+def multiply_rows(module: fx.GraphModule) -> None:
+    """`dot(x, table[index])`: of rows that are read for one product each, the products alone are stored."""
+    for node in list(module.graph.nodes):
+        if not is_call(node, torch.einsum) or len(node.args) != 3:
+            continue
+        equation = str(node.args[0])
+        for x, rows in ((1, 2), (2, 1)):
+            read = node.args[rows]
+            if not is_call(read, gathers.rows_of_table, row_tables.rows_of_table) or len(read.users) > 1:
+                continue
+            table, dtype = _weight_below(read.args[0])
+            if table is None or dtype is not None or not _is_product_of_rows(equation, x == 1):
+                continue
+            if module.get_parameter(str(table.target)).dim() != 2:
+                continue
+            with module.graph.inserting_before(node):
+                made = module.graph.call_function(
+                    row_tables.products_of_rows, (table, read.args[1], node.args[x])
+                )
+            replace(node, inherit(made, node))
+            break
+
+
+def _is_product_of_rows(equation: str, x_is_first: bool) -> bool:
+    """Whether x has the rows' last axis last, and in front of it the first of theirs, in their order."""
+    operands, result = equation.replace(" ", "").split("->")
+    first, second = operands.split(",")
+    x, rows = (first, second) if x_is_first else (second, first)
+    return bool(rows) and rows[-1:] == x[-1:] and rows.startswith(x[:-1]) and result == rows[:-1]
+
+
 def is_read_by_rows(module: fx.GraphModule, table: fx.Node) -> bool:
     """Whether an optimiser has asked for rows of this weight."""
     return row_tables.step_rows(module.get_parameter(str(table.target))) is not None
