@@ -9,9 +9,9 @@ last update, the steps s + 1 .. t move an entry with first moment m by
                                                     a_j = sqrt(beta2^(j - s) / (1 - beta2^j))
 
 where D(j, t) is the decay of the steps after j. The sum depends on the entry through x alone: it is the sum of
-p / (x + eps * u) over points u = 1 / a_j with masses p = r_j / a_j. Where x is large against eps a few points do for all
-of them, those of Gauss' quadrature, which is exact in the first moments of the masses: three, or one where eps hardly
-matters. The rest, entries whose gradients are about as small as eps, are summed term by term.
+p / (x + eps * u) over points u = 1 / a_j with masses p = r_j / a_j. Where x is large against eps a few points do for
+all of them, those of Gauss' quadrature, which is exact in the first moments of the masses: three, or one where eps
+hardly matters. The rest, entries whose gradients are about as small as eps, are summed term by term.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LazyRows:
         return total
 
     def _gradient(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows with a gradient, and it, a stretch at a time. Factors are sorted once a step, of all readers together."""
+        """Rows with a gradient, and it, a stretch at a time. Factors of all readers are sorted together, once a step."""
         if not self._factors:
             return
         if self._sums is None:

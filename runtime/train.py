@@ -44,6 +44,7 @@ from .run_config import RunConfig
 from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
 from .start_weights import start_from
+from .table_usage import ReadCounter, bags_of
 from .tokens import BYTE_VOCABULARIES, Tokens, load_tokens
 from .train_step import LOSS_SETTINGS, StepOptions, StepResult, Trainable, evaluate, train_step
 
@@ -92,8 +93,10 @@ def _loop(
         is_last = run.step == config.steps
         if run.held_out and (is_last or run.step % config.eval_every == 0):
             run.optimiser.bring_up()
-            losses, tokens = evaluate(model, run.held_out, options)
-            evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens, _bits_per_byte(run, losses))
+            reads = ReadCounter() if run.has_tables else None
+            losses, tokens = evaluate(model, run.held_out, options, reads)
+            bits, tables = _bits_per_byte(run, losses), {} if reads is None else reads.usage()
+            evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens, bits, tables)
             run.held_out_bits = evaluated.bits_per_byte
             logs.evaluation(evaluated)
             on_event(evaluated)
@@ -126,6 +129,7 @@ class _Run:
     started_from: tuple[StartedFrom, ...] = ()
     byte_loss: str | None = None  # the loss that is nats of the next byte
     has_cuts: bool = False
+    has_tables: bool = False
     held_out_bits: float | None = None
 
 
@@ -171,6 +175,7 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     run = _Run(model, identity, groups, optimiser, loader, held_out)
     run.byte_loss = cross_entropy_of(objective) if config.tokenizer in BYTE_VOCABULARIES else None
     run.has_cuts = bool(cuts_of(model.given(objective, corpus.columns)))
+    run.has_tables = bool(bags_of(model.given(objective, corpus.columns)))
     if resumed is None:
         run.started_from = start_from(dict(model.by_path()), config.weights)
     else:

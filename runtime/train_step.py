@@ -17,6 +17,7 @@ from .cut_lengths import CountedLengths, CutStatistics, add_counts, count_length
 from .errors import RuntimeFault
 from .loader import Batch
 from .optimiser import Moment, WeightOptimiser
+from .table_usage import ReadCounter, Reads
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]  # a loss by name: sum over its rows, and their number
 LossOf = Callable[[Batch], Parts]
@@ -54,6 +55,21 @@ class TrainableWithCuts(Trainable, Protocol):
         working: torch.dtype | None,
         **columns: Any,
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]: ...
+
+
+class TrainableWithTables(Trainable, Protocol):
+    """A model that also says which rows of its tables were read."""
+
+    def loss_and_reads(
+        self,
+        objective: str | None,
+        *inputs: Any,
+        seed: int,
+        step: int,
+        example_ids: Tensor | None,
+        working: torch.dtype | None,
+        **columns: Any,
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Reads]]: ...
 
 
 class CutCounter:
@@ -122,21 +138,24 @@ def train_step(
     return result
 
 
-def evaluate(model: Trainable, batches: Iterable[Batch], options: StepOptions) -> tuple[dict[str, float], int]:
-    """Mean losses over all rows of all batches, and the number of tokens. Draws are those of step 0 every time."""
+def evaluate(
+    model: Trainable, batches: Iterable[Batch], options: StepOptions, reads: ReadCounter | None = None
+) -> tuple[dict[str, float], int]:
+    """Mean losses over all rows of all batches, and the number of tokens. Draws are those of step 0 every time.
+    `reads` is told the rows of tables that were read."""
     totals: dict[str, tuple[Tensor, Tensor]] = {}
     tokens = 0
     with torch.no_grad():
         for batch in batches:
-            _add(totals, compute_losses(model, batch, options, 0))
+            _add(totals, compute_losses(model, batch, options, 0, reads))
             tokens += batch.rows
     return _to_numbers(totals, [])[0], tokens
 
 
 def compute_losses(
-    model: Trainable, batch: Batch, options: StepOptions, step: int, counter: CutCounter | None = None
+    model: Trainable, batch: Batch, options: StepOptions, step: int, counter: CutCounter | ReadCounter | None = None
 ) -> Parts:
-    """The objective's losses on one micro-batch. `counter` is told the lengths of its segments."""
+    """The objective's losses on one micro-batch. `counter` is told the lengths of its segments, or what was read."""
     columns: dict[str, Any] = {name: (values, batch.offsets) for name, values in batch.columns.items()}
     arguments: dict[str, Any] = {
         "seed": options.seed,
@@ -145,6 +164,11 @@ def compute_losses(
         "working": options.working,
         **columns,
     }
+    if isinstance(counter, ReadCounter):
+        tables = cast(TrainableWithTables, model)
+        parts, reads = tables.loss_and_reads(options.objective, (batch.tokens, batch.offsets), **arguments)
+        counter.add(reads)
+        return parts
     if counter is None or not options.has_cuts:
         return model.loss(options.objective, (batch.tokens, batch.offsets), **arguments)
     measured = cast(TrainableWithCuts, model)

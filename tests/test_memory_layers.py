@@ -44,7 +44,7 @@ def batch(*lengths: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
 
 
-# --- 11: sizes -----------------------------------------------------------------------------------------------------
+# --- 11: sizes -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,14 @@ def test_selection_is_exact(n: int, k: int, levels: int | None) -> None:
         assert torch.equal(slot, order.indices[..., :k])
 
 
-# --- the layer against a plain one ------------------------------------------------------------------------------------
+# --- the layer against a plain one -----------------------------------------------------------------------------------
 
 
 def plain_memory(model: Model, layer: int, x: Tensor) -> Tensor:
     """Section 2 in a few lines of torch, every score formed."""
     weights = {path.split(".", 2)[2]: w for path, w in weights_of(model).items() if path.startswith(f"layer.{layer}.")}
     keys, table = weights["memory.keys"], weights_of(model)["values"]
-    heads, _, n, c = keys.shape
+    heads, _, _, c = keys.shape
     q = (x @ weights["memory.query.weight"].reshape(-1, x.shape[1]).T).reshape(-1, heads, 2, c)
     q = q + weights["memory.query.bias"].reshape(heads, 2, c)
     sides = torch.einsum("thsc,hsnc->thsn", q, keys)
@@ -166,7 +166,7 @@ def test_a_memory_layer_is_the_published_formula() -> None:
     torch.testing.assert_close(found.values, plain_memory(model, 1, x))
 
 
-# --- 7, 15: sharing, repeating -----------------------------------------------------------------------------------------
+# --- 7, 15: sharing, repeating ---------------------------------------------------------------------------------------
 
 
 def losses_and_gradients(model: Model, passes) -> tuple[Tensor, dict[str, Tensor]]:
@@ -231,7 +231,7 @@ def test_variants_learn(choices: dict[str, object]) -> None:
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
-# --- 12: how it starts ---------------------------------------------------------------------------------------------------
+# --- 12: how it starts -----------------------------------------------------------------------------------------------
 
 
 def test_start() -> None:
@@ -253,7 +253,7 @@ def test_start() -> None:
     assert y.square().mean().sqrt() == pytest.approx((4 / (32 * 512)) ** 0.5, rel=0.02)
 
 
-# --- 13, 14: learning, memory --------------------------------------------------------------------------------------------
+# --- 13, 14: learning, memory ----------------------------------------------------------------------------------------
 
 
 def test_the_table_alone_learns_and_is_needed() -> None:

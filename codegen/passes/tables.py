@@ -77,9 +77,7 @@ def multiply_rows(module: fx.GraphModule) -> None:
             if module.get_parameter(str(table.target)).dim() != 2:
                 continue
             with module.graph.inserting_before(node):
-                made = module.graph.call_function(
-                    row_tables.products_of_rows, (table, read.args[1], node.args[x])
-                )
+                made = module.graph.call_function(row_tables.products_of_rows, (table, read.args[1], node.args[x]))
             replace(node, inherit(made, node))
             break
 
