@@ -100,7 +100,7 @@ class LazyRows:
         return total
 
     def _gradient(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows with a gradient, and it, a stretch at a time. Factors of all readers are sorted together, once a step."""
+        """Rows with a gradient, and it, a stretch at a time. All readers' factors are sorted once a step."""
         if not self._factors:
             return
         if self._sums is None:

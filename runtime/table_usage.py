@@ -105,12 +105,12 @@ def reads_of(bags: Sequence[Node], values: Sequence[Tensor]) -> dict[str, Reads]
     found: dict[str, Reads] = {}
     for bag in bags:
         table = bag.inputs[0]
-        assert isinstance(table, Weight) and isinstance(bag.attrs, BagAttrs)
-        given = [next(left) for _ in bag.inputs[1:]]
-        index = given[0].reshape(-1)
-        weight = (
-            _beside(bag.inputs[2], given[1], bag.inputs[1], given[0]) if len(given) > 1 else torch.ones_like(given[0])
-        )
+        assert isinstance(table, Weight)
+        assert isinstance(bag.attrs, BagAttrs)
+        given = [next(left).detach() for _ in bag.inputs[1:]]
+        index, weight = given[0].reshape(-1), torch.ones_like(given[0])
+        if len(given) > 1:
+            weight = _beside(bag.inputs[2], given[1], bag.inputs[1], given[0])
         entries = bag.attrs.axis.size or 0
         weights = torch.zeros(entries, dtype=torch.float64, device=index.device)
         weights.index_add_(0, index, weight.reshape(-1).double())

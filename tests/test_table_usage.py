@@ -88,7 +88,7 @@ def test_reads_of_all_readers_are_counted() -> None:
     weights = {path: weight.detach() for path, weight in model.by_path()}
     counts, summed = torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.float64)
     for call in ("first", "second"):
-        found = (x @ weights[f"{call}.s.weight"].reshape(18, 4).T).reshape(5, 2, 9).topk(3, -1)
+        found = (x @ weights[f"{call}.s.linear.weight"].reshape(18, 4).T).reshape(5, 2, 9).topk(3, -1)
         # The weight has no heads: each of them reads with the sum over both.
         weight = found.values.sum(1, keepdim=True).expand(5, 2, 3)
         counts += torch.bincount(found.indices.flatten(), minlength=9)
