@@ -39,6 +39,7 @@ from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
+from .passes.selections import select_by_partial_sort
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
 from .passes.tables import multiply_rows, read_by_rows, read_tables
 from .rowwise.fused import FusedOp
@@ -82,6 +83,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),

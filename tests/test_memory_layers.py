@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.counted_memory import allocated
+from weft.codegen.cpu import selection
 from weft.codegen.functions import gathers
 from weft.codegen.ops import OPS
 from weft.codegen.pipeline import CPU_PASSES, optimise
@@ -121,10 +122,27 @@ def test_selection_is_exact(n: int, k: int, levels: int | None) -> None:
     k = min(k, n)
     sums = (first[..., :, None] + second[..., None, :]).flatten(-2)
     order = torch.sort(sums, descending=True, stable=True)
-    for function in (gathers.top_pairs,):
+    for function in (gathers.top_pairs, selection.top_pairs):
         score, slot = function(first, second, k)
         assert torch.equal(score, order.values[..., :k])
         assert torch.equal(slot, order.indices[..., :k])
+
+
+@pytest.mark.parametrize("levels", [None, 4], ids=["distinct", "ties"])
+def test_partial_sorts(levels: int | None) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(5, 6, 90, generator=generator)
+    scores = scores if levels is None else scores.mul(levels).round()
+    scores[0, 0, 7] = torch.inf
+    for k in (1, 17, 90):
+        for one, other in zip(selection.top(scores, k), gathers.top(scores, k), strict=True):
+            assert torch.equal(one, other)
+    wide = scores.double().requires_grad_()
+    if levels is None:
+        assert torch.autograd.gradcheck(lambda x: selection.top(x[:2, 1:3], 5)[0], (wide,))
+        assert torch.autograd.gradcheck(lambda x: selection.top_pairs(x[:2, 1], x[:2, 2], 5)[0], (wide,))
+    torch.library.opcheck(selection.places_of_top, (scores, 5))
+    torch.library.opcheck(selection.places_of_pairs, (scores[0], scores[1], 5))
 
 
 # --- the layer against a plain one -----------------------------------------------------------------------------------
