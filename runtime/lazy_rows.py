@@ -27,9 +27,11 @@ from ..codegen.functions import row_tables
 from .errors import RuntimeFault
 
 STRETCH = 512  # rows that are worked on at a time: they and their moments stay in a cache
+ALL = 1 << 16
 POINTS = 3
-# Up to which eps * u / x, with the root mean square of u, one point and three are right to seven digits.
-ONE_POINT, FEW_POINTS = 1e-4, 1e-2
+# Up to which eps * u / x, with the root mean square of u, one point and three are right to the digits of a type.
+SINGLE, DOUBLE = (1e-3, 1e-2), (1e-6, 1e-3)
+MANY_SMALL = 0.02  # the part of entries from which three points cost less than terms for the small ones
 FORGOTTEN = 1e-14  # the part of a first move that no longer counts
 
 
@@ -44,38 +46,40 @@ class LazyRows:
     """Attached to a table as `row_tables.StepRows`. Counts steps as AdamW does: `updates` have been made."""
 
     def __init__(self, table: Tensor, settings: RowSettings) -> None:
-        self.table = table.detach().reshape(table.shape[0], -1)
         if settings.betas[1] <= 0:
             raise RuntimeFault("a lazy table needs a second beta above 0: its moment must last until rows are read")
+        self.table = table.detach().reshape(table.shape[0], -1)
         self.settings = settings
         self.updates = 0
         self.first = torch.zeros_like(self.table)
         self.second = torch.zeros_like(self.table)
-        # The number of the last update that a row's values know of.
+        # The number of the last update that a row's values know of, and its moments.
         self.known = torch.zeros(table.shape[0], dtype=torch.int32, device=table.device)
-        self._rates: list[float] = []  # of every update since `_since`
-        self._since = 0
-        self._kept_decay: list[float] = [0.0]  # log of what decay has left, after each update since `_since`
+        self.known_moments = torch.zeros_like(self.known)
+        self._history = _History(settings)
         self._factors: list[tuple[Tensor, Tensor | None, Tensor]] = []
         self._scale = 1.0
         self._sums: row_tables.RowSums | None = None
+        on_cpu = table.device.type == "cpu"
+        self._stretch = STRETCH if on_cpu else 64 * STRETCH
+        self._points = DOUBLE if table.dtype == torch.float64 else SINGLE
 
     def load(self, first: Tensor, second: Tensor, updates: int) -> None:
         """Goes on from moments of dense AdamW after so many updates."""
         self.first.copy_(first.reshape(self.first.shape))
         self.second.copy_(second.reshape(self.second.shape))
-        self.updates = self._since = updates
-        self._rates, self._kept_decay = [], [0.0]
+        self.updates = updates
+        self._history = _History(self.settings, updates)
         self.known.fill_(updates)
+        self.known_moments.fill_(updates)
         self.forget_gradient()
 
     # ---- in a step ----------------------------------------------------------------------------------
 
     def before_reading(self, index: Tensor) -> None:
-        if self.updates > self._since:
-            with torch.no_grad():
-                rows = torch.unique(index)
-                self._bring_up(rows[self.known[rows] < self.updates])
+        with torch.no_grad():
+            rows = torch.unique(index)
+            self._bring_up(rows[self.known[rows] < self.updates], self.updates)
 
     def add_gradient(self, index: Tensor, weight: Tensor | None, gradient: Tensor) -> None:
         self._factors.append((index.detach(), None if weight is None else weight.detach(), gradient.detach()))
@@ -105,103 +109,146 @@ class LazyRows:
             return
         if self._sums is None:
             self._sums = row_tables.RowSums(self._factors)
-        for rows, sums in self._sums.stretches(STRETCH):
+        for rows, sums in self._sums.stretches(self._stretch):
             yield rows, sums if self._scale == 1.0 else sums.mul_(self._scale)
 
     @torch.no_grad()
     def step(self, lr: float, clip: float = 1.0) -> None:
         """One update at rate `lr`, with `clip` times the gradient. Rows without one are made up for later."""
         beta1, beta2 = self.settings.betas
-        self._note(lr)
-        last = self.updates - 1
+        last, self.updates = self.updates, self.updates + 1
+        self._history.note(lr)
+        # By the root of what the second moment lacks at first, for all entries at once.
+        lacks = math.sqrt(1 - beta2**self.updates)
+        rate, eps = lr * lacks / (1 - beta1**self.updates), self.settings.eps * lacks
         for rows, gradient in self._gradient():
             # Read by something that did not say so, such as a lookup outside of any step.
             self._bring_up(rows[self.known[rows] < last], last)
             if clip != 1.0:
                 gradient.mul_(clip)
-            values, first, second = (part[rows] for part in (self.table, self.first, self.second))
+            values, first, second = (part.index_select(0, rows) for part in (self.table, self.first, self.second))
+            missed = (self.updates - self.known_moments[rows])[:, None].to(values.dtype)
+            first.mul_(beta1**missed).add_(gradient, alpha=1 - beta1)
+            second.mul_(beta2**missed).addcmul_(gradient, gradient, value=1 - beta2)
             values.mul_(1 - lr * self.settings.decay)
-            first.lerp_(gradient, 1 - beta1)
-            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            spread = second.sqrt().div_(math.sqrt(1 - beta2**self.updates)).add_(self.settings.eps)
-            values.addcdiv_(first, spread, value=-lr / (1 - beta1**self.updates))
-            self._store(rows, values, first, second)
+            values.addcdiv_(first, torch.sqrt(second, out=gradient).add_(eps), value=-rate)
+            for part, changed in ((self.table, values), (self.first, first), (self.second, second)):
+                part.index_copy_(0, rows, changed)
             self.known[rows] = self.updates
+            self.known_moments[rows] = self.updates
         self.forget_gradient()
-
-    def _note(self, lr: float) -> None:
-        self.updates += 1
-        self._rates.append(lr)
-        left = 1 - lr * self.settings.decay
-        self._kept_decay.append(self._kept_decay[-1] + (math.log(left) if left > 0 else -math.inf))
 
     # ---- the steps that rows missed -----------------------------------------------------------------
 
     @torch.no_grad()
     def bring_up_all(self) -> None:
-        """Every row as dense AdamW would have it now."""
-        for begin in range(0, self.table.shape[0], 1 << 16):
-            known = self.known[begin : begin + (1 << 16)]
-            self._bring_up(begin + torch.nonzero(known < self.updates).squeeze(1))
-        self._rates, self._kept_decay, self._since = [], [0.0], self.updates
-
-    def _bring_up(self, rows: Tensor, until: int | None = None) -> None:
-        until = self.updates if until is None else until
-        for part in rows.split(STRETCH):
-            if len(part):
-                self._make_up(part, until)
-
-    def _make_up(self, rows: Tensor, until: int) -> None:
+        """Every row as dense AdamW would have it now, its moments too."""
         beta1, beta2 = self.settings.betas
-        since, place = torch.unique(self.known[rows], return_inverse=True)
-        missed = (until - since).to(torch.float64)
-        terms = self._terms(since, until)
-        values, first, second = (part[rows] for part in (self.table, self.first, self.second))
-        x = second.sqrt()
-        eps = self.settings.eps
-        least = eps * _spread(*terms)  # of x, for it to be large
-        smallest = float(torch.where(first != 0, x, math.inf).amin())
+        for begin in range(0, len(self.table), ALL):
+            part = slice(begin, begin + ALL)
+            self._bring_up(begin + torch.nonzero(self.known[part] < self.updates).squeeze(1), self.updates)
+            missed = (self.updates - self.known_moments[part])[:, None].to(self.table.dtype)
+            self.first[part].mul_(beta1**missed)
+            self.second[part].mul_(beta2**missed)
+        self.known_moments.fill_(self.updates)
+        self._history = _History(self.settings, self.updates)
+
+    def _bring_up(self, rows: Tensor, until: int) -> None:
+        """The values of these rows; moments are left to the next update, which reads and writes them anyway."""
+        if not len(rows):
+            return
+        known = self.known[rows].long() << 32 | self.known_moments[rows].long()
+        known, order = known.sort()  # rows that missed the same steps lie together
+        kinds, place = torch.unique_consecutive(known, return_inverse=True)
+        missed = self._history.missed(kinds >> 32, kinds & 0xFFFFFFFF, until)
+        rows = rows[order]
+        for part, at in zip(rows.split(self._stretch), place.split(self._stretch), strict=True):
+            low, high = int(at[0]), int(at[-1]) + 1
+            self._make_up(part, at - low, missed.of(low, high))
+        self.known[rows] = until
+
+    def _make_up(self, rows: Tensor, place: Tensor, missed: _Missed) -> None:
+        values, first, second = (part.index_select(0, rows) for part in (self.table, self.first, self.second))
+        x, eps = second.sqrt_(), self.settings.eps
+        one, few = self._points
+        spread = eps * missed.spread
+        is_small = x * one < spread
 
         def of_rows(numbers: Tensor) -> Tensor:
             return numbers.to(values.device, values.dtype)[place][:, None]
 
-        points, masses = _quadrature(*terms, 1 if least <= ONE_POINT * smallest else POINTS)
-        moved = torch.zeros_like(values)
+        values.mul_(of_rows(missed.decay))
+        small = torch.nonzero(is_small & (first != 0), as_tuple=True)
+        if len(small[0]) > MANY_SMALL * x.numel():
+            points, masses, is_small = *missed.quadrature(POINTS), x * few < spread
+            small = torch.nonzero(is_small & (first != 0), as_tuple=True)
+        else:
+            points, masses = missed.quadrature(1)
+        if len(small[0]):
+            values[small] -= first[small] * missed.summed(x[small], place[small[0]], eps)
+            first.masked_fill_(is_small, 0.0)
         for k in range(points.shape[1]):
-            moved.add_(first * of_rows(masses[:, k]) / (x + of_rows(eps * points[:, k])))
-        if least > FEW_POINTS * smallest:
-            small = torch.nonzero((x * FEW_POINTS < least) & (first != 0), as_tuple=True)
-            moved[small] = first[small] * _summed(x[small], place[small[0]], *terms, eps)
-        values.mul_(of_rows(torch.exp(self._decay_between(since, until)))).sub_(moved)
-        first.mul_(of_rows(beta1**missed))
-        second.mul_(of_rows(beta2**missed))
-        self._store(rows, values, first, second)
-        self.known[rows] = until
+            values.addcmul_(first / (x + of_rows(eps * points[:, k])), of_rows(masses[:, k]), value=-1)
+        self.table.index_copy_(0, rows, values)
 
-    def _store(self, rows: Tensor, values: Tensor, first: Tensor, second: Tensor) -> None:
-        for part, new in ((self.table, values), (self.first, first), (self.second, second)):
-            part.index_copy_(0, rows, new)
 
-    def _decay_between(self, since: Tensor, until: int) -> Tensor:
-        kept = torch.tensor(self._kept_decay, dtype=torch.float64)
-        return kept[until - self._since] - kept[since.cpu().long() - self._since]
+class _History:
+    """The rates of all updates since one, from which every update that a row missed can be told."""
 
-    def _terms(self, since: Tensor, until: int) -> tuple[Tensor, Tensor]:
-        """Points 1 / a_j and masses r_j / a_j of the updates that rows known at `since [n]` missed: `[n, updates]`,
-        0 where there is none. Those at which nothing is left of the first moment are left out."""
+    def __init__(self, settings: RowSettings, since: int = 0) -> None:
+        self.settings = settings
+        self.since = since
+        self.rates: list[float] = []
+        self.kept: list[float] = [0.0]  # log of what decay has left, after each update
+
+    def note(self, lr: float) -> None:
+        self.rates.append(lr)
+        left = 1 - lr * self.settings.decay
+        self.kept.append(self.kept[-1] + (math.log(left) if left > 0 else -math.inf))
+
+    def missed(self, known: Tensor, moments: Tensor, until: int) -> _Missed:
+        """What rows missed whose values know update `known [n]` and whose moments `moments [n]`. Steps after which
+        nothing is left of the first moment are left out."""
         beta1, beta2 = self.settings.betas
-        since = since.cpu().to(torch.int64)
-        longest = min(int(until - since.min()), _terms_that_count(beta1, beta2, self.settings.eps))
-        after = torch.arange(1, longest + 1, dtype=torch.int64)
-        number = (since[:, None] + after).clamp(max=until)
-        is_missed = since[:, None] + after <= until
-        rates = torch.tensor(self._rates, dtype=torch.float64)[number - self._since - 1]
-        kept = torch.tensor(self._kept_decay, dtype=torch.float64)
-        decay = torch.exp(kept[until - self._since] - kept[number - self._since])
-        j, gone = number.to(torch.float64), after.to(torch.float64)
-        r = rates * decay * beta1**gone / (1 - beta1**j)
+        known, moments = known.cpu(), moments.cpu()
+        longest = min(int((until - known).max()), _terms_that_count(beta1, beta2, self.settings.eps))
+        number = (known[:, None] + torch.arange(1, longest + 1)).clamp(max=until)
+        is_missed = known[:, None] + torch.arange(1, longest + 1) <= until
+        rates = torch.tensor(self.rates, dtype=torch.float64)[number - self.since - 1]
+        kept = torch.tensor(self.kept, dtype=torch.float64)
+        j, gone = number.double(), (number - moments[:, None]).double()
+        decay = torch.exp(kept[until - self.since] - kept[number - self.since])
         u = torch.sqrt((1 - beta2**j) / beta2**gone)
-        return u, torch.where(is_missed, r * u, 0.0)
+        p = torch.where(is_missed, rates * decay * beta1**gone / (1 - beta1**j) * u, 0.0)
+        return _Missed(u, p, torch.exp(kept[until - self.since] - kept[known - self.since]))
+
+
+@dataclass(frozen=True)
+class _Missed:
+    """Points 1 / a_j and masses r_j / a_j of the steps that each kind of rows missed, `[kinds, steps]` (0 where there
+    is none), and what decay leaves of their values, `[kinds]`."""
+
+    u: Tensor
+    p: Tensor
+    decay: Tensor
+
+    def of(self, low: int, high: int) -> _Missed:
+        return _Missed(self.u[low:high], self.p[low:high], self.decay[low:high])
+
+    @property
+    def spread(self) -> float:
+        """The root mean square of the points, where it is largest."""
+        total = self.p.sum(1).clamp(min=1e-300)
+        return float(((self.p * self.u * self.u).sum(1) / total).max().sqrt())
+
+    def quadrature(self, count: int) -> tuple[Tensor, Tensor]:
+        return _quadrature(self.u, self.p, count)
+
+    def summed(self, x: Tensor, place: Tensor, eps: float) -> Tensor:
+        """The sum of p / (x + eps * u) over the steps of each entry `x [entries]`, of kind `place`."""
+        u, p = self.u.to(x.device), self.p.to(x.device)
+        parts = zip(x.split(1 << 12), place.split(1 << 12), strict=True)
+        return torch.cat([(p[at] / (part[:, None].double() + eps * u[at])).sum(1) for part, at in parts]).to(x.dtype)
 
 
 def _terms_that_count(beta1: float, beta2: float, eps: float) -> int:
@@ -211,18 +258,6 @@ def _terms_that_count(beta1: float, beta2: float, eps: float) -> int:
     by_eps = math.log(FORGOTTEN * max(eps, 1e-300)) / math.log(beta1)
     both = beta1 / math.sqrt(beta2) if beta2 > 0 else math.inf
     return math.ceil(min(by_eps, math.log(FORGOTTEN) / math.log(both)) if both < 1 else by_eps)
-
-
-def _spread(u: Tensor, p: Tensor) -> float:
-    """The root mean square of the points, where it is largest."""
-    return float(((p * u * u).sum(1) / p.sum(1).clamp(min=1e-300)).max().sqrt())
-
-
-def _summed(x: Tensor, place: Tensor, u: Tensor, p: Tensor, eps: float) -> Tensor:
-    """The sum of p / (x + eps * u) over the terms `[place]` of each entry `x [entries]`."""
-    u, p = u.to(x.device), p.to(x.device)
-    parts = zip(x.split(1 << 12), place.split(1 << 12), strict=True)
-    return torch.cat([(p[at] / (part[:, None].double() + eps * u[at])).sum(1) for part, at in parts]).to(x.dtype)
 
 
 def _quadrature(u: Tensor, p: Tensor, count: int) -> tuple[Tensor, Tensor]:

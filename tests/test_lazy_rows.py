@@ -157,7 +157,8 @@ def test_a_row_with_a_hundred_thousand_hits() -> None:
     """Check 6: the sum of all contributions, in float32 to 1e-5, and the same bits every time."""
     index = torch.zeros(1000, 100, dtype=torch.int64)
     index[::7, 3] = 5
-    weight, gradient = torch.rand(1000, 100), torch.randn(1000, 4)
+    generator = torch.Generator().manual_seed(4)
+    weight, gradient = torch.rand(1000, 100, generator=generator), torch.randn(1000, 4, generator=generator)
     wanted = torch.zeros(6, 4, dtype=torch.float64)
     wanted.index_add_(0, index.flatten(), (weight[..., None].double() * gradient[:, None].double()).reshape(-1, 4))
     found = row_tables.add_rows(index, weight, gradient, 6)

@@ -189,9 +189,17 @@ class RowSums:
         starts = self._start[begin : end + 1]
         low, high = int(starts[0]), int(starts[-1])
         weight = None if self._weight is None else self._weight[low:high]
-        return functional.embedding_bag(
-            self._line[low:high], self.lines, starts[:-1] - low, mode="sum", per_sample_weights=weight
-        )
+        line, starts = self._line[low:high], starts - low
+        hits = starts.diff()
+        if len(hits) == 0 or int(hits.max()) <= _HITS:
+            return functional.embedding_bag(line, self.lines, starts[:-1], mode="sum", per_sample_weights=weight)
+        # Many small terms added to one large sum would lose their last digits: parts first, then their sums.
+        parts = (hits + _HITS - 1) // _HITS
+        first = parts.cumsum(0) - parts
+        number = torch.arange(int(parts.sum()), device=hits.device) - first.repeat_interleave(parts)
+        starts = starts[:-1].repeat_interleave(parts) + _HITS * number
+        sums = functional.embedding_bag(line, self.lines, starts, mode="sum", per_sample_weights=weight)
+        return functional.embedding_bag(torch.arange(len(sums), device=hits.device), sums, first, mode="sum")
 
     def stretches(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`rows` and their sums, so many at a time."""
@@ -209,4 +217,5 @@ def add_rows(index: Tensor, weight: Tensor | None, gradient: Tensor, entries: in
     return total
 
 
+_HITS = 256  # terms that are added one after another
 _STRETCH = 4096  # rows whose sums are in memory at a time
