@@ -30,7 +30,10 @@ def multiplied(made: Model, *names: str) -> int:
     return sum(
         weight.numel()
         for path, weight in made.by_path()
-        if weight.dim() > 1 and "embed" not in path and (not names or any(name in path for name in names))
+        if weight.dim() > 1
+        and path.endswith("weight")
+        and "embed" not in path
+        and (not names or any(name in path for name in names))
     )
 
 
