@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -102,10 +103,10 @@ RECORDED = Setup(
         },
         3e-3,
     ),
-    plain=ModelChoice("olmo2", {}, 3e-3),
+    plain=ModelChoice("olmo2", {}, 1.5e-3),
     entropy_share=1 / 15,
     max_length=1024,
-    bytes_per_step=4096,
+    bytes_per_step=2048,
 )  # fmt: skip
 SMOKE = replace(
     RECORDED,
@@ -132,6 +133,7 @@ class Trained:
     steps: int
     bytes_seen: int
     seconds: float
+    processor_seconds: float
     lr: float
     bits_per_byte: float
     held_out_bytes: int
@@ -148,6 +150,7 @@ class Compared:
     plain: Trained
     inference_flops: float
     inference_seconds: float
+    inference_processor_seconds: float
     threshold: float
     calibrated_patch_bytes: float
 
@@ -162,13 +165,14 @@ class _Seen:
     """What a run told."""
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     bytes_seen: int = 0
     trained: int = 0
     parameters: int = 0
     rows: int = 0
     segments: int = 0
     evaluations: list[tuple[int, Evaluated]] = field(default_factory=list)
-    last: float = 0.0
+    last: tuple[float, float] = (0.0, 0.0)
 
 
 class Comparison:
@@ -188,9 +192,9 @@ class Comparison:
         setup = self.setup
         of_entropy = self.flops_of(setup.entropy, {})
         entropy = self.train("entropy model", setup.entropy, setup.entropy_share * setup.flops, of_entropy, {})
-        begin = time.monotonic()
+        begin, of_children = time.monotonic(), _of_children()
         found = self.entropies()
-        inference_seconds = time.monotonic() - begin
+        taken = time.monotonic() - begin, _of_children() - of_children
         inference = of_entropy.forward * self.total
         more: dict[str, Any] = {
             "columns": {"surprise": str(self.column)},
@@ -203,7 +207,7 @@ class Comparison:
         plain = self.train("OLMo 2", setup.plain, setup.flops, self.flops_of(setup.plain, {}), {})
         if plain.held_out_bytes != trained.held_out_bytes:
             raise RuntimeError(f"held out: {trained.held_out_bytes} bytes of BLT, {plain.held_out_bytes} of OLMo 2")
-        return Compared(entropy, trained, plain, inference, inference_seconds, threshold, found["mean"])
+        return Compared(entropy, trained, plain, inference, *taken, threshold, found["mean"])
 
     @property
     def column(self) -> Path:
@@ -240,15 +244,15 @@ class Comparison:
             },
             more,
         )  # fmt: skip
-        seen = _Seen(last=time.monotonic())
+        seen = _Seen(last=_clocks())
         train(config, lambda event: self.hear(name, seen, event))
         curve = tuple((read, read * each.training, one.bits_per_byte or 0.0) for read, one in seen.evaluations)
         last = seen.evaluations[-1][1]
         assert last.bits_per_byte is not None
         return Trained(
             name, choice.spec, seen.parameters, seen.trained, seen.bytes_seen * each.training, each.training,
-            each.attention / each.forward, steps, seen.bytes_seen, seen.seconds, choice.lr, last.bits_per_byte,
-            last.tokens, curve, seen.rows / seen.segments if seen.segments else None,
+            each.attention / each.forward, steps, seen.bytes_seen, seen.seconds, seen.processor_seconds, choice.lr,
+            last.bits_per_byte, last.tokens, curve, seen.rows / seen.segments if seen.segments else None,
         )  # fmt: skip
 
     def steps_for(self, tokens: float) -> int:
@@ -261,20 +265,21 @@ class Comparison:
         return max(1, steps - (tokens - before < read - tokens))
 
     def hear(self, name: str, seen: _Seen, event: Event) -> None:
-        now = time.monotonic()
+        now = _clocks()
         match event:
             case RunStarted():
                 seen.parameters, seen.trained = event.parameters, event.trained
             case StepDone():
                 # Evaluation and saving come after the event: their time is not counted.
-                seen.seconds += now - seen.last
+                seen.seconds += now[0] - seen.last[0]
+                seen.processor_seconds += now[1] - seen.last[1]
                 seen.bytes_seen = event.tokens
                 seen.rows += sum(cut.rows for cut in event.cuts.values())
                 seen.segments += sum(cut.segments for cut in event.cuts.values())
                 self.advance(name, event.step / event.steps)
             case Evaluated():
                 seen.evaluations.append((seen.bytes_seen, event))
-        seen.last = now if not isinstance(event, StepDone) else time.monotonic()
+        seen.last = _clocks()
 
     def entropies(self) -> dict[str, Any]:
         command = [
@@ -288,6 +293,16 @@ class Comparison:
             raise RuntimeError(f"weft entropies failed: {done.stderr[-2000:]}")
         self.advance("weft entropies", 1.0)
         return json.loads(done.stdout)["calibration"]
+
+
+def _clocks() -> tuple[float, float]:
+    """By the wall, and of all threads: what others do on the machine changes the first alone."""
+    return time.monotonic(), time.process_time()
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def flops_in(minutes: float, setup: Setup, threads: int | None) -> float:
@@ -306,16 +321,18 @@ def flops_in(minutes: float, setup: Setup, threads: int | None) -> float:
 
 
 def shown(made: Compared) -> Table:
-    table = Table("", "weights", "of them trained", "training FLOPs", "a byte", "bytes seen", "seconds", "bits/byte")
+    table = Table(
+        "", "weights", "of them trained", "training FLOPs", "a byte", "bytes seen", "processor s", "bits/byte"
+    )
     inference = f"{made.inference_flops:.3g}"
     for one in (made.entropy, made.blt, made.plain):
         table.add_row(
             one.name, f"{one.parameters:,}", f"{one.trained:,}", f"{one.flops:.4g}", f"{one.flops_per_byte:.3g}",
-            f"{one.bytes_seen:,}", f"{one.seconds:.0f}", f"{one.bits_per_byte:.4f}",
+            f"{one.bytes_seen:,}", f"{one.processor_seconds:.0f}", f"{one.bits_per_byte:.4f}",
         )  # fmt: skip
         if one is made.entropy:
-            table.add_row("its entropies", "", "", inference, "", "", f"{made.inference_seconds:.0f}", "")
-    seconds = made.entropy.seconds + made.inference_seconds + made.blt.seconds
+            table.add_row("its entropies", "", "", inference, "", "", f"{made.inference_processor_seconds:.0f}", "")
+    seconds = made.entropy.processor_seconds + made.inference_processor_seconds + made.blt.processor_seconds
     table.add_row(
         "BLT in all", "", "", f"{made.blt_flops:.4g}", "", "", f"{seconds:.0f}", f"{made.blt.bits_per_byte:.4f}"
     )
@@ -335,7 +352,8 @@ def record(made: Compared, setup: Setup, documents: int, total: int, threads: in
         "setup": asdict(setup),
         "flops": {"BLT in all": made.blt_flops, "BLT alone": made.blt.flops, "OLMo 2": made.plain.flops},
         "entropies": {
-            "flops": made.inference_flops, "seconds": made.inference_seconds, "threshold": made.threshold,
+            "flops": made.inference_flops, "seconds": made.inference_seconds,
+            "processor_seconds": made.inference_processor_seconds, "threshold": made.threshold,
             "patch_bytes": made.calibrated_patch_bytes,
         },
         "models": [asdict(one) for one in (made.entropy, made.blt, made.plain)],

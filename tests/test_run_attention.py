@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from tests.counted_memory import counted
-from tests.fused_models import assert_equal
+from tests.fused_models import assert_equal, gradients
+from tests.test_rows_of_segments import graphs
 from tests.test_segment_kernels import LIMITS, SIZES, plans
 from weft.codegen.functions.attention import attend_packed
 from weft.codegen.gpu import run_attention, segments
+from weft.codegen.gpu.attention import attend
 from weft.codegen.gpu.run_attention import MOST_ROWS, attend_runs
+from weft.codegen.pipeline import GPU_PASSES, optimise
+from weft.codegen.run_attention_text import RunAttention, run_attention_kernels, run_attention_work, run_attentions
+from weft.runtime.ahead_of_time import compile_ahead, problems
+from weft.runtime.kernels import attach_kernels
 
 EACH_TYPE = pytest.mark.parametrize("dtype", LIMITS, ids=str)
 # Queries of a segment, heads, entries of q and k, of v.
@@ -93,11 +99,12 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 def test_operators() -> None:
-    _, bounds = plans(SIZES["odd"])
-    q, k, v = (x.requires_grad_() for x in operands(SIZES["odd"], (2, 2, 3, 3), torch.float64))
-    torch.autograd.gradcheck(lambda q, k, v: attend_runs(q, k, v, bounds, 0.5), (q, k, v))
+    sizes = (2, 0, 1)
+    _, bounds = plans(sizes)
+    q, k, v = (x.requires_grad_() for x in operands(sizes, (2, 1, 2, 3), torch.float64))
+    torch.autograd.gradcheck(lambda q, k, v: attend_runs(q, k, v, bounds, 0.5), (q, k, v), fast_mode=True)
     torch.library.opcheck(run_attention._attend, (q, k, v, bounds, 0.5))
-    do = torch.randn(q.shape, dtype=torch.float64)
+    do = torch.randn(*q.shape[:3], 3, dtype=torch.float64)
     torch.library.opcheck(run_attention._backward, (do, q.detach(), k.detach(), v.detach(), bounds, 0.5))
 
 
@@ -113,3 +120,89 @@ def test_every_row_is_read_and_written_once() -> None:
     # Bounds are read by each block of heads, and twice.
     assert moved[0] <= 1.02 * (2 * q.nbytes + k.nbytes + v.nbytes)
     assert moved[1] <= 1.02 * (3 * q.nbytes + 2 * k.nbytes + 2 * v.nbytes)
+
+
+# -- where graphs have it ----------------------------------------------------------------------------------------------
+
+CUT = "x: real[seq, dim], q: real[seq, two, heads, dim], k: real[seq, heads, dim], f: flag[seq]"
+OWN = "attend(p, k, k, over=dim, along=seq, mask=same(patch))"
+TEXTS = {
+    "slots": (
+        f"{CUT}; segment seq into patch ends where f; p = pool(q, seq -> patch, by=mean); "
+        f"r = pool(k, seq -> patch, by=max) => {OWN} * 2"
+    ),
+    "one query": (
+        f"{CUT}; segment seq into patch ends where f; p = pool(k, seq -> patch, by=mean); q = sum(q, over=two) => {OWN}"
+    ),
+    "shared keys": (
+        f"{CUT}; segment seq into patch ends where f; p = pool(q, seq -> patch, by=mean) => "
+        "attend(p, x, x, over=dim, along=seq, mask=same(patch), scale=0.7)"
+    ),
+}
+LENGTHS = {"seq": (0, 1, 21, 9), "other": (1, 0, 2, 1)}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graphs_against_float64(text: str, dtype: torch.dtype) -> None:
+    exact, wide, graph, arguments = graphs(text, 5, LENGTHS, dtype)
+    want, want_gradients = gradients(exact, wide)
+    made = optimise(graph, GPU_PASSES)
+    attach_kernels(made)
+    targets = [node.target for node in made.graph.nodes]
+    assert attend_runs in targets
+    assert attend_packed not in targets
+    assert attend not in targets
+    got, got_gradients = gradients(made, arguments)
+    limit = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    assert_equal(got[0], want[0], "result", limit)
+    for name in want_gradients:
+        assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
+
+
+def test_slots_are_read_and_written_where_they_lie() -> None:
+    """No turn of queries before the kernel, and none of results behind it."""
+    _, _, graph, _ = graphs(TEXTS["slots"], 5, LENGTHS, torch.float32)
+    made = optimise(graph, GPU_PASSES)
+    assert torch.permute not in [node.target for node in made.graph.nodes]
+    ((key, nodes),) = run_attentions(made).items()
+    assert (key.queries, key.width, key.v_width, len(nodes)) == (2, 5, 5, 1)
+
+
+OTHERS = {
+    "less than the patch": TEXTS["slots"].replace("same(patch)", "same(patch) and query(position) < 5"),
+    "along patches": TEXTS["slots"].replace(OWN, "attend(r, r, r, over=dim, along=patch)"),
+    "rows in no patch": (
+        TEXTS["one query"].replace("f: flag[seq]", "i: id[seq] in vocab or none").replace("ends where f", "by i")
+    ),
+}
+
+
+@pytest.mark.parametrize("text", OTHERS.values(), ids=OTHERS.keys())
+def test_other_attention_is_left_to_kernels_for_any_length(text: str) -> None:
+    _, _, graph, _ = graphs(text, 5, LENGTHS, torch.float32)
+    made = optimise(graph, GPU_PASSES)
+    assert not run_attentions(made)
+    assert attend in [node.target for node in made.graph.nodes]
+
+
+# -- as others see them ------------------------------------------------------------------------------------------------
+
+# BLT 1B: 16,384 bytes in 4,096 patches.
+ROWS, PATCHES = 16384, 4096
+BLT = RunAttention(2, 16, 64, 64, 0.125, torch.bfloat16)
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("made", [BLT, RunAttention(4, 20, 64, 64, 0.125, torch.bfloat16)], ids=["1b", "8b"])
+def test_no_spills_at_real_size(made: RunAttention, target: str) -> None:
+    for compiled in compile_ahead(list(run_attention_kernels(made)), [target]):
+        assert problems(compiled) == [], compiled.kernel
+
+
+def test_planned_bytes_of_patches_are_the_least() -> None:
+    """Queries 16.8 MB, keys and values 33.6 MB each: each is moved once, and so are their gradients."""
+    row, slots = ROWS * 1024 * 2, PATCHES * 2 * 1024 * 2
+    forward, backward = (run_attention_work(BLT, text.name, ROWS, PATCHES) for text in run_attention_kernels(BLT))
+    assert forward.bytes <= 1.01 * (2 * slots + 2 * row)
+    assert backward.bytes <= 1.01 * (3 * slots + 4 * row)

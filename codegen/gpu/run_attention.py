@@ -18,10 +18,11 @@ from torch import Tensor
 
 from .segments import launches
 
-# Products that a program holds at a time, in its 128 threads, and rows of a segment among them: most have fewer.
+# Products that a program holds at a time, and rows of a segment among them: most have fewer.
 PRODUCTS = 4096
 MOST_ROWS = 8
-WARPS = 4
+# The backward holds rows of gradients beside what it reads: with fewer warps some would be spilled.
+WARPS = {"attend_runs": 4, "attend_runs_backward": 8}
 # A segment's queries and a head of more entries than these are left to the kernels for attention of any length.
 MOST_QUERIES = 16
 WIDEST = 256
@@ -165,7 +166,7 @@ def _launch(name: str, q: Tensor, k: Tensor, v: Tensor, scale: float, others: tu
     size = blocks(queries, heads, width, v.shape[2])
     kernel: Any = getattr(run_attention_kernels, name)
     kernel[runs, -(-heads // size.heads)](
-        q, k, v, *others, *q.stride()[:3], *k.stride()[:2], *v.stride()[:2], num_warps=WARPS,
+        q, k, v, *others, *q.stride()[:3], *k.stride()[:2], *v.stride()[:2], num_warps=WARPS[name],
         **constants(queries, heads, width, v.shape[2], scale, q.dtype == torch.float64),
     )  # fmt: skip
 
