@@ -110,7 +110,12 @@ def _like(x: Tensor) -> Tensor:
 
 
 def by_torch(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
-    number, (q_wide, k_wide, v_wide) = _numbers(bounds), map(_wide, (q, k, v))
+    return by_numbers(q, k, v, _numbers(bounds), scale)
+
+
+def by_numbers(q: Tensor, k: Tensor, v: Tensor, number: Tensor, scale: float) -> Tensor:
+    """The same, told the segment of each row, `number [N]`."""
+    q_wide, k_wide, v_wide = map(_wide, (q, k, v))
     weight = _weights(q_wide, k_wide, number, scale)
     return _sum(weight[..., None] * v_wide[:, None], number, q.shape[0]).to(q.dtype)
 
