@@ -23,6 +23,7 @@ from ..dsl.value_type import Flag, Real, ValueType
 from .functions import attention, caches, cuts, gathers, packing, pointwise, precision, shifts, statics
 from .gpu import attention_caches
 from .gpu.attention import attend
+from .gpu.run_attention import attend_runs
 from .origin import origin
 
 EXAMPLES = "examples"  # the level of values with one entry per example
@@ -455,7 +456,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (
             attention.attend_packed, attention.attend_static, attend, attention_caches.attend_step,
-            attention_caches.attend_extend, attention_caches.attend_general,
+            attention_caches.attend_extend, attention_caches.attend_general, attend_runs,
         ),
         _attend,
     ),

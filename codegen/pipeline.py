@@ -37,6 +37,7 @@ from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
+from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
 from .passes.selections import select_by_partial_sort
@@ -66,6 +67,7 @@ BASIC_PASSES: tuple[Pass, ...] = (
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
+    Pass("segment-attention", use_run_attention, "segments that see their own rows; before other attention is taken"),
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],

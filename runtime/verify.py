@@ -28,6 +28,8 @@ from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu import linear_tiles
 from ..codegen.gpu.attention import attend
 from ..codegen.gpu.attention_library import attend_by_torch
+from ..codegen.gpu.run_attention import attend_runs
+from ..codegen.gpu.run_attention import by_torch as attend_runs_by_torch
 from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
@@ -334,6 +336,8 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
             found[node.name] = _Call(_attend, [node], [node])
         elif node.target is attend_by_torch:
             found[node.name] = _Call(lambda args, kwargs: attend_packed(*args, **kwargs), [node], [node])
+        elif node.target is attend_runs:
+            found[node.name] = _Call(lambda args, kwargs: attend_runs_by_torch(*args), [node], [node])
         elif node.target is linear_tiles.linear:
             found[node.name] = _Call(_linear, [node], [node])
     return found
