@@ -15,7 +15,7 @@ from ..gpu.rowwise import PROGRAMS
 from ..gpu.triton_types import TRITON_TYPES
 from .row_program import Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
-from .tiles import TILE, Tiles
+from .tiles import tiling
 
 # Rows of a tile where a program takes a run, which nearly always has few.
 MOST_OF_A_RUN = 4
@@ -86,10 +86,9 @@ class RowPlan:
 
 def plan(program: RowProgram, block_rows: int | None = None, warps: int | None = None) -> RowPlan:
     """The default plan; `block_rows` and `warps` override it (tuning)."""
-    tiles = Tiles(program)
+    chosen = tiling(program, 64 if program.runs is None else MOST_OF_A_RUN, block_rows)
+    tiles = chosen.tiles
     write = Writer(tiles)
-    most = 64 if program.runs is None else MOST_OF_A_RUN
-    rows = block_rows or max(1, min(most, TILE // (2 * tiles.held)))
     in_memory = [store for store in write.totals if write.is_added_in_memory(store)]
     numbering = _numbering(write)
     passes = _looped(write) if tiles.is_looped else _whole(write)
@@ -101,9 +100,9 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
         passes=passes,
         summary=_summary(write),
         real=write.real,
-        block_rows=rows,
+        block_rows=chosen.rows,
         columns=tiles.columns,
-        warps=warps or tiles.warps(rows),
+        warps=warps or chosen.warps,
         stages=2,
         is_accumulated=bool(in_memory),
         saves=any(result.is_saved for result in program.results),
