@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..gpu.rowwise import PROGRAMS
+from ..gpu.rowwise import PROGRAMS, most_registers
 from ..gpu.triton_types import TRITON_TYPES
-from .row_program import Reduce, RowProgram, Val, axes_of
+from .row_program import Map, Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
 from .tiles import tiling
 
@@ -67,6 +67,7 @@ class RowPlan:
     stages: int
     is_accumulated: bool  # the sums over rows are added into memory that starts as zero
     saves: bool  # some results are for the backward alone; SAVES says whether they are written
+    waits: bool  # a thread's entries wait in registers for one another
     programs: int = PROGRAMS  # that share the rows, where there are sums over rows
 
     @property
@@ -77,6 +78,10 @@ class RowPlan:
     def has_sums(self) -> bool:
         """Whether the number of programs that share the rows is part of the result."""
         return any(not result.by_row and not result.by_run for result in self.program.results)
+
+    @property
+    def registers(self) -> int | None:
+        return most_registers(self.warps) if self.waits else None
 
     @property
     def row_index(self) -> str:
@@ -106,6 +111,15 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
         stages=2,
         is_accumulated=bool(in_memory),
         saves=any(result.is_saved for result in program.results),
+        waits=any(map(_is_waited_for, tiles.values)),
+    )
+
+
+def _is_waited_for(value: Val) -> bool:
+    """A reduction needs all entries of a thread, and a function with a branch of its own all in one place; others the
+    assembler computes one after the other."""
+    return isinstance(value, Reduce) or (
+        isinstance(value, Map) and value.function is not None and value.function.scratch > 0
     )
 
 

@@ -146,8 +146,8 @@ def _in_registers(tiles: Tiles, most_rows: int) -> Tiling | None:
         rows = largest
         while rows:
             per_thread = rows * tiles.held / (warps * WARP)
-            is_least = rows == largest and warps == WARPS[0]
-            if is_least or (per_thread >= FEWEST_PER_THREAD and (per_thread <= PER_THREAD or warps == MOST_WARPS)):
+            is_enough = per_thread >= FEWEST_PER_THREAD or (rows, warps) == (largest, WARPS[0])
+            if is_enough and (per_thread <= PER_THREAD or warps == MOST_WARPS):
                 found.append((per_thread, warps < MOST_WARPS, rows, warps))
             rows //= 2
     found.sort(reverse=True)
