@@ -10,7 +10,7 @@ The estimate is of NVIDIA's warps of 32 threads. AMD's have 64, so that a thread
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING
@@ -37,28 +37,18 @@ class Registers:
         values = tiles.values
         self.shapes = _shapes_of(values)
         self.vectors = self._vectors()
-        place = {value: number for number, value in enumerate(values)}
-        self.end = dict(place)
-        for value in values:
-            for operand in value.operands:
-                self.end[operand] = max(self.end[operand], place[value])
 
     def needed(self, rows: int, warps: int) -> int:
         """Registers of a thread: of all values that are still to be read, of sums over rows (in a loop: as they are in
         memory), of addresses and of what a function takes while it is computed."""
         spread = {shape: self._spread(shape, rows, warps * WARP) for shape in set().union(*self.shapes.values())}
         held = {value: self._held(value, spread) for value in self.tiles.values}
-        changes = [0] * (len(held) + 1)
-        for number, (value, count) in enumerate(held.items()):
-            if not isinstance(value, Constant | Iota):
-                changes[number] += count
-                changes[self.end[value] + 1] -= count
         sums = sum(held[store.value] for store in self.program.stores if store.sum_rows)
         tensors = (*self.program.sources, *self.program.results)
         of_row = max((lengths[None] for lengths in spread.values()), default=1)
         addresses = sum(POINTER * (of_row if tensor.by_row else 1) for tensor in tensors)
         scratch = max((held[v] * v.function.scratch for v in held if isinstance(v, Map) and v.function), default=0)
-        return max(accumulate(changes), default=0) + sums + addresses + scratch
+        return most_at_once(held) + sums + addresses + scratch
 
     def _vectors(self) -> dict[Axis, int]:
         """Entries that a thread takes side by side along an axis, where they lie so in memory."""
@@ -94,6 +84,21 @@ class Registers:
             for shape in self.shapes[value]
         )
         return max(entries) * _REGISTERS[value.kind]
+
+
+def most_at_once(held: Mapping[Val, int]) -> int:
+    """The most that is held of values that are there and still to be read. They are in the order of the text."""
+    place = {value: number for number, value in enumerate(held)}
+    end = dict(place)
+    for value in held:
+        for operand in value.operands:
+            end[operand] = max(end[operand], place[value])
+    changes = [0] * (len(held) + 1)
+    for value, count in held.items():
+        if not isinstance(value, Constant | Iota):
+            changes[place[value]] += count
+            changes[end[value] + 1] -= count
+    return max(accumulate(changes), default=0)
 
 
 def _shapes_of(values: Iterable[Val]) -> dict[Val, set[_Shape]]:

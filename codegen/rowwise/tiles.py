@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 
-from .registers import WARP, Registers
-from .row_program import Axis, Constant, Iota, Reduce, RowProgram, axes_of
+from .registers import WARP, Registers, most_at_once
+from .row_program import Axis, Reduce, RowProgram, axes_of
 
 RESIDENT = 16384  # entries of one row that a program may hold of a value
 TILE = 4096  # entries that a tile of several rows is filled up to
@@ -17,8 +16,7 @@ PER_THREAD = 16  # entries a thread should hold of a value
 FEWEST_PER_THREAD = 4  # entries below which more threads would only load fewer bytes each
 WARPS = (4, 8, 16)
 MOST_WARPS = WARPS[-1]
-# Registers a thread should need. The assembler aims at several programs to a processor, and rather spills a few of
-# more registers than have one program less.
+# Registers a thread should need, so that several programs find room on a processor.
 REGISTERS = 80
 # What it may need where no tile needs so few: with 16 warps a thread can have 128, and 255 with fewer. A loop holds
 # what the estimate does not see, addresses from pass to pass, so that it is not trusted to come near the limit.
@@ -90,18 +88,8 @@ class Tiles:
     @property
     def live(self) -> int:
         """Entries of one row that are held at once at most: values that are there and still to be read, and sums."""
-        order = {value: place for place, value in enumerate(self.values)}
-        end = dict(order)
-        for value, place in order.items():
-            for operand in value.operands:
-                end[operand] = max(end[operand], place)
         kept = sum(self._held(store.value.axes) for store in self.program.stores if store.sum_rows)
-        changes = [0] * (len(order) + 1)
-        for value, place in order.items():
-            if not isinstance(value, Constant | Iota):
-                changes[place] += self._held(value.axes)
-                changes[end[value] + 1] -= self._held(value.axes)
-        return kept + max(accumulate(changes), default=0)
+        return kept + most_at_once({value: self._held(value.axes) for value in self.values})
 
     @property
     def columns(self) -> int:
