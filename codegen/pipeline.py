@@ -29,6 +29,7 @@ from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
+from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
 from .passes.joined_linears import join_linears_on_gpu
@@ -86,6 +87,8 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
+    Pass("few-keys", read_few_keys, "attention to a few keys of each row's own; while reshapes have their facts"),
+    Pass("segments", spread_segments, "values of segments that no attention reads; after few keys, which read some"),
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),

@@ -4,7 +4,8 @@ piece.
     attend_packed(q, k, v, offsets, offsets, scale, low, high)   ->   packed_attention(q, k, v, plan(offsets, band),
     scale)
 
-The plan is made once per band and step; masks with predicates, biases and other bands keep the reference.
+The plan is made once per band and step; masks with predicates, biases and other bands keep the reference. Segments
+whose one query sees all of their rows have a function of their own: as products of one row they would be slow.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from torch import fx
 
 from ..cpu.attention import packed_attention, plan_documents
+from ..cpu.few_keys import own_rows_attention
+from ..functions import cuts
 from ..functions.attention import attend_packed
 from ..origin import inherit
 from .matching import is_call, replace
@@ -29,6 +32,11 @@ def recognise_bands(module: fx.GraphModule) -> None:
         q, k, v, q_offsets, k_offsets, scale = node.args
         causal = _band(node.kwargs.get("low"), node.kwargs.get("high"))
         if causal is None or (causal[0] and q_offsets is not k_offsets):
+            continue
+        if not causal[0] and is_call(q_offsets, cuts.each_alone):
+            with graph.inserting_before(node):
+                new = inherit(graph.call_function(own_rows_attention, (q, k, v, k_offsets, scale)), node)
+            replace(node, new)
             continue
         with graph.inserting_before(node):
             other = None if q_offsets is k_offsets else k_offsets
