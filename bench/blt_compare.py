@@ -17,11 +17,10 @@ BLT. "BLT alone" is the figure without.
 
 Choices were made by runs of a fifth of the FLOPs. OLMo 2 is the spec's `tiny` as it stands; held-out bits per byte were
 3.48 and 3.46 at peak rates of 3e-3 and 1.5e-3 with steps of 4,096 bytes, 3.35 and 3.33 with steps of 2,048; 8e-3 was
-far behind. BLT got 2.30 at the first try, 3e-3, and was left there. It has two thirds of OLMo 2's FLOPs for a byte, the
-larger part in a global model that is twice as wide as the local ones, windows of 128 bytes in those, and hash tables of
-8,191 rows, because 4.7 MB hold few n-grams. The entropy model trains for a fifteenth of the FLOPs, with 128 bytes of
-context. The threshold comes from the entropies of all documents; nothing else of the held-out ones is seen before
-evaluation.
+far behind. BLT got 2.30 at the first try, 3e-3, and was left there. It has two thirds of OLMo 2's FLOPs for a byte, two
+fifths of them in a global model that is twice as wide as the local ones; those see 128 bytes. Hash tables have 8,191
+rows, because 4.7 MB hold few n-grams. The entropy model trains for a fifteenth of the FLOPs, with 128 bytes of context.
+The threshold comes from the entropies of all documents; nothing else of the held-out ones is seen before evaluation.
 
 Tables are read, not multiplied: BLT has several times the weights for its FLOPs, as in the paper. What its bytes cost
 besides products, optimiser steps over the tables among it, is in the seconds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
@@ -40,8 +41,10 @@ def run_attentions(module: fx.GraphModule) -> dict[RunAttention, list[fx.Node]]:
     found: dict[RunAttention, list[fx.Node]] = {}
     for node in module.graph.nodes:
         if node.target is attend_runs:
-            q, v, scale = known[node.args[0]], known[node.args[2]], node.args[4]
-            found.setdefault(RunAttention(*q.dims, v.dims[-1], scale, q.dtype), []).append(node)
+            given: tuple[Any, ...] = node.args
+            q, v, scale = known[given[0]], known[given[2]], given[4]
+            queries, heads, width = q.dims
+            found.setdefault(RunAttention(queries, heads, width, v.dims[-1], scale, q.dtype), []).append(node)
     return found
 
 

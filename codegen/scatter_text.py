@@ -87,7 +87,9 @@ def _of_call(op: FusedOp, call: fx.Node, known: dict[fx.Node, Fact]) -> list[Tab
     for gathered in (g for g in op.derivative.gathered if not g.in_runs):
         rows = op.backward.program.results[gathered.rows]
         *lead, width = rows.dims
-        table = known[call.args[gathered.place]]
+        operand = call.args[gathered.place]
+        assert isinstance(operand, fx.Node)
+        table = known[operand]
         # How many rows one with a level has is data; those of examples or segments are few.
         count = table.dims[0] if table.level is None else 1
         made.append(TableGradient(count, width, prod(lead), rows.dtype))

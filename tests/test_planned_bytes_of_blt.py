@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu_bench import patches
@@ -108,7 +109,7 @@ class Moved(TorchDispatchMode):
     ) -> Any:
         made = func(*args, **(kwargs or {}))
         if not func.is_view:
-            flat, _ = torch.utils._pytree.tree_flatten((args, kwargs, made))
+            flat, _ = pytree.tree_flatten((args, kwargs, made))
             self.bytes += sum(x.nbytes for x in flat if isinstance(x, Tensor))
         return made
 
