@@ -222,7 +222,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float |
     q [N, H, K], k and v [M, G, K], any strides -> [N, H, K]. scale defaults to 1 / sqrt(K).
     """
     if not plan.pieces:
-        return q.new_zeros((*q.shape[:-1], v.shape[-1]))
+        # Nothing is read, and what made the operands has a gradient all the same: zero.
+        nothing = sum((x[:0].sum() for x in (q, k, v)), start=q.new_zeros(()))
+        return nothing.expand((*q.shape[:-1], v.shape[-1]))
     q, k, v = _dense(q), _dense(k), _dense(v)
     if q.shape[-1] == v.shape[-1]:
         return _PackedAttention.apply(q, k, v, plan, scale)
