@@ -25,12 +25,26 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+@dataclass(eq=False)
+class Allowed:
+    """Which keys each query of a piece sees: bool [queries, keys]."""
+
+    flags: Tensor
+    additive: Tensor | None = None
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """0 where a key is seen, -inf elsewhere."""
+        if self.additive is None or self.additive.dtype != dtype:
+            self.additive = torch.where(self.flags, 0.0, -math.inf).to(dtype)
+        return self.additive
+
+
 @dataclass(frozen=True)
 class Piece:
     """`documents` rectangles that follow each other: queries each, keys each, and which keys a query may see.
 
-    mask is None (every key), "causal" (as many keys as queries, no later key), or (shift, window): query i sees keys
-    j with i + shift - window < j <= i + shift.
+    mask is None (every key), "causal" (as many keys as queries, no later key), (shift, window): query i sees keys
+    j with i + shift - window < j <= i + shift; or what each query sees.
     """
 
     query: int
@@ -38,7 +52,7 @@ class Piece:
     key: int
     keys: int
     documents: int
-    mask: tuple[int, int] | str | None
+    mask: tuple[int, int] | Allowed | str | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,8 @@ def _views(piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tenso
 
 
 def _mask_arguments(piece: Piece, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
+    if isinstance(piece.mask, Allowed):
+        return False, piece.mask.mask(dtype)
     if isinstance(piece.mask, tuple):
         return False, _band(piece.queries, piece.keys, *piece.mask, dtype)
     return piece.mask == "causal", None
