@@ -39,6 +39,7 @@ from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
+from .passes.sorted_rows import keep_rows_sorted
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
 from .passes.tables import read_tables
 from .rowwise.fused import FusedOp
@@ -61,6 +62,10 @@ BASIC_PASSES: tuple[Pass, ...] = (
     Pass("common-subexpressions", join_common_subexpressions, "equal calls once, such as the angles of all layers"),
 )
 
+SORTED_ROWS = Pass(
+    "sorted-rows", keep_rows_sorted, "rows that arms join and arms take apart again; needs equal calls once"
+)
+
 # On a GPU every function that is left is a launch of torch's own.
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
@@ -68,6 +73,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],
+    SORTED_ROWS,
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
@@ -78,6 +84,7 @@ GPU_PASSES: tuple[Pass, ...] = (
 
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
+    SORTED_ROWS,
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),
