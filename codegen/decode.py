@@ -72,7 +72,7 @@ def derive(
     stored = stored or working
     whole = signature_of(program)
     row_names = {value.name for value in plan.row_inputs}
-    row_signature = replace(whole, inputs=tuple(s for s in whole.inputs if s.name in row_names), axes=(plan.axis.name,))
+    row_signature = replace(whole, inputs=tuple(s for s in whole.inputs if s.name in row_names), axes=plan.row_axes)
     once_signature = replace(
         whole,
         inputs=tuple(s for s in whole.inputs if s.name not in row_names),

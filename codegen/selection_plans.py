@@ -111,6 +111,10 @@ class SelectionPlans(ABC):
         made = self._of(axis)
         return self.call(selections.take, self.position(made.source), self._rows(made, axis))
 
+    def chosen_rows(self, axis: Axis) -> fx.Node:
+        """int64: which rows of its source a selected axis has."""
+        return self._rows(self._of(axis), axis)
+
     # -- parts -------------------------------------------------------------------------------------
 
     def _of(self, axis: Axis) -> _Chosen:

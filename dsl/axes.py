@@ -127,6 +127,11 @@ class Axis:
         return self.kind.parent if isinstance(self.kind, Nested) else None
 
     @property
+    def whole(self) -> Axis:
+        """The axis that a selection is made from, through all selections; itself for any other."""
+        return self.kind.parent.whole if isinstance(self.kind, Selected) else self
+
+    @property
     def ancestors(self) -> tuple[Axis, ...]:
         """Parents upwards, nearest first."""
         return () if self.parent is None else (self.parent, *self.parent.ancestors)

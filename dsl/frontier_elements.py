@@ -104,11 +104,6 @@ def selects(axis: Axis) -> bool:
     return isinstance(axis.kind, Selected) and axis.kind.group is None
 
 
-def whole_of(axis: Axis) -> Axis:
-    """The axis that a selection is made from, through all selections."""
-    return whole_of(axis.kind.parent) if isinstance(axis.kind, Selected) else axis
-
-
 def is_run_of(part: Axis, whole: Axis) -> bool:
     """As `is_part_of`, and the rows are neighbours in `whole` too."""
     if part is whole:

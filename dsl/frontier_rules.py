@@ -29,7 +29,6 @@ from .frontier_elements import (
     row,
     selects,
     touches,
-    whole_of,
 )
 from .record import record
 
@@ -307,7 +306,7 @@ def take(f: Frontier, to: Axis, tag: Frontier = NONE) -> Frontier:
 
     `tag` decides which rows of X are rows of W, read at those rows.
     """
-    if not tag.is_none and not (isinstance(to.kind, Selected) and leq(tag, row(whole_of(to)))):
+    if not tag.is_none and not (isinstance(to.kind, Selected) and leq(tag, row(to.whole))):
         return ALL
     f = join(f, tag)
     if f.kind is Kind.END and f.inside is not None and _apart(f.inside, to) and isinstance(to.kind, Selected):

@@ -41,6 +41,11 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
+def places_of(rows: Tensor, wanted: Tensor) -> Tensor:
+    """int64: where some of the chosen rows stand among them."""
+    return torch.searchsorted(rows, wanted)
+
+
 def order_of(rows: tuple[Tensor, ...]) -> Tensor:
     """int64 [N]: where each row stands when the parts lie behind one another. `rows`: which rows each part has."""
     placed = torch.cat(rows)
