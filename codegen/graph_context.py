@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl.axes import Axis, Group
+from ..dsl.axes import Axis, Cut, Group
 from ..dsl.program import Constant, Node, Value, Weight
 from ..dsl.source import Span
 from ..dsl.value_type import Flag, Int, Real, ValueType
@@ -221,6 +221,18 @@ class GraphContext(CutPlans, SelectionPlans):
 
     def position(self, axis: Axis) -> fx.Node:
         return self._once(("position", axis), lambda: self._plan(self._make_position, axis))
+
+    def segment_index_on_whole(self, cut: Axis, outside: int) -> fx.Node:
+        assert isinstance(cut.kind, Cut)
+        selection = cut.kind.parent
+        whole = selection.whole
+
+        def make() -> fx.Node:
+            number, inside = self.segment_index(cut, "own"), self.segment_inside(cut)
+            rows, like = self.chosen_rows(selection), self.row_example(whole)
+            return self.call(selections.placed_numbers, number, inside, rows, like, outside)
+
+        return self.planned(("index on whole", cut, outside), cut, ValueType(Int(), (whole,)), make)
 
     def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:
         site = self._site(node)

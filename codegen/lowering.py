@@ -84,6 +84,10 @@ class LowerContext(Protocol):
         come."""
         ...
 
+    def segment_index_on_whole(self, cut: Axis, outside: int) -> fx.Node:
+        """Of a cut of a selection: the same at the rows of the whole axis; `outside` at rows in no segment."""
+        ...
+
     def segment_inside(self, cut: Axis) -> fx.Node | None:
         """bool `[rows]`: whether a row is in a segment. None: every row is."""
         ...

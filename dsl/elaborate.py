@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import field
 
 from . import syntax
+from .axes import Axis, Selected
 from .body import Abandoned, Build
 from .count import check_size
 from .diagnostics import Mistake
@@ -14,6 +15,7 @@ from .distributions import distribution
 from .errors.axes import MissingRows
 from .errors.later import NotBuiltYet
 from .errors.names import BadArguments, did_you_mean
+from .errors.routing import NotSelected
 from .errors.signatures import BadType
 from .errors.weights import BadDistribution, NoLoss, UnusedShared
 from .instances import Instances, scratch_build
@@ -211,11 +213,23 @@ def _program(
             bindings[name] = value.main
     program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
-        tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs),
+        tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs), _selected(spec, body, inputs),
     )  # fmt: skip
     if body.build.turns is not None:
         spec.shortened.append((program, body.build.turns))
     return program
+
+
+def _selected(spec: Spec, body: Elaboration, inputs: tuple[Value, ...]) -> dict[Axis, Value]:
+    """The tag of each declared selection. Whoever gives rows of one must know which rows of the whole they are."""
+    along = {value.type.rows for value in inputs}
+    for axis, (tag, at) in body.build.selected.items():
+        if axis in along and tag not in inputs:
+            assert isinstance(axis.kind, Selected)
+            repair = f"rows of {axis.name} are an input, so the tag is to be one, too"
+            error = NotSelected(at, axis.name, axis.kind.tag, "no input", axis.span, None, repair)
+            spec.library.problems.add(error)
+    return {axis: tag for axis, (tag, _) in body.build.selected.items()}
 
 
 def _optional(body: Elaboration, inputs: tuple[Value, ...]) -> dict[str, Value]:

@@ -41,6 +41,23 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
+def placed(x: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    """`x [W, ...]` at its rows of the whole axis, which has those of `like [N]`; 0 elsewhere."""
+    return x.new_zeros(like.shape[0], *x.shape[1:]).index_copy(0, rows, x)
+
+
+def placed_numbers(number: Tensor, inside: Tensor | None, rows: Tensor, like: Tensor, outside: int) -> Tensor:
+    """int64 [N]: numbers of the chosen rows in their places; `outside` elsewhere, and where a row is not `inside`."""
+    kept = number if inside is None else torch.where(inside, number, outside)
+    return torch.full_like(like, outside).index_copy(0, rows, kept)
+
+
+def placed_flags(rows: Tensor, like: Tensor, present: Tensor | None) -> Tensor:
+    """bool [N]: which rows of the whole axis are chosen, and not missing."""
+    flags = torch.ones_like(rows, dtype=torch.bool) if present is None else present
+    return placed(flags, rows, like)
+
+
 def places_of(rows: Tensor, wanted: Tensor) -> Tensor:
     """int64: where some of the chosen rows stand among them."""
     return torch.searchsorted(rows, wanted)

@@ -101,8 +101,12 @@ def _conjunction(parts: list[Predicate], rows: Sides) -> Hull:
                 match excluded:
                     case ("!=", (name, read), ("number", number)) if name == side and read is tensor:
                         flags = tensor != number
-                        there = flags if there is None else there & flags
-                        used.add(other)
+                    case ("==", (name, Tensor() as read), ("number", True)) if name == side:
+                        flags = read
+                    case _:
+                        continue
+                used.add(other)
+                there = flags if there is None else there & flags
             seen.append((tensor, there))
         found = _met(found, _runs(*seen[0], *seen[1], rows))
     for place, part in enumerate(parts):

@@ -31,6 +31,11 @@ def members_of(tag: Value, names: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(tag.type.kind.enum.members.index(name) for name in names)
 
 
+def members_of_axis(tag: Value, axis: Axis) -> tuple[int, ...]:
+    assert isinstance(axis.kind, Selected)
+    return members_of(tag, axis.kind.members)
+
+
 def read_tag(call: OpCall, axis: Axis) -> tuple[Value, ...]:
     """What an operator reads that has rows along a selected axis, or counts them: the tag. Arms know theirs."""
     kind = axis.kind
@@ -41,7 +46,7 @@ def choose_rows(ctx: LowerContext, node: Node, axis: Axis) -> None:
     """Tells the graph which rows a selected axis has, where `read_tag` is all that the node reads."""
     kind = axis.kind
     if isinstance(kind, Selected) and node.inputs:
-        ctx.chosen(axis, kind.parent, node.inputs[0], members_of(node.inputs[0], kind.members), None)
+        ctx.chosen(axis, kind.parent, node.inputs[0], members_of_axis(node.inputs[0], axis), None)
 
 
 def _selection(call: OpCall, operator: str, part: Axis, whole: Axis) -> Selected:
