@@ -56,6 +56,18 @@ def _take(read: Reader) -> Fact | None:
     return None if x is None or rows is None or x.level is None else replace(x, level=rows.level)
 
 
+def _placed(of: torch.dtype | None, like: int) -> Callable[[Reader], Fact | None]:
+    """Rows of a part in their places, with a row for each that argument `like` has."""
+
+    def rule(read: Reader) -> Fact | None:
+        x, rows = read.fact(0), read.fact(like)
+        if x is None or rows is None:
+            return None
+        return Fact(rows.level, () if of is not None else x.dims, of or x.dtype)
+
+    return rule
+
+
 def _join(read: Reader) -> Fact | None:
     parts, order = [read.known.get(part) for part in read.arg(0)], read.fact(1)
     first = parts[0]
@@ -78,6 +90,10 @@ ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     selections.has_tag: _flag_of_rows,
     **dict.fromkeys((selections.rows_of, selections.order_of), _chosen),
     selections.take: _take,
+    selections.placed: _placed(None, 2),
+    selections.placed_numbers: _placed(torch.int64, 3),
+    selections.placed_flags: _placed(torch.bool, 1),
+    selections.places_of: _placed(torch.int64, 1),
     selections.join: _join,
     cuts.spread: _spread,
     packing.position: _position,

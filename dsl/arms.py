@@ -100,12 +100,14 @@ class Mover:
         self._groups: dict[Group, Group] = {}
         self._maker = {output: node for node in build.nodes[:begin] for output in node.outputs}
         self._precise: set[Value] = set()
+        self.made: set[Value] = set()  # by the nodes of the arm, as they were written
 
     def run(self) -> None:
         """Rewrites the nodes."""
         own = self.build.nodes[self.begin :]
         del self.build.nodes[self.begin :]
         for node in own:
+            self.made.update(node.outputs)
             if any(self._moves(value) for value in node.outputs):
                 node = self._node(node)
             self._add(node)

@@ -143,9 +143,10 @@ def _join(
     word = "a `routed by`" if isinstance(statement, syntax.Routed) else "a `match`"
     for name in dict.fromkeys(name for arm in ran for name in arm.names):
         given = [arm.names.get(name) for arm in ran]
-        if all(value is given[0] for value in given):
-            if given[0] is not before.get(name):
-                scope.bind(name, given[0])
+        if all(value is before.get(name) for value in given):
+            continue
+        if all(value is given[0] for value in given) and _is_outer(given[0], ran):
+            scope.bind(name, given[0])
             continue
         if isinstance(before.get(name), Family) or any(isinstance(value, Family) for value in given):
             _join_family(body, name, ran, before.get(name))
@@ -158,6 +159,13 @@ def _join(
         shown = tuple(describe(value) for value in given if value is not None)
         scope.bound.pop(name, None)
         scope.branches[name] = Branched(place, None if absent or len(shown) < 2 else (shown[0], _other(shown)), word)
+
+
+def _is_outer(value: object, ran: tuple[_Ran, ...]) -> bool:
+    """Whether all arms bind something that none of them made."""
+    if isinstance(value, Value):
+        return not any(value in arm.mover.made for arm in ran)
+    return not isinstance(value, Record | Family)
 
 
 def _other(shown: tuple[str, ...]) -> str:
