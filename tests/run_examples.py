@@ -43,7 +43,9 @@ def inputs(program: Program) -> dict[str, Any]:
         if value.type.rows is not None:
             shift = len(lengths)
             lengths.setdefault(value.type.rows, LENGTHS[shift:] + LENGTHS[:shift])
-    tags = {tag.name: _input(tag, lengths, draw) for tag in program.selected.values() if tag in program.inputs}
+    tags: dict[str, Any] = {
+        tag.name: _input(tag, lengths, draw) for tag in program.selected.values() if tag in program.inputs
+    }
     for axis, tag in program.selected.items():
         if tag.name in tags:
             assert isinstance(axis.kind, Selected)
