@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .functions import attention, cuts, draws, gathers, pointwise, precision, segments, shifts, statics
+    from .functions import attention, cuts, draws, gathers, pointwise, precision, segments, selections, shifts, statics
 else:
     from .lazy import _LazyModule
 
@@ -17,7 +17,19 @@ else:
     pointwise = _LazyModule(_package + "pointwise")
     precision = _LazyModule(_package + "precision")
     segments = _LazyModule(_package + "segments")
+    selections = _LazyModule(_package + "selections")
     shifts = _LazyModule(_package + "shifts")
     statics = _LazyModule(_package + "statics")
 
-__all__ = ["attention", "cuts", "draws", "gathers", "pointwise", "precision", "segments", "shifts", "statics"]
+__all__ = [
+    "attention",
+    "cuts",
+    "draws",
+    "gathers",
+    "pointwise",
+    "precision",
+    "segments",
+    "selections",
+    "shifts",
+    "statics",
+]

@@ -42,6 +42,7 @@ from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
 from .passes.selections import select_by_partial_sort
+from .passes.sorted_rows import keep_rows_sorted
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
 from .passes.tables import multiply_rows, read_by_rows, read_tables
 from .rowwise.fused import FusedOp
@@ -64,6 +65,10 @@ BASIC_PASSES: tuple[Pass, ...] = (
     Pass("common-subexpressions", join_common_subexpressions, "equal calls once, such as the angles of all layers"),
 )
 
+SORTED_ROWS = Pass(
+    "sorted-rows", keep_rows_sorted, "rows that arms join and arms take apart again; needs equal calls once"
+)
+
 # On a GPU every function that is left is a launch of torch's own.
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
@@ -72,6 +77,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],
+    SORTED_ROWS,
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
@@ -84,6 +90,7 @@ GPU_PASSES: tuple[Pass, ...] = (
 
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
+    SORTED_ROWS,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),

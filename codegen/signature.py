@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..dsl.axes import Selected
 from ..dsl.program import Program, Value
 from ..dsl.value_type import Flag, Id, Int, Real, Tag, ValueType
 
@@ -52,9 +53,20 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class SelectedRows:
+    """Rows of `axis` are those rows of `parent` whose `tag`, an input, is one of `members`."""
+
+    axis: str
+    parent: str
+    tag: str
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Signature:
     """`outputs` of a model; `losses` of an objective. `draws`: the graph takes the draw arguments. `born`: axes whose
-    rows the graph makes; it gives their offsets after the outputs."""
+    rows the graph makes; it gives their offsets after the outputs. `selected`: axes of inputs whose number of rows
+    follows from a tag."""
 
     name: str
     inputs: tuple[Slot, ...]
@@ -63,6 +75,7 @@ class Signature:
     losses: tuple[str, ...] = ()
     draws: bool = False
     born: tuple[str, ...] = ()
+    selected: tuple[SelectedRows, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -73,6 +86,7 @@ class Signature:
             "losses": list(self.losses),
             "draws": self.draws,
             "born": list(self.born),
+            "selected": [[s.axis, s.parent, s.tag, list(s.members)] for s in self.selected],
         }
 
     @staticmethod
@@ -85,6 +99,10 @@ class Signature:
             losses=tuple(map(str, data["losses"])),
             draws=bool(data["draws"]),
             born=tuple(map(str, data["born"])),
+            selected=tuple(
+                SelectedRows(str(axis), str(parent), str(tag), tuple(map(int, members)))
+                for axis, parent, tag, members in data.get("selected", ())
+            ),
         )
 
 
@@ -98,7 +116,19 @@ def signature_of(program: Program, draws: bool = False) -> Signature:
         losses=tuple(term.name for term in program.losses),
         draws=draws,
         born=tuple(axis.name for axis in program.born_axes),
+        selected=_selected(program),
     )
+
+
+def _selected(program: Program) -> tuple[SelectedRows, ...]:
+    found = []
+    for axis, tag in program.selected.items():
+        kind = axis.kind
+        if axis in program.ordered_axes and tag in program.inputs and isinstance(kind, Selected):
+            assert isinstance(tag.type.kind, Tag)
+            members = tuple(tag.type.kind.enum.members.index(member) for member in kind.members)
+            found.append(SelectedRows(axis.name, kind.parent.name, tag.name, members))
+    return tuple(found)
 
 
 def slot(name: str, type_: ValueType) -> Slot:

@@ -61,6 +61,9 @@ class Call:
     def segmented(self, axis: Axis) -> Segmented | None:
         return self._body.segmented(axis, self.span)
 
+    def selected(self, axis: Axis) -> Value:
+        return self._body.selected(axis, self.span)
+
     def traced(self, block: BlockRef, type: ValueType) -> Traced:
         build = self._body.build
         given = Value("score", type, self.span)

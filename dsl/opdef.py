@@ -119,6 +119,10 @@ class OpCall(Protocol):
         none yet."""
         ...
 
+    def selected(self, axis: Axis) -> Value:
+        """The tag that selects the rows of a selected axis. Fails where none is known."""
+        ...
+
     def traced(self, block: Any, type: ValueType) -> Traced:
         """A block given as an argument, on a value of this type that no operator makes. It may read `query(e)` and
         `key(e)`, and names that are visible where the operator is called."""

@@ -46,7 +46,7 @@ from .errors import GenerateFault, RuntimeFault
 from .kernels import attach_kernels
 from .model import Model
 from .packed import offsets_of
-from .sample_inputs import sample_inputs
+from .sample_inputs import sample_inputs, settled
 
 # Of the largest entry of the truth: rounding of one region, whose statistics are summed in at least float32.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-3}
@@ -156,7 +156,7 @@ class _Check:
         self.calls = _calls(self.fused)
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
-        self.lengths = _lengths(self.signature)
+        self.lengths = settled(self.signature, _lengths(self.signature), seed)
         self.inputs = sample_inputs(self.signature, self.lengths, seed, model.device)
 
     def arguments(self, dtype: torch.dtype) -> list[Tensor]:
@@ -274,7 +274,7 @@ class _Check:
         axis = decoder.graphs.plan.axis.name
         lengths = {**self.lengths, axis: tuple(max(length, 1) for length in self.lengths[axis])}
         inputs = sample_inputs(self.signature, lengths, 1, self.model.device)
-        self.inputs, self.lengths = inputs, lengths
+        self.inputs, self.lengths = inputs, settled(self.signature, lengths, 1)
         want, near = _run(self.truth, self.arguments(torch.float64)), _run(self.unfused, self.arguments(self.dtype))
         rows, once = self._split(axis)
         counts = lengths[axis]

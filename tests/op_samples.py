@@ -22,6 +22,7 @@ from weft.codegen.signature import Signature
 from weft.dsl.check import check
 from weft.dsl.opdef import OpDef
 from weft.dsl.program import Program, Value
+from weft.dsl.selections import TakeAttrs
 from weft.dsl.source import Source
 from weft.dsl.value_type import Flag, Id, Real, Tag, ValueType
 
@@ -45,6 +46,8 @@ block tanh_of(x: real) -> real:
 axis seq
 axis other
 axis patch cut from seq
+axis word = seq where kind == text
+axis spot = seq where kind == image
 """
 
 # Rows of each example along each ordered axis: odd sizes, an empty example first, in the middle and last.
@@ -134,8 +137,13 @@ def flags_of_cut(program: Program, made: Mapping[object, Tensor], cut: str) -> t
 
 
 def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths) -> Lengths:
-    """`lengths`, and how many segments each example has, counted row by row."""
+    """`lengths`, and how many segments and selected rows each example has, counted row by row."""
     found = dict(lengths)
+    for node in program.nodes:
+        if isinstance(node.attrs, TakeAttrs) and node.attrs.source is not None and node.attrs.target is not None:
+            tags = iter(made[node.inputs[1]].tolist())
+            counts = [[next(tags) for _ in range(count)] for count in found[node.attrs.source.name]]
+            found[node.attrs.target.name] = tuple(sum(tag in node.attrs.members for tag in own) for own in counts)
     for node in program.nodes:
         if isinstance(node.attrs, SegmentAttrs):
             cut, along = node.attrs.cut.name, node.attrs.along.name

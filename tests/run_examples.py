@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.dsl.axes import Axis
+from weft.dsl.axes import Axis, Selected
 from weft.dsl.check import Checked
 from weft.dsl.program import Program, Value
 from weft.dsl.value_type import Flag, Id, Int, Real, Tag
@@ -43,7 +43,16 @@ def inputs(program: Program) -> dict[str, Any]:
         if value.type.rows is not None:
             shift = len(lengths)
             lengths.setdefault(value.type.rows, LENGTHS[shift:] + LENGTHS[:shift])
-    return {value.name: _input(value, lengths, draw) for value in program.inputs}
+    tags: dict[str, Any] = {
+        tag.name: _input(tag, lengths, draw) for tag in program.selected.values() if tag in program.inputs
+    }
+    for axis, tag in program.selected.items():
+        if tag.name in tags:
+            assert isinstance(axis.kind, Selected)
+            assert isinstance(tag.type.kind, Tag)
+            numbers = [tag.type.kind.enum.members.index(member) for member in axis.kind.members]
+            lengths[axis] = tuple(sum(int((part == number).sum()) for number in numbers) for part in tags[tag.name])
+    return {value.name: tags.get(value.name, _input(value, lengths, draw)) for value in program.inputs}
 
 
 def _input(value: Value, lengths: dict[Axis, tuple[int, ...]], draw: torch.Generator) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...dsl.axes import Axis, Cut
+from ...dsl.axes import Axis, Cut, Selected
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.masks import BadMask
 from ...dsl.masks import Arithmetic, Both, Compare, Either, Formula, Mask, Not, Position, SegmentIndex, Side, Term
@@ -14,11 +14,13 @@ from ..lowering import LowerContext
 
 @record
 class MaskCut:
-    """A cut that a mask reads. `inputs`: how many of the node's inputs say where its segments are."""
+    """A cut that a mask reads. `inputs`: how many of the node's inputs say where its segments are; if `selected`, the
+    last of them is the tag of the selection that was cut, and `along` is the axis it was selected from."""
 
     axis: Axis
     along: Axis
     inputs: int
+    selected: bool = False
 
 
 def mask_cuts(
@@ -26,22 +28,44 @@ def mask_cuts(
 ) -> tuple[tuple[MaskCut, ...], tuple[Value, ...]]:
     """The cuts of a mask, and what made them. Each side that reads one runs along the cut or along the axis it cuts."""
     found: dict[Axis, tuple[Value, ...]] = {}
+    along_of: dict[Axis, Axis] = {}
     for side, axis in dict.fromkeys(_reads(mask.formula)):
         if not isinstance(axis.kind, Cut):
             raise call.fail(NotBuiltYet(call.at("mask"), f"a mask that compares rows of {axis.name}, which is no cut,"))
         rows = query_rows if side == "query" else along
-        if rows is not axis and rows is not axis.kind.parent:
+        cut_from = axis.kind.parent
+        # Pictures of a text: rows of the text that are in none are in a gap.
+        is_whole = isinstance(cut_from.kind, Selected) and rows is cut_from.kind.parent
+        if is_whole and not _is_compared(mask.formula, axis):
+            raise call.fail(NotBuiltYet(call.at("mask"), f"a mask by numbers of {axis.name}, cut from a selection,"))
+        if rows is not axis and rows is not cut_from and not is_whole:
             place = "lie along no ordered axis" if rows is None else f"lie along {rows.name}"
             what = f"`{side}({axis.name})`: the {'queries' if side == 'query' else 'keys'} {place}"
             raise call.fail(
                 BadMask(mask.span or call.at("mask"), what, f"{axis.name} is cut from {axis.kind.parent.name}")
             )
         made = call.segmented(axis)
-        found[axis] = () if made is None else made.values
+        found.setdefault(axis, () if made is None else made.values)
+        if is_whole and axis not in along_of and rows is not None:
+            along_of[axis] = rows
+            found[axis] = (*found[axis], call.selected(cut_from))
     cuts = tuple(
-        MaskCut(axis, axis.kind.parent, len(values)) for axis, values in found.items() if isinstance(axis.kind, Cut)
+        MaskCut(axis, along_of.get(axis, axis.kind.parent), len(values), axis in along_of)
+        for axis, values in found.items()
+        if isinstance(axis.kind, Cut)
     )
     return cuts, tuple(value for values in found.values() for value in values)
+
+
+def _is_compared(formula: Formula | None, cut: Axis) -> bool:
+    """Whether a cut is read in `query(cut) == key(cut)` alone."""
+    match formula:
+        case Both(left, right) | Either(left, right):
+            return _is_compared(left, cut) and _is_compared(right, cut)
+        case Compare("==", Side(one, SegmentIndex(a, "own")), Side(other, SegmentIndex(b, "own"))) if one != other:
+            return a is b or cut not in (a, b)
+        case _:
+            return all(axis is not cut for _, axis in _reads(formula))
 
 
 def _reads(formula: Formula | Term | None) -> list[tuple[str, Axis]]:
@@ -65,7 +89,7 @@ def same_segment(
     match formula:
         case Compare("==", Side(one), Side(other)) if one != other:
             cut = _compared_cut(formula, queries, keys)
-            if cut is not None and ctx.groups_by(cut, queries, keys):
+            if cut is not None and not _has_gaps(cut, (queries, keys)) and ctx.groups_by(cut, queries, keys):
                 return cut, None
         case Both(left, right):
             cut, rest = same_segment(left, queries, keys, ctx)
@@ -75,6 +99,11 @@ def same_segment(
             if cut is not None:
                 return cut, left if rest is None else Both(left, rest)
     return None, formula
+
+
+def _has_gaps(cut: Axis, rows: tuple[Axis | None, ...]) -> bool:
+    """Whether rows are asked that were not selected before the cut."""
+    return isinstance(cut.kind, Cut) and any(axis not in (cut, cut.kind.parent) for axis in rows)
 
 
 def _compared_cut(compare: Compare, queries: Axis | None, keys: Axis) -> Axis | None:
