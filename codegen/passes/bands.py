@@ -18,8 +18,8 @@ from torch import fx
 
 from ..cpu.attention import packed_attention, plan_documents
 from ..cpu.few_keys import own_rows_attention
-from ..functions import cuts
 from ..cpu.masked_attention import masked_attention, plan_mask
+from ..functions import cuts
 from ..functions.attention import attend_packed
 from ..gpu.mask_intervals import says_intervals
 from ..origin import inherit
