@@ -39,7 +39,7 @@ from weft.dsl.diagnostics import SpecError  # noqa: E402
 from weft.dsl.source import Source  # noqa: E402
 
 SLOW = 2.0
-REFERENCE = 0.15  # seconds of a check of olmo2.weft on the machine that this limit is meant for
+REFERENCE = 0.08  # seconds of a check of olmo2.weft on the machine that this limit is meant for
 KEPT = 5  # texts of one sort of failure
 HANGING = 20.0  # seconds of this process after which a text is given up
 TOKEN = re.compile(r"\n[ ]*|[A-Za-z_]\w*|\d[\w.]*|->|\|>|\.\.|[=<>!]=|//|\*\*|\"[^\"\n]*\"|[^\w\s]|[ ]+")
