@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,28 +19,18 @@ from torch.nn import functional
 
 from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
-from .functions import attention, caches, cuts, gathers, packing, pointwise, precision, shifts, statics
+from . import place_facts
+from .fact import EXAMPLES, Fact, Reader, Rule, broadcast, dimension
+from .functions import attention, caches, cuts, gathers, packing, places, pointwise, precision, shifts, statics
 from .gpu import attention_caches
 from .gpu.attention import attend
 from .origin import origin
 
-EXAMPLES = "examples"  # the level of values with one entry per example
 WORKING = "weft_working"
+__all__ = ["EXAMPLES", "FACT", "WORKING", "Fact", "broadcast", "dimension", "facts"]
+
 # On nodes that a pass made of functions of its own: it says what they are.
 FACT = "weft_fact"
-
-
-@dataclass(frozen=True)
-class Fact:
-    """`[level; *dims]`. `level` is the name of a ragged axis, `EXAMPLES`, or None for values without rows."""
-
-    level: str | None
-    dims: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def is_real(self) -> bool:
-        return self.dtype.is_floating_point
 
 
 def facts(module: fx.GraphModule) -> dict[fx.Node, Fact]:
@@ -64,7 +53,7 @@ def _fact(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Fact], wor
     if node.op == "call_function":
         rule = _RULES.get(node.target)
         if rule is not None:
-            found = rule(_Reader(node, known))
+            found = rule(Reader(node, known))
             if found is not None:
                 return found
     source = origin(node)
@@ -87,50 +76,6 @@ def _of_type(type_: ValueType, working: torch.dtype, precise: bool) -> Fact | No
     return Fact(level, tuple(axis.size or 0 for axis in type_.static_axes), dtype)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """The operands of one call, as a rule reads them."""
-
-    node: fx.Node
-    known: dict[fx.Node, Fact]
-
-    def arg(self, place: int, default: Any = None) -> Any:
-        return self.node.args[place] if place < len(self.node.args) else default
-
-    def fact(self, place: int = 0) -> Fact | None:
-        argument = self.arg(place)
-        return self.known.get(argument) if isinstance(argument, fx.Node) else None
-
-
-Rule = Callable[[_Reader], Fact | None]
-
-
-def dimension(dim: int, fact: Fact) -> int:
-    """A torch dimension as a place among the static ones; -1 for the dimension of rows."""
-    lead = fact.level is not None
-    return (dim if dim >= 0 else dim + len(fact.dims) + lead) - lead
-
-
-def broadcast(facts_: list[Fact]) -> Fact | None:
-    """Level and sizes of a pointwise result; the type is that of the first."""
-    levels = {fact.level for fact in facts_} - {None}
-    if len(levels) > 1:
-        return None
-    level = next(iter(levels), None)
-    rank = max(len(fact.dims) for fact in facts_)
-    padded = [(1,) * (rank - len(fact.dims)) + fact.dims for fact in facts_]
-    # A value with rows keeps them in front, so all of those have the same number of dimensions.
-    if any(len(fact.dims) != rank for fact in facts_ if fact.level is not None):
-        return None
-    dims = []
-    for sizes in zip(*padded, strict=True):
-        wide = {size for size in sizes if size != 1}
-        if len(wide) > 1:
-            return None
-        dims.append(next(iter(wide), 1))
-    return Fact(level, tuple(dims), facts_[0].dtype)
-
-
 def _promoted(facts_: list[Fact], numbers: list[Any]) -> torch.dtype:
     dtype = facts_[0].dtype
     for fact in facts_[1:]:
@@ -140,7 +85,7 @@ def _promoted(facts_: list[Fact], numbers: list[Any]) -> torch.dtype:
     return dtype
 
 
-def _operands(read: _Reader) -> tuple[list[Fact], list[Any]] | None:
+def _operands(read: Reader) -> tuple[list[Fact], list[Any]] | None:
     found, numbers = [], []
     for argument in read.node.args:
         if isinstance(argument, fx.Node):
@@ -156,7 +101,7 @@ def _operands(read: _Reader) -> tuple[list[Fact], list[Any]] | None:
 def _pointwise(result: torch.dtype | None = None, of: slice = slice(None)) -> Rule:
     """`result` fixes the type; else it is that of the operands in `of`."""
 
-    def rule(read: _Reader) -> Fact | None:
+    def rule(read: Reader) -> Fact | None:
         operands = _operands(read)
         if operands is None or read.node.kwargs:
             return None
@@ -168,24 +113,24 @@ def _pointwise(result: torch.dtype | None = None, of: slice = slice(None)) -> Ru
     return rule
 
 
-def _to(read: _Reader) -> Fact | None:
+def _to(read: Reader) -> Fact | None:
     fact, dtype = read.fact(), read.arg(1)
     return replace(fact, dtype=dtype) if fact is not None and isinstance(dtype, torch.dtype) else None
 
 
-def _real(read: _Reader) -> Fact | None:
+def _real(read: Reader) -> Fact | None:
     fact, dtype, precise = read.fact(), read.arg(1), read.arg(2, False)
     if fact is None:
         return None
     return replace(fact, dtype=torch.promote_types(dtype, torch.float32) if precise else dtype)
 
 
-def _like_first(read: _Reader) -> Fact | None:
+def _like_first(read: Reader) -> Fact | None:
     return read.fact()
 
 
 def _reduced(dtype: torch.dtype | None = None) -> Rule:
-    def rule(read: _Reader) -> Fact | None:
+    def rule(read: Reader) -> Fact | None:
         fact, dims = read.fact(), read.arg(1)
         if fact is None:
             return None
@@ -198,7 +143,7 @@ def _reduced(dtype: torch.dtype | None = None) -> Rule:
     return rule
 
 
-def _reshape(read: _Reader) -> Fact | None:
+def _reshape(read: Reader) -> Fact | None:
     fact, shape = read.fact(), read.arg(1)
     if fact is None or not isinstance(shape, tuple):
         return None
@@ -210,7 +155,7 @@ def _reshape(read: _Reader) -> Fact | None:
     return replace(fact, dims=tuple(sizes))
 
 
-def _flatten(read: _Reader) -> Fact | None:
+def _flatten(read: Reader) -> Fact | None:
     fact = read.fact()
     if fact is None:
         return None
@@ -220,7 +165,7 @@ def _flatten(read: _Reader) -> Fact | None:
     return replace(fact, dims=(*fact.dims[:first], math.prod(fact.dims[first : last + 1]), *fact.dims[last + 1 :]))
 
 
-def _unflatten(read: _Reader) -> Fact | None:
+def _unflatten(read: Reader) -> Fact | None:
     fact = read.fact()
     if fact is None:
         return None
@@ -228,7 +173,7 @@ def _unflatten(read: _Reader) -> Fact | None:
     return replace(fact, dims=(*fact.dims[:place], *read.arg(2), *fact.dims[place + 1 :]))
 
 
-def _permute(read: _Reader) -> Fact | None:
+def _permute(read: Reader) -> Fact | None:
     fact, order = read.fact(), read.arg(1)
     if fact is None:
         return None
@@ -240,7 +185,7 @@ def _permute(read: _Reader) -> Fact | None:
     return replace(fact, dims=tuple(fact.dims[place] for place in places))
 
 
-def _getitem(read: _Reader) -> Fact | None:
+def _getitem(read: Reader) -> Fact | None:
     """`x[:, None, :]`: new dimensions of size one."""
     fact, index = read.fact(), read.arg(1)
     if fact is None or not isinstance(index, tuple):
@@ -259,7 +204,7 @@ def _getitem(read: _Reader) -> Fact | None:
     return replace(fact, dims=(*dims, *left))
 
 
-def _unsqueeze(read: _Reader) -> Fact | None:
+def _unsqueeze(read: Reader) -> Fact | None:
     fact, dim = read.fact(), read.arg(1)
     if fact is None:
         return None
@@ -268,7 +213,7 @@ def _unsqueeze(read: _Reader) -> Fact | None:
     return None if place < 0 else replace(fact, dims=(*fact.dims[:place], 1, *fact.dims[place:]))
 
 
-def _squeeze(read: _Reader) -> Fact | None:
+def _squeeze(read: Reader) -> Fact | None:
     fact = read.fact()
     if fact is None:
         return None
@@ -279,7 +224,7 @@ def _squeeze(read: _Reader) -> Fact | None:
 _select = _squeeze  # the entry that is taken changes nothing about the rest
 
 
-def _stack(read: _Reader) -> Fact | None:
+def _stack(read: Reader) -> Fact | None:
     parts, dim = read.arg(0), read.arg(1, 0)
     first = read.known.get(parts[0])
     if first is None or any(read.known.get(part) != first for part in parts):
@@ -289,7 +234,7 @@ def _stack(read: _Reader) -> Fact | None:
     return None if place < 0 else replace(first, dims=(*first.dims[:place], len(parts), *first.dims[place:]))
 
 
-def _cat(read: _Reader) -> Fact | None:
+def _cat(read: Reader) -> Fact | None:
     found = [read.known.get(part) for part in read.arg(0)]
     first = found[0]
     if first is None or read.arg(1) != -1 or not first.dims:
@@ -302,7 +247,7 @@ def _cat(read: _Reader) -> Fact | None:
     return replace(first, dims=(*first.dims[:-1], total))
 
 
-def _expand(read: _Reader) -> Fact | None:
+def _expand(read: Reader) -> Fact | None:
     fact, like, sizes = read.fact(0), read.fact(1), read.arg(2)
     if fact is None or (read.arg(1) is not None and like is None):
         return None
@@ -310,12 +255,12 @@ def _expand(read: _Reader) -> Fact | None:
     return None if fact.level not in (None, level) else Fact(level, tuple(sizes), fact.dtype)
 
 
-def _linear(read: _Reader) -> Fact | None:
+def _linear(read: Reader) -> Fact | None:
     x, weight = read.fact(0), read.fact(1)
     return None if x is None or weight is None else replace(x, dims=(*x.dims[:-1], weight.dims[0]))
 
 
-def _embedding(read: _Reader) -> Fact | None:
+def _embedding(read: Reader) -> Fact | None:
     index, table = read.fact(0), read.fact(1)
     return (
         None
@@ -324,14 +269,14 @@ def _embedding(read: _Reader) -> Fact | None:
     )
 
 
-def _rows_of_table(read: _Reader) -> Fact | None:
+def _rows_of_table(read: Reader) -> Fact | None:
     table, index = read.fact(0), read.fact(1)
     if table is None or index is None or table.level is not None:
         return None
     return replace(index, dims=(*index.dims, *table.dims[1:]), dtype=table.dtype)
 
 
-def _index_select(read: _Reader) -> Fact | None:
+def _index_select(read: Reader) -> Fact | None:
     """Down to the rows: `index_select(per_example, 0, row_example)`."""
     x, index = read.fact(0), read.fact(2)
     if x is None or index is None or read.arg(1) != 0 or x.level is None or index.dims:
@@ -339,48 +284,48 @@ def _index_select(read: _Reader) -> Fact | None:
     return replace(x, level=index.level)
 
 
-def _row_example(read: _Reader) -> Fact | None:
+def _row_example(read: Reader) -> Fact | None:
     rows = read.fact(1)
     return None if rows is None or rows.level is None else Fact(rows.level, (), torch.int64)
 
 
-def _position(read: _Reader) -> Fact | None:
+def _position(read: Reader) -> Fact | None:
     rows = read.fact(1)
     return None if rows is None else Fact(rows.level, (), torch.int64)
 
 
-def _has_next(read: _Reader) -> Fact | None:
+def _has_next(read: Reader) -> Fact | None:
     rows = read.fact(0)
     return None if rows is None else Fact(rows.level, (), torch.bool)
 
 
-def _row_number(read: _Reader) -> Fact | None:
+def _row_number(read: Reader) -> Fact | None:
     rows = read.fact()
     return None if rows is None or rows.level is None else Fact(rows.level, (), torch.int64)
 
 
-def _flag_of_rows(read: _Reader) -> Fact | None:
+def _flag_of_rows(read: Reader) -> Fact | None:
     rows = read.fact()
     return None if rows is None or rows.level is None else Fact(rows.level, (), torch.bool)
 
 
-def _per_segment(read: _Reader) -> Fact | None:
+def _per_segment(read: Reader) -> Fact | None:
     """One number for each segment. Of which cut, only the plan says: what it is made of has other rows, or none."""
     rows = None if (type_ := origin(read.node).type) is None else type_.rows
     return None if rows is None else Fact(rows.name, (), torch.int64)
 
 
-def _spread(read: _Reader) -> Fact | None:
+def _spread(read: Reader) -> Fact | None:
     p, number = read.fact(0), read.fact(1)
     return None if p is None or number is None or p.level is None else replace(p, level=number.level)
 
 
-def _attend(read: _Reader) -> Fact | None:
+def _attend(read: Reader) -> Fact | None:
     q, v = read.fact(0), read.fact(2)
     return None if q is None or v is None else replace(q, dims=(*q.dims[:-1], v.dims[-1]))
 
 
-def _entries(read: _Reader) -> Fact | None:
+def _entries(read: Reader) -> Fact | None:
     """`entries(x, index, shared)`: the dimension after the shared ones is replaced by the index's own."""
     x, index, shared = read.fact(0), read.fact(1), read.arg(2)
     if x is None or index is None or x.level is None or x.level != index.level:
@@ -389,7 +334,7 @@ def _entries(read: _Reader) -> Fact | None:
     return None if lead is None else replace(x, dims=(*lead.dims, *index.dims[shared - 1 :], *x.dims[shared:]))
 
 
-def _arange(read: _Reader) -> Fact | None:
+def _arange(read: Reader) -> Fact | None:
     count = read.arg(0)
     return Fact(None, (count,), torch.int64) if isinstance(count, int) and len(read.node.args) == 1 else None
 
@@ -448,6 +393,9 @@ _RULES: dict[Any, Rule] = {
     torch.cat: _cat,
     operator.getitem: _getitem,
     functional.linear: _linear,
+    places.conv: place_facts.conv,
+    places.pool: place_facts.pool,
+    places.spread: place_facts.spread,
     functional.embedding: _embedding,
     gathers.rows_of_table: _rows_of_table,
     torch.index_select: _index_select,
@@ -463,7 +411,7 @@ _RULES: dict[Any, Rule] = {
 }  # fmt: skip
 
 
-def _where(read: _Reader) -> Fact | None:
+def _where(read: Reader) -> Fact | None:
     operands = _operands(read)
     if operands is None:
         return None
@@ -473,7 +421,7 @@ def _where(read: _Reader) -> Fact | None:
     return None if placed is None or not isinstance(dtype, torch.dtype) else replace(placed, dtype=dtype)
 
 
-def _fill_missing(read: _Reader) -> Fact | None:
+def _fill_missing(read: Reader) -> Fact | None:
     x, value = read.fact(0), read.fact(2)
     if x is None or (value is None and isinstance(read.arg(2), fx.Node)):
         return None

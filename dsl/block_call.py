@@ -23,7 +23,7 @@ from .segment_statements import optional_names
 from .signatures import STATIC_KINDS, Signatures, parameter
 from .source import Span
 from .static_math import is_static, number_of
-from .statics import NONE, UNKNOWN, BlockRef, Record, describe
+from .statics import NONE, UNKNOWN, BlockRef, Family, Record, describe
 from .value_type import ordered_first
 
 
@@ -217,9 +217,17 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             return UNKNOWN
         with self.noted():
             items = result if isinstance(result, tuple) else (result,)
-            values = tuple(as_value(self, item, at, "the result") for item in items)
+            # Several results of a block may be families, for a block that takes them as they are.
+            values = tuple(
+                item
+                if isinstance(item, Family) and len(items) > 1 and declaration.form == "block"
+                else as_value(self, item, at, "the result")
+                for item in items
+            )
             for value in values:
-                self._fits_result(declaration, value, at, len(values))
+                for part in value.members.values() if isinstance(value, Family) else (value,):
+                    if isinstance(part, Value):
+                        self._fits_result(declaration, part, at, len(values))
             return values if isinstance(result, tuple) else values[0]
         return UNKNOWN
 

@@ -43,13 +43,13 @@ class Call:
         return Mistake(error)
 
     def weight(
-        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None
+        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None, kernel: int = 0
     ) -> Weight:
         path = ".".join((*self._path, *self._body.site(self._op.name, self._label), name))
         at_site = "init" in self._spans
         type = ValueType(kind or Real(), axes)
         return self._body.build.book.make(
-            path, type, init, outputs, self.span, at_site, name, self._body.users_place(self.span)
+            path, type, init, outputs, self.span, at_site, name, self._body.users_place(self.span), kernel
         )
 
     def emit(self, op: str, **arguments: Any) -> Any:

@@ -60,13 +60,14 @@ class Weight(Value):
     Stored with the shape of `type.axes` in order. `outputs` is how many leading axes are the output side, for weights
     with two
     sides (linear: outputs first); the others are inputs and give `fan_in`. A two-sided weight may name one axis on
-    both sides.
+    both sides. `kernel`: how many axes at the end are places of a convolution's kernel.
     """
 
     path: str
     init: Distribution
     outputs: int
     frozen: bool = False
+    kernel: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,10 +75,12 @@ class Weight(Value):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Two-sided weights are stored as matrices `[outputs, inputs]`, the others as declared."""
+        """Two-sided weights are stored as matrices `[outputs, inputs]`, those of convolutions with the places of the
+        kernel behind, the others as declared."""
         if not self.outputs:
             return self.shape
-        return prod(self.shape[: self.outputs]), prod(self.shape[self.outputs :])
+        inputs = len(self.shape) - self.kernel
+        return prod(self.shape[: self.outputs]), prod(self.shape[self.outputs : inputs]), *self.shape[inputs:]
 
     @property
     def fan_in(self) -> int:

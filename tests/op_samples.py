@@ -39,6 +39,8 @@ axis dim_again = dim
 axis dim_pair = dim * dim
 axis width = heads * head_dim
 axis dim_and_heads = dim + heads
+axis cell = grid(4, 3)
+axis half_cell = cell / 2
 enum modality: text, image
 block tanh_of(x: real) -> real:
     return 3 * tanh(x / 3)

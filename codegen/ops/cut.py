@@ -22,6 +22,7 @@ from ..functions_lazy import cuts, segments
 from ..lazy import torch
 from ..lowering import LowerContext
 from .axis_pairs import moved, one_pair, want_along
+from .grid_parts import GridAttrs, infer_pool, infer_spread, is_between_grids, lower_grid
 from .joining import Operand, join, kind_words, want_flag, want_real, want_whole
 from .operands import cost_per_entry, own, sizes
 
@@ -167,6 +168,8 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
     want_real(call, "pool", x=x)
     want_whole(call, "pool", x=x)
     source, cut = one_pair(call, "pool", axes)
+    if source.is_static:
+        return infer_pool(call, x, source, cut, by)
     want_along(call, "pool", x, source)
     if source.parent is cut:
         raise call.fail(NotBuiltYet(call.at("axes"), f"`pool` of the nested axis {source.name}"))
@@ -177,6 +180,9 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
 
 def _lower_pool(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
+    if isinstance(attrs, GridAttrs):
+        lower_grid(ctx, node, attrs)
+        return
     assert isinstance(attrs, PoolAttrs)
     x = node.inputs[0]
     rows = ctx.segment_values(attrs.cut, x, own(ctx, x), sizes(x.type.static_axes))
@@ -191,8 +197,10 @@ def _lower_pool(ctx: LowerContext, node: Node) -> None:
 
 def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
-    assert isinstance(attrs, PoolAttrs)
     read, *made = given
+    if isinstance(attrs, GridAttrs):
+        return read
+    assert isinstance(attrs, PoolAttrs)
     return frontier.pool(read, seen_cut(attrs.cut, attrs.source, tuple(made)), attrs.by)
 
 
@@ -207,9 +215,17 @@ POOL = OpDef(
     frontier=_frontier_pool,
     lower=_lower_pool,
     row_wise=False,
+    row_wise_when=is_between_grids,
     cost=cost_per_entry(1),
-    doc="`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows.",
+    doc=(
+        "`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows; or for each place of a "
+        "grid scaled from the axis of x, from the square of places under it."
+    ),
     samples=tuple(
+        f"x: real[seq, cell, dim] => pool(x, cell -> half_cell, by={by})"
+        for by in ("max", "mean", "sum", "first", "last")
+    )
+    + tuple(
         f"x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f, at most 3; "
         f"p = pool(x, seq -> patch, by={by}) => spread(p, patch -> seq, own)"
         for by in ("max", "mean", "sum", "first", "last")
@@ -230,6 +246,8 @@ class SpreadAttrs:
 def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Inferred:
     want_whole(call, "spread", x=x)
     cut, target = one_pair(call, "spread", axes)
+    if cut.is_static:
+        return infer_spread(call, x, cut, target, which)
     want_along(call, "spread", x, cut)
     if not (isinstance(cut.kind, Cut) and cut.kind.parent is target):
         raise call.fail(NotACut(call.at("axes"), "spread", target.name, cut.name, "a cut of"))
@@ -238,6 +256,9 @@ def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Infe
 
 def _lower_spread(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
+    if isinstance(attrs, GridAttrs):
+        lower_grid(ctx, node, attrs)
+        return
     assert isinstance(attrs, SpreadAttrs)
     number = ctx.segment_of(attrs.cut, attrs.which)
     ctx.define(node.outputs[0], ctx.call(cuts.spread, own(ctx, node.inputs[0]), number))
@@ -245,8 +266,10 @@ def _lower_spread(ctx: LowerContext, node: Node) -> None:
 
 def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
-    assert isinstance(attrs, SpreadAttrs)
     read, *made = given
+    if isinstance(attrs, GridAttrs):
+        return read
+    assert isinstance(attrs, SpreadAttrs)
     return frontier.spread(read, seen_cut(attrs.cut, attrs.target, tuple(made)), attrs.which)
 
 
@@ -261,12 +284,16 @@ SPREAD = OpDef(
     frontier=_frontier_spread,
     lower=_lower_spread,
     row_wise=False,
+    row_wise_when=is_between_grids,
     cost=cost_per_entry(0),
     doc=(
         "`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one "
-        "`closed`. Where there is none, 0."
+        "`closed`. Where there is none, 0. From a grid to the one that it is scaled from, each place reads the square "
+        "it is in (nearest neighbour)."
     ),
     samples=(
+        "x: real[seq, half_cell, dim] => spread(x, half_cell -> cell)",
+        "x: real[half_cell, dim] => spread(x, half_cell -> cell)",
         (
             "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f; p = pool(x, seq -> patch, by=sum); "
             "y = spread(p, patch -> seq, before) => y + 2 * spread(p, patch -> seq, closed)"
