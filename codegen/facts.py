@@ -315,6 +315,12 @@ def _per_segment(read: Reader) -> Fact | None:
     return None if rows is None else Fact(rows.name, (), torch.int64)
 
 
+def _per_owner(read: Reader) -> Fact | None:
+    """Offsets without the first: one for each row of the owner, which the plan names."""
+    fact = _per_segment(read)
+    return None if fact is None else replace(fact, dtype=torch.int32)
+
+
 def _spread(read: Reader) -> Fact | None:
     p, number = read.fact(0), read.fact(1)
     return None if p is None or number is None or p.level is None else replace(p, level=number.level)
@@ -374,6 +380,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.in_a_run, cuts.first_rows), _flag_of_rows),
     **dict.fromkeys((cuts.own, cuts.before, cuts.closed, cuts.index, cuts.index_or_next), _row_number),
     cuts.begins: _per_segment,
+    packing.per_owner: _per_owner,
     cuts.spread: _spread,
     packing.position: _position,
     packing.expand: _expand,

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .functions import attention, cuts, draws, gathers, places, pointwise, precision, segments, shifts, statics
+    from .functions import (
+        attention,
+        cuts,
+        draws,
+        gathers,
+        packing,
+        places,
+        pointwise,
+        precision,
+        segments,
+        shifts,
+        statics,
+    )
 else:
     from .lazy import _LazyModule
 
@@ -14,6 +26,7 @@ else:
     cuts = _LazyModule(_package + "cuts")
     draws = _LazyModule(_package + "draws")
     gathers = _LazyModule(_package + "gathers")
+    packing = _LazyModule(_package + "packing")
     places = _LazyModule(_package + "places")
     pointwise = _LazyModule(_package + "pointwise")
     precision = _LazyModule(_package + "precision")
@@ -21,4 +34,16 @@ else:
     shifts = _LazyModule(_package + "shifts")
     statics = _LazyModule(_package + "statics")
 
-__all__ = ["attention", "cuts", "draws", "gathers", "places", "pointwise", "precision", "segments", "shifts", "statics"]
+__all__ = [
+    "attention",
+    "cuts",
+    "draws",
+    "gathers",
+    "packing",
+    "places",
+    "pointwise",
+    "precision",
+    "segments",
+    "shifts",
+    "statics",
+]

@@ -200,12 +200,43 @@ class GraphContext(CutPlans):
     def offsets(self, axis: Axis) -> fx.Node:
         if axis in self._cuts:
             return self.cut_offsets(axis)
-        if axis not in self._offsets:
-            raise NotLowered(f"rows of the axis {axis.name}", self._node)
-        return self._offsets[axis]
+        if axis.parent is not None:
+            begins = (self.edges(axis), 0, self.offsets(axis.parent))
+            type = ValueType(Int(), per_example=True)
+            return self.planned(("offsets", axis), axis, type, lambda: self.call(torch.index_select, *begins))
+        return self._given_offsets(axis)
 
     def row_example(self, axis: Axis) -> fx.Node:
         return self._once(("row_example", axis), lambda: self._plan(self._make_row_example, axis))
+
+    def edges(self, axis: Axis, owner: Axis | None = None) -> fx.Node:
+        if axis.parent is None:
+            return self.offsets(axis)
+        own = self._given_offsets(axis)
+        if owner is None or owner is axis.parent:
+            return own
+        return self.call(torch.index_select, own, 0, self.edges(axis.parent, owner))
+
+    def owner(self, axis: Axis, ancestor: Axis | None = None) -> fx.Node:
+        parent = axis.parent
+        if parent is None:
+            return self.row_example(axis)
+        direct = self._once(("owner", axis), lambda: self._plan(self._make_owner, axis))
+        if ancestor is None or ancestor is parent:
+            return direct
+        return self.call(torch.index_select, self.owner(parent, ancestor), 0, direct)
+
+    def nest(self, axis: Axis, each: int) -> None:
+        assert axis.parent is not None
+        if axis not in self._offsets:
+            owners = self._any_row(axis.parent)
+            make = lambda: self.call(packing.even_edges, owners, each)  # noqa: E731
+            self._offsets[axis] = self.planned(("edges", axis), axis, ValueType(Int(), (axis.parent,)), make)
+
+    def index_at(self, rows: Axis, axis: Axis, which: str) -> fx.Node:
+        if axis in rows.ancestors:
+            return self.call(torch.index_select, self.position(axis), 0, self.owner(rows, axis))
+        return self.segment_index(axis, which)
 
     def position(self, axis: Axis) -> fx.Node:
         return self._once(("position", axis), lambda: self._plan(self._make_position, axis))
@@ -283,6 +314,8 @@ class GraphContext(CutPlans):
             return node
         if own is None and rows is not None:
             return self.call(torch.index_select, node, 0, self.row_example(rows))
+        if own is not None and rows is not None and own in rows.ancestors:
+            return self.call(torch.index_select, node, 0, self.owner(rows, own))
         raise NotLowered(f"{value.name} read by rows of {rows.name if rows is not None else 'examples'}", self._node)
 
     def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
@@ -310,14 +343,34 @@ class GraphContext(CutPlans):
         finally:
             self._origin = before
 
+    def _given_offsets(self, axis: Axis) -> fx.Node:
+        if axis not in self._offsets:
+            raise NotLowered(f"rows of the axis {axis.name}", self._node)
+        return self._offsets[axis]
+
     def _make_row_example(self, axis: Axis) -> fx.Node:
-        offsets = self.offsets(axis)
-        rows = self.per_segment(axis) if axis in self._cuts else self._rows_of.get(axis)
-        return (
-            self.call(packing.row_example_of, offsets)
-            if rows is None
-            else self.call(packing.row_example, offsets, rows)
-        )
+        if axis.parent is not None:
+            return self.call(torch.index_select, self.row_example(axis.parent), 0, self.owner(axis))
+        rows = self._any_row(axis)
+        if rows is None:
+            return self.call(packing.row_example_of, self.offsets(axis))
+        return self.call(packing.row_example, self.offsets(axis), rows)
+
+    def _make_owner(self, axis: Axis) -> fx.Node:
+        rows, edges = self._any_row(axis), self.edges(axis)
+        return self.call(packing.row_example_of, edges) if rows is None else self.call(packing.row_example, edges, rows)
+
+    def _any_row(self, axis: Axis) -> fx.Node | None:
+        """Some tensor with one entry for each row of an axis; None where only offsets say how many there are."""
+        if axis in self._cuts:
+            return self.per_segment(axis)
+        if axis in self._rows_of:
+            return self._rows_of[axis]
+        below = next((other for other in self._offsets if other.parent is axis), None)
+        if below is None:
+            return None
+        make = lambda: self.call(packing.per_owner, self._offsets[below])  # noqa: E731
+        return self.planned(("per owner", axis), axis, ValueType(Int(), (axis,)), make)
 
     def _make_position(self, axis: Axis) -> fx.Node:
         return self.call(packing.position, self.offsets(axis), self.row_example(axis))

@@ -54,7 +54,8 @@ class Slot:
 @dataclass(frozen=True)
 class Signature:
     """`outputs` of a model; `losses` of an objective. `draws`: the graph takes the draw arguments. `born`: axes whose
-    rows the graph makes; it gives their offsets after the outputs."""
+    rows the graph makes; it gives their offsets after the outputs. `owners`: for each nested axis the one whose rows
+    own its rows; its offsets say where the rows of each owner begin. Owners come before what they own."""
 
     name: str
     inputs: tuple[Slot, ...]
@@ -63,6 +64,12 @@ class Signature:
     losses: tuple[str, ...] = ()
     draws: bool = False
     born: tuple[str, ...] = ()
+    owners: tuple[tuple[str, str], ...] = ()
+
+    def chain(self, axis: str) -> tuple[str, ...]:
+        """An axis and what owns its rows, from the one with rows in examples down to it."""
+        owner = dict(self.owners).get(axis)
+        return (axis,) if owner is None else (*self.chain(owner), axis)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -73,6 +80,7 @@ class Signature:
             "losses": list(self.losses),
             "draws": self.draws,
             "born": list(self.born),
+            "owners": [list(pair) for pair in self.owners],
         }
 
     @staticmethod
@@ -85,6 +93,7 @@ class Signature:
             losses=tuple(map(str, data["losses"])),
             draws=bool(data["draws"]),
             born=tuple(map(str, data["born"])),
+            owners=tuple((str(axis), str(owner)) for axis, owner in data.get("owners", ())),
         )
 
 
@@ -98,6 +107,11 @@ def signature_of(program: Program, draws: bool = False) -> Signature:
         losses=tuple(term.name for term in program.losses),
         draws=draws,
         born=tuple(axis.name for axis in program.born_axes),
+        owners=tuple(
+            (axis.name, axis.parent.name)
+            for axis in (*program.ordered_axes, *program.born_axes)
+            if axis.parent is not None
+        ),
     )
 
 

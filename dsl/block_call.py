@@ -277,11 +277,14 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             value = given.main if isinstance(given, Record) else given
             if not isinstance(value, Value) or written.type is None or value.type.rows is None:
                 continue
-            for item in written.type.axes or ():
-                if isinstance(item, syntax.Name):
-                    own = home.lookup(item.text)
-                    if isinstance(own, Axis) and own.is_ordered and own is not value.type.rows:
-                        view[item.text] = value.type.rows
+            names = [item.text for item in written.type.axes or () if isinstance(item, syntax.Name)]
+            own = [(name, axis) for name in names if isinstance(axis := home.lookup(name), Axis) and axis.is_ordered]
+            # The lowest of them is where the rows are; its owners are those of the argument's rows.
+            levels = (value.type.rows, *value.type.rows.ancestors)
+            for name, axis in own:
+                depth = sum(axis in other.ancestors for _, other in own)
+                if depth < len(levels) and axis is not levels[depth]:
+                    view[name] = levels[depth]
         if not view:
             return home
         kept = {name: axis for name, axis in home.axes.items() if not isinstance(axis, Axis) or axis.is_static}

@@ -56,6 +56,8 @@ class Build:
     failed: set[int] = field(default_factory=set)  # declarations of blocks with a mistake in them, by id
     expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
     cuts: dict[Axis, Segmented | None] = field(default_factory=dict)  # what made each cut; None: a mistake did
+    # How many rows of a nested axis each row of its owner has, as far as the text says, and where it does.
+    owned: dict[tuple[Axis, Axis], tuple[Length, Span]] = field(default_factory=dict)
     optional: dict[str, Value | None] = field(default_factory=dict)  # inputs with a default; None: two of one name
     is_uncalled: bool = False  # a block by itself: which segments there are is for its caller to say
     steps: int = 0

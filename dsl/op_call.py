@@ -11,6 +11,7 @@ from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted, SpecError
 from .errors.names import BadArguments, StaticArithmetic, WrongArgument, did_you_mean
+from .errors.nested import RowsPerOwner
 from .errors.syntax import BadMapping
 from .length import Length
 from .masks import Mask
@@ -60,6 +61,11 @@ class Call:
 
     def segmented(self, axis: Axis) -> Segmented | None:
         return self._body.segmented(axis, self.span)
+
+    def owned(self, axis: Axis, owner: Axis, each: Length) -> None:
+        before, first = self._body.build.owned.setdefault((axis, owner), (each, self.span))
+        if not self.equal(before, each):
+            raise Mistake(RowsPerOwner(self.at("axes"), axis.name, owner.name, str(each), str(before), first))
 
     def traced(self, block: BlockRef, type: ValueType) -> Traced:
         build = self._body.build

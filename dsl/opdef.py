@@ -119,6 +119,10 @@ class OpCall(Protocol):
         none yet."""
         ...
 
+    def owned(self, axis: Axis, owner: Axis, each: Length) -> None:
+        """Notes that each row of `owner` has so many rows of `axis`. Fails where it was another number."""
+        ...
+
     def traced(self, block: Any, type: ValueType) -> Traced:
         """A block given as an argument, on a value of this type that no operator makes. It may read `query(e)` and
         `key(e)`, and names that are visible where the operator is called."""

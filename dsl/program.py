@@ -205,15 +205,19 @@ class Program:
 
     @property
     def ordered_axes(self) -> tuple[Axis, ...]:
-        """Ordered axes of the inputs, as first met: each is bound to offsets at a call."""
-        axes = [axis for value in self.inputs for axis in value.type.axes if axis.is_ordered]
-        return tuple(dict.fromkeys(axes))
+        """Ordered axes of the inputs and those that own them, owners first: each is bound to offsets at a call."""
+        return _with_owners(axis for value in self.inputs for axis in value.type.axes if axis.is_ordered)
 
     @property
     def born_axes(self) -> tuple[Axis, ...]:
         """Ordered axes of the outputs that no input has: the program itself makes their rows."""
         axes = [value.type.rows for _, value in self.outputs]
-        return tuple(dict.fromkeys(axis for axis in axes if axis is not None and axis not in self.ordered_axes))
+        known = self.ordered_axes
+        return tuple(axis for axis in _with_owners(axis for axis in axes if axis is not None) if axis not in known)
+
+
+def _with_owners(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+    return tuple(dict.fromkeys(one for axis in axes for one in (*reversed(axis.ancestors), axis)))
 
 
 def _size(axis: Axis) -> int:

@@ -32,7 +32,6 @@ from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
 from ..codegen.rowwise.fused import FusedOp
-from ..codegen.signature import Signature
 from ..codegen.spec_comment import comment
 from ..dsl.check import Checked
 from ..dsl.diagnostics import SpecErrors
@@ -44,7 +43,7 @@ from .errors import GenerateFault, RuntimeFault
 from .kernels import attach_kernels
 from .model import Model
 from .packed import offsets_of
-from .sample_inputs import sample_inputs
+from .sample_inputs import sample_inputs, unequal_examples
 
 # Of the largest entry of the truth: rounding of one region, whose statistics are summed in at least float32.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-3}
@@ -154,7 +153,7 @@ class _Check:
         self.calls = _calls(self.fused)
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
-        self.lengths = _lengths(self.signature)
+        self.lengths = unequal_examples(self.signature, LENGTHS)
         self.inputs = sample_inputs(self.signature, self.lengths, seed, model.device)
 
     def arguments(self, dtype: torch.dtype) -> list[Tensor]:
@@ -431,13 +430,6 @@ def _in_pieces(
         made.append([list(output.split(sizes)) for output in outputs])
     first, second = made
     return [torch.cat([x for both in zip(*two, strict=True) for x in both]) for two in zip(first, second, strict=True)]
-
-
-# -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-def _lengths(shape: Signature) -> dict[str, tuple[int, ...]]:
-    return {axis: LENGTHS[number:] + LENGTHS[:number] for number, axis in enumerate(shape.axes)}
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from weft.codegen.lower import lower
 from weft.codegen.ops import OPS
 from weft.codegen.ops.cut import SegmentAttrs
+from weft.codegen.ops.nested import RowsAttrs
 from weft.codegen.origin import origin
 from weft.codegen.signature import Signature
 from weft.dsl.check import check
@@ -47,10 +49,14 @@ block tanh_of(x: real) -> real:
 axis seq
 axis other
 axis patch cut from seq
+axis item in other
+axis part in other
 """
 
 # Rows of each example along each ordered axis: odd sizes, an empty example first, in the middle and last.
-LENGTHS = {"seq": (0, 5, 1, 0, 3, 0), "other": (2, 3, 0, 0, 1, 2)}
+# Of `item`, rows of each row of `other`.
+LENGTHS = {"seq": (0, 5, 1, 0, 3, 0), "other": (2, 3, 0, 0, 1, 2), "item": (2, 0, 3, 1, 0, 4, 0, 1)}
+OWNERS = {"item": "other", "part": "other"}
 
 
 Lengths = Mapping[str, tuple[int, ...]]
@@ -64,6 +70,21 @@ class Sample:
     @property
     def id(self) -> str:
         return f"{self.op.name}: {self.text}"
+
+
+def lengths_of(seq: tuple[int, ...], other: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Lengths of examples, and of what is nested in them."""
+    return {"seq": seq, "other": other, "item": tuple(islice(cycle((2, 1, 0, 3)), sum(other)))}
+
+
+def alone(number: int, lengths: Lengths = LENGTHS) -> dict[str, tuple[int, ...]]:
+    """Lengths of one example."""
+    found = {}
+    for axis, counts in lengths.items():
+        owner = OWNERS.get(axis)
+        before, count = (number, 1) if owner is None else (sum(lengths[owner][:number]), lengths[owner][number])
+        found[axis] = counts[before : before + count]
+    return found
 
 
 SAMPLES = tuple(Sample(op, text) for op in OPS.ops.values() for text in op.samples)
@@ -139,6 +160,9 @@ def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths)
     """`lengths`, and how many segments each example has, counted row by row."""
     found = dict(lengths)
     for node in program.nodes:
+        if isinstance(node.attrs, RowsAttrs):
+            owners = sum(lengths[node.attrs.outer.name])
+            found[node.attrs.rows.name] = (math.prod(axis.size or 0 for axis in node.attrs.inner),) * owners
         if isinstance(node.attrs, SegmentAttrs):
             cut, along = node.attrs.cut.name, node.attrs.along.name
             ends, inside = flags_of_cut(program, made, cut)
@@ -155,7 +179,7 @@ def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths)
 
 
 def lead(type: ValueType, lengths: Lengths) -> tuple[int, ...]:
-    """The dimension in front of the static axes."""
+    """The dimension in front of the static axes: of all examples together."""
     if type.rows is not None:
         return (sum(lengths[type.rows.name]),)
     return (len(next(iter(lengths.values()))),) if type.per_example else ()
@@ -215,8 +239,10 @@ def example(values: list[Tensor], program: Program, number: int, lengths: Length
 def part(tensor: Tensor, type: ValueType, number: int, lengths: Lengths = LENGTHS) -> Tensor:
     if type.rows is not None:
         counts = lengths[type.rows.name]
-        start = sum(counts[:number])
-        return tensor[start : start + counts[number]]
+        owner = OWNERS.get(type.rows.name)
+        # Rows of one example: of a nested axis those of all its owners.
+        first, last = (number, number + 1) if owner is None else (sum(lengths[owner][: number + i]) for i in (0, 1))
+        return tensor[sum(counts[:first]) : sum(counts[:last])]
     return tensor[number : number + 1] if type.per_example else tensor
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import op_samples, small_models
-from tests.op_samples import LENGTHS, SAMPLES, Sample
+from tests.op_samples import SAMPLES, Sample
 from weft.dsl import frontier
 from weft.dsl.causality import frontiers
 from weft.dsl.frontier import Frontier, Kind
@@ -26,7 +26,7 @@ def rows_along_seq(program: Program) -> list[Value]:
 def reached(program: Program, source: Value) -> set[tuple[int, int]]:
     """(r, t) for every row r of the source that some row t of the result depends on, in an example of five rows."""
     graph = op_samples.module(program)
-    lengths = {axis: counts[1:2] for axis, counts in LENGTHS.items()}
+    lengths = op_samples.alone(1)
     values = op_samples.inputs(program, lengths)
     number = program.inputs.index(source)
     base = graph(*op_samples.arguments(graph, values, lengths))[0]
@@ -47,7 +47,7 @@ def reached(program: Program, source: Value) -> set[tuple[int, int]]:
 def segment_ends(program: Program, cut: str) -> list[int]:
     """The last row of each row's segment in that example; a row in a gap itself."""
     graph = op_samples.module(program)
-    lengths = {axis: counts[1:2] for axis, counts in LENGTHS.items()}
+    lengths = op_samples.alone(1)
     made = op_samples.values_of(graph, op_samples.arguments(graph, op_samples.inputs(program, lengths), lengths))
     ends, inside = op_samples.flags_of_cut(program, made, cut)
     return [

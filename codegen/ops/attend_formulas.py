@@ -132,7 +132,9 @@ class _Predicates:
                 return (side, self.ctx.aligned(self.captures[index], (), rows, rows is None))
             case Side(side, SegmentIndex(axis, which)):
                 # The row number of a side that runs along the cut is the index of its own row.
-                return (side, "position" if self._rows(side) is axis else self.ctx.segment_index(axis, which))
+                rows = self._rows(side)
+                assert rows is not None
+                return (side, "position" if rows is axis else self.ctx.index_at(rows, axis, which))
             case Arithmetic("abs", left, _):
                 return ("abs", self.term(left))
             case Arithmetic(_, left, None):

@@ -11,7 +11,6 @@ from typing import Any
 from ...dsl import frontier
 from ...dsl.axes import Axis, Cut
 from ...dsl.errors.axes import KindMismatch
-from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier, Segments
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
@@ -24,6 +23,9 @@ from ..lowering import LowerContext
 from .axis_pairs import moved, one_pair, want_along
 from .grid_parts import GridAttrs, infer_pool, infer_spread, is_between_grids, lower_grid
 from .joining import Operand, join, kind_words, want_flag, want_real, want_whole
+from .nested import OwnedAttrs, frontier_owned, lower_owned
+from .nested import infer_pool as infer_owned_pool
+from .nested import infer_spread as infer_owned_spread
 from .operands import cost_per_entry, own, sizes
 
 
@@ -172,7 +174,7 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
         return infer_pool(call, x, source, cut, by)
     want_along(call, "pool", x, source)
     if source.parent is cut:
-        raise call.fail(NotBuiltYet(call.at("axes"), f"`pool` of the nested axis {source.name}"))
+        return infer_owned_pool(call, x, source, cut, by)
     if not (isinstance(cut.kind, Cut) and cut.kind.parent is source):
         raise call.fail(NotACut(call.at("axes"), "pool", source.name, cut.name, "a cut of"))
     return Inferred(PoolAttrs(source, cut, by), (x, *read_cut(call, cut)), (moved(x, source, cut),))
@@ -182,6 +184,9 @@ def _lower_pool(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     if isinstance(attrs, GridAttrs):
         lower_grid(ctx, node, attrs)
+        return
+    if isinstance(attrs, OwnedAttrs):
+        lower_owned(ctx, node, attrs)
         return
     assert isinstance(attrs, PoolAttrs)
     x = node.inputs[0]
@@ -200,6 +205,8 @@ def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     read, *made = given
     if isinstance(attrs, GridAttrs):
         return read
+    if isinstance(attrs, OwnedAttrs):
+        return frontier_owned(attrs, read)
     assert isinstance(attrs, PoolAttrs)
     return frontier.pool(read, seen_cut(attrs.cut, attrs.source, tuple(made)), attrs.by)
 
@@ -219,12 +226,14 @@ POOL = OpDef(
     cost=cost_per_entry(1),
     doc=(
         "`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows; or for each place of a "
-        "grid scaled from the axis of x, from the square of places under it."
+        "grid scaled from the axis of x, from the square of places under it; or for each row that owns rows of the "
+        "nested axis of x."
     ),
     samples=tuple(
         f"x: real[seq, cell, dim] => pool(x, cell -> half_cell, by={by})"
         for by in ("max", "mean", "sum", "first", "last")
     )
+    + tuple(f"x: real[item, dim] => pool(x, item -> other, by={by})" for by in ("max", "mean", "sum", "first", "last"))
     + tuple(
         f"x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f, at most 3; "
         f"p = pool(x, seq -> patch, by={by}) => spread(p, patch -> seq, own)"
@@ -249,6 +258,8 @@ def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Infe
     if cut.is_static:
         return infer_spread(call, x, cut, target, which)
     want_along(call, "spread", x, cut)
+    if target.parent is cut:
+        return infer_owned_spread(call, x, cut, target, which)
     if not (isinstance(cut.kind, Cut) and cut.kind.parent is target):
         raise call.fail(NotACut(call.at("axes"), "spread", target.name, cut.name, "a cut of"))
     return Inferred(SpreadAttrs(cut, target, which), (x, *read_cut(call, cut)), (moved(x, cut, target),))
@@ -258,6 +269,9 @@ def _lower_spread(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     if isinstance(attrs, GridAttrs):
         lower_grid(ctx, node, attrs)
+        return
+    if isinstance(attrs, OwnedAttrs):
+        lower_owned(ctx, node, attrs)
         return
     assert isinstance(attrs, SpreadAttrs)
     number = ctx.segment_of(attrs.cut, attrs.which)
@@ -269,6 +283,8 @@ def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     read, *made = given
     if isinstance(attrs, GridAttrs):
         return read
+    if isinstance(attrs, OwnedAttrs):
+        return frontier_owned(attrs, read)
     assert isinstance(attrs, SpreadAttrs)
     return frontier.spread(read, seen_cut(attrs.cut, attrs.target, tuple(made)), attrs.which)
 
@@ -289,9 +305,10 @@ SPREAD = OpDef(
     doc=(
         "`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one "
         "`closed`. Where there is none, 0. From a grid to the one that it is scaled from, each place reads the square "
-        "it is in (nearest neighbour)."
+        "it is in (nearest neighbour); from an axis to one nested in it, each row reads its owner."
     ),
     samples=(
+        "x: real[other, dim], y: real[item, dim] => y + spread(x, other -> item)",
         "x: real[seq, half_cell, dim] => spread(x, half_cell -> cell)",
         "x: real[half_cell, dim] => spread(x, half_cell -> cell)",
         (

@@ -14,7 +14,8 @@ from ..lowering import LowerContext
 
 @record
 class MaskCut:
-    """A cut that a mask reads. `inputs`: how many of the node's inputs say where its segments are."""
+    """A cut that a mask reads, or an owner of rows. `inputs`: how many of the node's inputs say where its segments
+    are."""
 
     axis: Axis
     along: Axis
@@ -25,23 +26,30 @@ def mask_cuts(
     call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None
 ) -> tuple[tuple[MaskCut, ...], tuple[Value, ...]]:
     """The cuts of a mask, and what made them. Each side that reads one runs along the cut or along the axis it cuts."""
-    found: dict[Axis, tuple[Value, ...]] = {}
+    found: dict[Axis, MaskCut] = {}
+    made: list[Value] = []
     for side, axis in dict.fromkeys(_reads(mask.formula)):
-        if not isinstance(axis.kind, Cut):
-            raise call.fail(NotBuiltYet(call.at("mask"), f"a mask that compares rows of {axis.name}, which is no cut,"))
         rows = query_rows if side == "query" else along
-        if rows is not axis and rows is not axis.kind.parent:
+        grouped = axis.kind.parent if isinstance(axis.kind, Cut) else _nested_in(axis, (along, query_rows))
+        if grouped is None:
+            what = f"a mask that compares rows of {axis.name}, which is no cut and owns no rows here,"
+            raise call.fail(NotBuiltYet(call.at("mask"), what))
+        if rows is not axis and rows is not grouped and (rows is None or axis not in rows.ancestors):
             place = "lie along no ordered axis" if rows is None else f"lie along {rows.name}"
             what = f"`{side}({axis.name})`: the {'queries' if side == 'query' else 'keys'} {place}"
-            raise call.fail(
-                BadMask(mask.span or call.at("mask"), what, f"{axis.name} is cut from {axis.kind.parent.name}")
-            )
-        made = call.segmented(axis)
-        found[axis] = () if made is None else made.values
-    cuts = tuple(
-        MaskCut(axis, axis.kind.parent, len(values)) for axis, values in found.items() if isinstance(axis.kind, Cut)
-    )
-    return cuts, tuple(value for values in found.values() for value in values)
+            relation = "is cut from" if isinstance(axis.kind, Cut) else "owns the rows of"
+            raise call.fail(BadMask(mask.span or call.at("mask"), what, f"{axis.name} {relation} {grouped.name}"))
+        if axis not in found:
+            segmented = call.segmented(axis)
+            values = () if segmented is None else segmented.values
+            found[axis] = MaskCut(axis, grouped, len(values))
+            made += values
+    return tuple(found.values()), tuple(made)
+
+
+def _nested_in(owner: Axis, sides: tuple[Axis | None, ...]) -> Axis | None:
+    """The first side whose rows belong to rows of `owner`."""
+    return next((rows for rows in sides if rows is not None and owner in rows.ancestors), None)
 
 
 def _reads(formula: Formula | Term | None) -> list[tuple[str, Axis]]:
