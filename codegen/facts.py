@@ -21,7 +21,7 @@ from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
 from . import place_facts
 from .fact import EXAMPLES, Fact, Reader, Rule, broadcast, dimension
-from .functions import attention, caches, cuts, gathers, packing, places, pointwise, precision, shifts, statics
+from .functions import attention, caches, cuts, gathers, packing, places, pointwise, precision, shifts, statics, windows
 from .gpu import attention_caches
 from .gpu.attention import attend
 from .origin import origin
@@ -401,6 +401,9 @@ _RULES: dict[Any, Rule] = {
     operator.getitem: _getitem,
     functional.linear: _linear,
     places.conv: place_facts.conv,
+    windows.windows: place_facts.windows,
+    windows.conv_rows: place_facts.conv_rows,
+    windows.scaled_row: _row_number,
     places.pool: place_facts.pool,
     places.spread: place_facts.spread,
     functional.embedding: _embedding,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         segments,
         shifts,
         statics,
+        windows,
     )
 else:
     from .lazy import _LazyModule
@@ -33,6 +34,7 @@ else:
     segments = _LazyModule(_package + "segments")
     shifts = _LazyModule(_package + "shifts")
     statics = _LazyModule(_package + "statics")
+    windows = _LazyModule(_package + "windows")
 
 __all__ = [
     "attention",
@@ -46,4 +48,5 @@ __all__ = [
     "segments",
     "shifts",
     "statics",
+    "windows",
 ]

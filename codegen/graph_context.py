@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl.axes import Axis
+from ..dsl.axes import Axis, Scaled
+from ..dsl.grids import is_grid
 from ..dsl.program import Constant, Node, Value, Weight
 from ..dsl.value_type import Flag, Int, Real, ValueType
 from .cut_plans import CutFlags, CutPlans
 from .functions import packing
 from .origin import UNKNOWN, Origin, defines, mark, origin
+from .scaled_plans import ScaledPlans
 from .signature import DRAW_ARGUMENTS, sizes
 from .weight_tree import attribute_path
 
@@ -39,7 +41,7 @@ class NotLowered(Exception):
         self.node = node
 
 
-class GraphContext(CutPlans):
+class GraphContext(CutPlans, ScaledPlans):
     """One graph under construction; see `lowering.LowerContext` for what each method promises.
 
     `working` is the type in which reals are computed, `stored` the type of the weights. Where they differ a weight is
@@ -204,6 +206,8 @@ class GraphContext(CutPlans):
             begins = (self.edges(axis), 0, self.offsets(axis.parent))
             type = ValueType(Int(), per_example=True)
             return self.planned(("offsets", axis), axis, type, lambda: self.call(torch.index_select, *begins))
+        if axis not in self._offsets and isinstance(axis.kind, Scaled) and not is_grid(axis):
+            return self.scaled_offsets(axis)
         return self._given_offsets(axis)
 
     def row_example(self, axis: Axis) -> fx.Node:

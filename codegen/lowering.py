@@ -124,6 +124,19 @@ class LowerContext(Protocol):
         """Whether `attend` may take the segments of a cut for examples."""
         ...
 
+    def scaled_row(self, axis: Axis, which: str) -> fx.Node:
+        """int64: the packed row of a scaled axis that each row of its parent reads: `own`, `before` or `closed`; -1
+        for none."""
+        ...
+
+    def scaled_bounds(self, axis: Axis) -> fx.Node:
+        """int32 `[rows + 1]`: the row of its parent that each row of a scaled axis begins with."""
+        ...
+
+    def windows(self, source: Axis, target: Axis, size: int, stride: int, before: int) -> fx.Node:
+        """int64 `[rows of target, size]`: the packed rows of the source in the window of each; -1 for none."""
+        ...
+
     def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:
         """int64 `[rows]` (or `[batch]`, or a scalar at weight level): the counter a random op draws from at each row,
         mixed from run seed, step, example id, site path and row, so that packing changes nothing."""

@@ -1,9 +1,11 @@
-"""Facts about what functions/places.py computes."""
+"""Facts about what functions/places.py and functions/windows.py compute."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+
+import torch
 
 from .fact import Fact, Reader, dimension
 
@@ -30,3 +32,15 @@ def _other_places(read: Reader, target: tuple[int, ...]) -> Fact | None:
         return None
     place = dimension(read.arg(1), fact)
     return replace(fact, dims=(*fact.dims[:place], math.prod(target), *fact.dims[place + 1 :]))
+
+
+def windows(read: Reader) -> Fact | None:
+    position = read.fact(2)
+    return None if position is None else Fact(position.level, (read.arg(3),), torch.int64)
+
+
+def conv_rows(read: Reader) -> Fact | None:
+    x, index, weight = read.fact(0), read.fact(1), read.fact(2)
+    if x is None or index is None or weight is None:
+        return None
+    return Fact(index.level, (*x.dims[:-1], weight.dims[0]), x.dtype)

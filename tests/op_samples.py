@@ -21,6 +21,7 @@ from weft.codegen.ops.cut import SegmentAttrs
 from weft.codegen.ops.nested import RowsAttrs
 from weft.codegen.origin import origin
 from weft.codegen.signature import Signature
+from weft.dsl.axes import Scaled
 from weft.dsl.check import check
 from weft.dsl.opdef import OpDef
 from weft.dsl.program import Program, Value
@@ -49,6 +50,8 @@ block tanh_of(x: real) -> real:
 axis seq
 axis other
 axis patch cut from seq
+axis pair = seq / 2
+axis six = pair / 3
 axis item in other
 axis part in other
 """
@@ -160,6 +163,9 @@ def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths)
     """`lengths`, and how many segments each example has, counted row by row."""
     found = dict(lengths)
     for node in program.nodes:
+        for axis in (value.type.rows for value in node.outputs):
+            if axis is not None and isinstance(axis.kind, Scaled):
+                found[axis.name] = tuple(-(-n // axis.kind.divisor) for n in found[axis.kind.parent.name])
         if isinstance(node.attrs, RowsAttrs):
             owners = sum(lengths[node.attrs.outer.name])
             found[node.attrs.rows.name] = (math.prod(axis.size or 0 for axis in node.attrs.inner),) * owners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def block(text: str):
     return found, values, dict(zip(names, graph.parameters(), strict=True))
 
 
-def load(module: nn.Module, weights: dict[str, Tensor], name) -> nn.Module:
+def load(module: nn.Module, weights: Mapping[str, Tensor], name) -> nn.Module:
     """The torch module with our weights, each under its name there; every one of both is used."""
     own = module.double().state_dict()
     # A bias per head and entry is one list there.
@@ -238,7 +239,7 @@ def test_unet_is_torchs(overrides: dict, shape: tuple, side: int) -> None:
 def test_published_size() -> None:
     """The construction of the sheet: down 75.5 M, up 188.1 M, times 2.1 M, 265.6 M in all."""
     weights = check(read_source(UNET), OPS, size="lmfusion").value().weights
-    counts = dict.fromkeys(("down", "up", "t"), 0)
+    counts: dict[str, int] = dict.fromkeys(("down", "up", "t"), 0)
     for path, weight in weights.items():
         counts[path.partition(".")[0]] += math.prod(weight.shape)
     assert {part: round(count / 1e6, 1) for part, count in counts.items()} == {"down": 75.5, "up": 188.1, "t": 2.1}

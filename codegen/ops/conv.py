@@ -11,19 +11,20 @@ from ...dsl.errors.axes import WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier
-from ...dsl.grids import scale, sides
+from ...dsl.grids import is_grid, scale, sides
 from ...dsl.length import Length
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Distribution, Node, Value
 from ...dsl.record import record
 from ...dsl.value_type import Real, ValueType, ordered_first
-from ..functions_lazy import places
+from ..functions_lazy import places, windows
 from ..lazy import torch
 from ..lowering import LowerContext
-from .axis_pairs import one_pair
+from .axis_pairs import one_pair, want_along
 from .joining import want_axes, want_real, want_static, want_whole
 from .linear import ZEROS, check_added, scaled_normal
 from .operands import entries, has_leading, own, result_type, sizes, traffic
+from .scaled import is_scaled_pair
 
 
 @record
@@ -66,11 +67,14 @@ def _infer(
     want_axes(call, "conv", "x", x, call.at("places"), (source,))
     want_axes(call, "conv", "x", x, call.at("axes"), axes.left)
     if source.is_ordered:
-        raise call.fail(NotBuiltYet(call.at("places"), f"`conv` along the ordered axis {source.name}"))
+        want_along(call, "conv", x, source, "places")
+        if source.parent is not None or is_grid(source):
+            kind = "ragged grid" if is_grid(source) else "nested axis"
+            raise call.fail(NotBuiltYet(call.at("places"), f"`conv` along the {kind} {source.name}"))
     if source in (*axes.left, *axes.right):
         raise call.fail(WrongAxisKind(call.at("axes"), "conv", source.name, "other axes than the places", "the places"))
     _check_target(call, source, target, stride)
-    dimensions = len(sides(source))
+    dimensions = 1 if source.is_ordered else len(sides(source))
     if dimensions > 1 and pad == "causal":
         raise call.fail(
             BadNumber(call.at("pad"), "conv", "pad", "causal", "`same`: a grid has no order in which places come")
@@ -97,12 +101,12 @@ def _check_target(call: OpCall, source: Axis, target: Axis, stride: int) -> None
     """The target is the source, or the source scaled by the stride."""
     if target is source and stride == 1:
         return
-    if target.is_static and scale(source, target) != stride:
+    if source.is_static and target.is_static:
         wanted = [side.length.ceil_divided(stride) for side in sides(source)]
         found = [side.length for side in sides(target)]
-        if len(wanted) == len(found) and all(map(call.equal, wanted, found)):
+        if scale(source, target) == stride or (len(wanted) == len(found) and all(map(call.equal, wanted, found))):
             return
-    elif target.is_static:
+    elif is_scaled_pair(source, target) and scale(source, target) == stride:
         return
     what = f"the axis scaled by the stride {stride} of" if stride > 1 else "the same places as"
     raise call.fail(NotACut(call.at("places"), "conv", source.name, target.name, what))
@@ -112,21 +116,26 @@ def _lower(ctx: LowerContext, node: Node) -> None:
     attrs, x, place = node.attrs, node.inputs[0], result_type(node)
     assert isinstance(attrs, ConvAttrs)
     others = tuple(axis for axis in x.type.static_axes if axis is not attrs.source and axis not in attrs.contracted)
-    read = own(ctx, x, (*others, attrs.source, *attrs.contracted))
-    lead = has_leading(x.type) + len(others)
+    places_here = (attrs.source,) if attrs.source.is_static else ()
+    read = own(ctx, x, (*others, *places_here, *attrs.contracted))
     if len(attrs.contracted) != 1:
-        read = ctx.call(torch.flatten, read, lead + 1) if attrs.contracted else ctx.call(torch.unsqueeze, read, -1)
+        lead = has_leading(x.type) + len(others) + len(places_here)
+        read = ctx.call(torch.flatten, read, lead) if attrs.contracted else ctx.call(torch.unsqueeze, read, -1)
     bias = None
     if attrs.has_bias:
         bias = ctx.call(torch.reshape, own(ctx, node.inputs[2], attrs.added), (math.prod(sizes(attrs.added)),))
-    extents = [tuple(side.size for side in sides(axis)) for axis in (attrs.source, attrs.target)]
     weight = ctx.read(node.inputs[1])
-    result = ctx.call(places.conv, read, weight, bias, *extents, attrs.stride, attrs.before)
+    if attrs.source.is_static:
+        extents = [tuple(side.size for side in sides(axis)) for axis in (attrs.source, attrs.target)]
+        result = ctx.call(places.conv, read, weight, bias, *extents, attrs.stride, attrs.before)
+    else:
+        index = ctx.windows(attrs.source, attrs.target, attrs.size, attrs.stride, attrs.before)
+        result = ctx.call(windows.conv_rows, read, index, weight, bias)
     if len(attrs.added) > 1:
         result = ctx.call(torch.unflatten, result, -1, sizes(attrs.added))
     elif not attrs.added:
         result = ctx.call(torch.squeeze, result, -1)
-    made = (*others, attrs.target, *attrs.added)
+    made = (*others, *((attrs.target,) if places_here else ()), *attrs.added)
     if made != place.static_axes:
         leading = has_leading(place)
         order = [made.index(axis) + leading for axis in place.static_axes]
@@ -137,7 +146,11 @@ def _lower(ctx: LowerContext, node: Node) -> None:
 def _frontier(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     assert isinstance(attrs, ConvAttrs)
-    return frontier.conv(given[0], attrs.source, attrs.reach)
+    if attrs.stride == 1 or attrs.source.is_static:
+        return frontier.conv(given[0], attrs.source, attrs.reach)
+    # Counted from the last row that is the target's own.
+    behind = max(0, attrs.reach - (attrs.stride - 1))
+    return frontier.conv_strided(given[0], frontier.segments(attrs.target, None, attrs.source), behind)
 
 
 def _cost(node: Node, rows: Mapping[Axis, int]) -> Cost:
@@ -166,10 +179,10 @@ CONV = OpDef(
     row_wise_when=lambda node: isinstance(node.attrs, ConvAttrs) and node.attrs.source.is_static,
     cost=_cost,
     doc=(
-        "`conv(x, G -> H, A -> B, size=3, stride=1, pad=same, bias=false)`: a convolution over the places G, which "
-        "contracts A and adds B. H is G, or G scaled by the stride. A window of `size` places on each side has its "
-        "middle at its place (the first of the two middle ones if `size` is even), and zeros where there is no place; "
-        "with `causal` it ends there."
+        "`conv(x, G -> H, A -> B, size=3, stride=1, pad=same, bias=false)`: a convolution over the places G, a grid, "
+        "another static axis or the rows of a ragged one, which contracts A and adds B. H is G, or G scaled by the "
+        "stride. A window of `size` places on each side has its middle at its place (the first of the two middle ones "
+        "if `size` is even), and zeros where there is no place; with `causal` it ends there."
     ),
     samples=(
         "x: real[seq, cell, dim] => conv(x, cell -> cell, dim -> ffn, size=3)",
@@ -179,5 +192,16 @@ CONV = OpDef(
         "x: real[seq, half_cell, dim] => conv(x, half_cell -> half_cell, dim -> dim, size=1)",
         "x: real[seq, ffn, dim] => conv(x, ffn -> ffn, dim -> heads, size=3, pad=causal)",
         "x: real[cell, dim] => conv(x, cell -> half_cell, dim -> two, size=3, stride=2)",
+        "x: real[seq, dim] => conv(x, seq -> seq, dim -> ffn, size=3)",
+        "x: real[seq, dim] => conv(x, seq -> seq, dim -> ffn, size=4, bias=true)",
+        "x: real[seq, heads, dim] => conv(x, seq -> seq, dim -> (two, three), size=3, pad=causal)",
+        (
+            "x: real[seq, dim]; p = conv(x, seq -> pair, dim -> dim, size=3, stride=2, pad=causal) => "
+            "x + spread(p, pair -> seq, closed)"
+        ),
+        (
+            "x: real[seq, dim]; p = conv(x, seq -> pair, dim -> dim, size=5, stride=2) => "
+            "x + spread(p, pair -> seq, closed)"
+        ),
     ),
 )

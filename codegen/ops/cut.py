@@ -27,6 +27,9 @@ from .nested import OwnedAttrs, frontier_owned, lower_owned
 from .nested import infer_pool as infer_owned_pool
 from .nested import infer_spread as infer_owned_spread
 from .operands import cost_per_entry, own, sizes
+from .scaled import ScaledAttrs, frontier_scaled, is_scaled_pair, lower_scaled
+from .scaled import infer_pool as infer_scaled_pool
+from .scaled import infer_spread as infer_scaled_spread
 
 
 def read_cut(call: OpCall, axis: Axis) -> tuple[Value, ...]:
@@ -175,6 +178,8 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
     want_along(call, "pool", x, source)
     if source.parent is cut:
         return infer_owned_pool(call, x, source, cut, by)
+    if is_scaled_pair(source, cut):
+        return infer_scaled_pool(x, source, cut, by)
     if not (isinstance(cut.kind, Cut) and cut.kind.parent is source):
         raise call.fail(NotACut(call.at("axes"), "pool", source.name, cut.name, "a cut of"))
     return Inferred(PoolAttrs(source, cut, by), (x, *read_cut(call, cut)), (moved(x, source, cut),))
@@ -187,6 +192,9 @@ def _lower_pool(ctx: LowerContext, node: Node) -> None:
         return
     if isinstance(attrs, OwnedAttrs):
         lower_owned(ctx, node, attrs)
+        return
+    if isinstance(attrs, ScaledAttrs):
+        lower_scaled(ctx, node, attrs)
         return
     assert isinstance(attrs, PoolAttrs)
     x = node.inputs[0]
@@ -207,6 +215,8 @@ def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
         return read
     if isinstance(attrs, OwnedAttrs):
         return frontier_owned(attrs, read)
+    if isinstance(attrs, ScaledAttrs):
+        return frontier_scaled(attrs, read)
     assert isinstance(attrs, PoolAttrs)
     return frontier.pool(read, seen_cut(attrs.cut, attrs.source, tuple(made)), attrs.by)
 
@@ -225,9 +235,9 @@ POOL = OpDef(
     row_wise_when=is_between_grids,
     cost=cost_per_entry(1),
     doc=(
-        "`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows; or for each place of a "
-        "grid scaled from the axis of x, from the square of places under it; or for each row that owns rows of the "
-        "nested axis of x."
+        "`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows; or for each row of an "
+        "axis scaled from that of x, from as many rows, of a grid from a square of places; or for each row that owns "
+        "rows of the nested axis of x."
     ),
     samples=tuple(
         f"x: real[seq, cell, dim] => pool(x, cell -> half_cell, by={by})"
@@ -260,6 +270,8 @@ def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Infe
     want_along(call, "spread", x, cut)
     if target.parent is cut:
         return infer_owned_spread(call, x, cut, target, which)
+    if is_scaled_pair(target, cut):
+        return infer_scaled_spread(x, cut, target, which)
     if not (isinstance(cut.kind, Cut) and cut.kind.parent is target):
         raise call.fail(NotACut(call.at("axes"), "spread", target.name, cut.name, "a cut of"))
     return Inferred(SpreadAttrs(cut, target, which), (x, *read_cut(call, cut)), (moved(x, cut, target),))
@@ -273,6 +285,9 @@ def _lower_spread(ctx: LowerContext, node: Node) -> None:
     if isinstance(attrs, OwnedAttrs):
         lower_owned(ctx, node, attrs)
         return
+    if isinstance(attrs, ScaledAttrs):
+        lower_scaled(ctx, node, attrs)
+        return
     assert isinstance(attrs, SpreadAttrs)
     number = ctx.segment_of(attrs.cut, attrs.which)
     ctx.define(node.outputs[0], ctx.call(cuts.spread, own(ctx, node.inputs[0]), number))
@@ -285,6 +300,8 @@ def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
         return read
     if isinstance(attrs, OwnedAttrs):
         return frontier_owned(attrs, read)
+    if isinstance(attrs, ScaledAttrs):
+        return frontier_scaled(attrs, read)
     assert isinstance(attrs, SpreadAttrs)
     return frontier.spread(read, seen_cut(attrs.cut, attrs.target, tuple(made)), attrs.which)
 
@@ -304,11 +321,22 @@ SPREAD = OpDef(
     cost=cost_per_entry(0),
     doc=(
         "`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one "
-        "`closed`. Where there is none, 0. From a grid to the one that it is scaled from, each place reads the square "
-        "it is in (nearest neighbour); from an axis to one nested in it, each row reads its owner."
+        "`closed`. Where there is none, 0. The same from an axis to the one that it is scaled from; each place of a "
+        "grid reads the square it is in (nearest neighbour). From an axis to one nested in it, each row reads its "
+        "owner."
     ),
     samples=(
         "x: real[other, dim], y: real[item, dim] => y + spread(x, other -> item)",
+        "x: real[seq, dim]; p = pool(x, seq -> pair, by=sum) => spread(p, pair -> seq, own)",
+        "x: real[seq, dim]; p = pool(x, seq -> pair, by=first) => spread(p, pair -> seq, own)",
+        (
+            "x: real[seq, dim]; p = pool(pool(x, seq -> pair, by=max), pair -> six, by=mean); "
+            "y = spread(spread(p, six -> pair, closed), pair -> seq, closed) => y + x"
+        ),
+        (
+            "x: real[seq, dim]; p = pool(x, seq -> pair, by=last) => "
+            "spread(p, pair -> seq, before) + 2 * spread(p, pair -> seq, closed)"
+        ),
         "x: real[seq, half_cell, dim] => spread(x, half_cell -> cell)",
         "x: real[half_cell, dim] => spread(x, half_cell -> cell)",
         (
