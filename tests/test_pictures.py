@@ -19,6 +19,7 @@ from weft.codegen.functions import places
 from weft.codegen.ops import OPS
 from weft.dsl.check import check, read_source
 from weft.dsl.source import Source
+from weft.runtime.model import Model
 
 UNET = Path(__file__).parent.parent / "specs" / "unet.weft"
 
@@ -252,3 +253,66 @@ def test_the_time_and_what_is_kept_matter() -> None:
     with torch.no_grad():
         early, late = (model(picture, [torch.tensor([t])])[0] for t in (3, 90))
     assert not torch.allclose(early, late)
+
+
+BETWEEN = """
+use unet(blocks = 1): told, down, up, cell, spot, channels, dim
+
+size tiny: heads = 4
+size head_dim = dim / heads
+
+axis picture
+axis token in picture
+
+model painter(latent: real[picture, cell, channels], time: int[picture]) -> real[picture, cell, channels]:
+    t = told(real(time)) as times
+    z, kept = down(latent, t)
+    x = flatten(z, (picture, spot) -> token)
+    q = linear(rms_norm(x), dim -> (heads, head_dim))
+    x = x + linear(attend(q, q, q, over=head_dim, along=token, mask=same(picture)), (heads, head_dim) -> dim) as out
+    return up(unflatten(x, token -> (picture, spot)), kept, t)
+
+objective noise(latent: real[picture, cell, channels]):
+    time = uniform_int(0, 100, per=picture)
+    drawn = normal(like=latent)
+    found = painter(noised(latent, drawn, cosine_left(time, 100)), time)
+    loss noise = mean((found - drawn)^2, over=(cell, channels))
+
+init **.out.weight = normal(0.1)
+"""
+
+
+def test_a_transformer_between_the_halves() -> None:
+    """As LMFusion has it: pictures become rows of a sequence and come back, beside what the way down kept."""
+    painter = Model(check(Source("painter.weft", BETWEEN), OPS, size="tiny").value(), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.randn(n, 64, 4, generator=generator, dtype=torch.float64) for n in (2, 1)]
+    times = [torch.tensor([3, 50]), torch.tensor([9])]
+    with torch.no_grad():
+        found = painter(pictures, times)
+        # A picture sees no other, in its example or elsewhere.
+        for example, number in ((0, 0), (0, 1), (1, 0)):
+            alone = painter([pictures[example][number : number + 1]], [times[example][number : number + 1]])[0]
+            torch.testing.assert_close(found[example][number : number + 1], alone)
+
+
+def test_the_noise_of_few_pictures_is_learned() -> None:
+    """The objective falls when it is trained on four pictures, and goes on from the same bits."""
+    checked = check(read_source(UNET), OPS, size="tiny", overrides={"base": 16, "blocks": 1}).value()
+
+    def trained(steps: int) -> list[float]:
+        model = Model(checked, torch.float32)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        pictures = [torch.randn(n, 64, 4, generator=torch.Generator().manual_seed(n)) for n in (1, 3)]
+        found = []
+        for step in range(steps):
+            total, count = model.loss("noise", latent=pictures, seed=3, step=step)["noise"]
+            optimiser.zero_grad()
+            (total / count).backward()
+            optimiser.step()
+            found.append((total / count).item())
+        return found
+
+    losses = trained(60)
+    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+    assert trained(5) == losses[:5]

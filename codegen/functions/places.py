@@ -1,6 +1,7 @@
 """Convolutions, pools and nearest neighbours over static places: a grid, or an axis with one side.
 
-Places lie packed in one dimension, row by row of the grid: `x [..., P, C]` with P the product of `sides`.
+Places lie packed in one dimension, row by row of the grid: `x [..., P, C]` with P the product of `sides`. Results are
+contiguous: a generated kernel reads the entries of a row side by side.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def conv(
         pictures = functional.pad(pictures, [pad for end in reversed(after) for pad in (before, end)])
     convolve = functional.conv2d if len(sides) == 2 else functional.conv1d
     result = convolve(pictures, weight, bias, stride, before if is_even else 0)
-    return result.movedim(1, -1).reshape(*lead, math.prod(target), weight.shape[0])
+    return result.movedim(1, -1).reshape(*lead, math.prod(target), weight.shape[0]).contiguous()
 
 
 def pool(x: Tensor, dim: int, sides: Sides, by: str, scale: int) -> Tensor:
@@ -56,7 +57,7 @@ def pool(x: Tensor, dim: int, sides: Sides, by: str, scale: int) -> Tensor:
     found = split.amax(inner) if by == "max" else split.sum(inner)
     if by == "mean":
         found = found / _counts(sides, target, scale, found, dim)
-    return found.reshape(*x.shape[:dim], math.prod(target), *x.shape[dim + 1 :])
+    return found.reshape(*x.shape[:dim], math.prod(target), *x.shape[dim + 1 :]).contiguous()
 
 
 def _counts(sides: Sides, target: Sides, scale: int, like: Tensor, dim: int) -> Tensor | float:
@@ -79,4 +80,4 @@ def spread(x: Tensor, dim: int, sides: Sides, target: Sides, scale: int) -> Tens
     wide = wide.reshape(*x.shape[:dim], *(side * scale for side in sides), *x.shape[dim + 1 :])
     for number, out in enumerate(target):
         wide = wide.narrow(dim + number, 0, out)
-    return wide.reshape(*x.shape[:dim], math.prod(target), *x.shape[dim + 1 :])
+    return wide.reshape(*x.shape[:dim], math.prod(target), *x.shape[dim + 1 :]).contiguous()

@@ -43,4 +43,5 @@ def conv_rows(x: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None) -> 
     in its window; -1 reads zeros."""
     rows = torch.cat((x, x.new_zeros((1, *x.shape[1:]))))[index]
     result = torch.einsum("nk...c,ock->n...o", rows, weight.flatten(2))
-    return result if bias is None else result + bias
+    # A generated kernel reads the entries of a row side by side.
+    return (result if bias is None else result + bias).contiguous()

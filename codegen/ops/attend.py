@@ -427,6 +427,7 @@ ATTEND = OpDef(
         ),
         "q: real[seq, heads, dim] => attend(q, q, q, over=dim, along=seq, mask=causal and window(3), score=tanh_of)",
         "q: real[seq, three, dim] => attend(q, q, q, over=dim, along=three, score=silu)",
+        "x: real[seq, three, dim]; q = tanh(x) => attend(q, q, q, over=dim, along=three)",
         "x: real[item, dim] => attend(x, x, x, over=dim, along=item)",
         "x: real[item, dim] => attend(x, x, x, over=dim, along=item, mask=same(other))",
         "x: real[item, dim] => attend(x, x, x, over=dim, along=item, mask=causal and same(other))",
