@@ -10,12 +10,11 @@ turns within one process; a row gives the median of each and the ratio of times 
     train      forward, loss, backward and fused AdamW on 8 rows
     generate   256 bytes after a prompt of 1,024; transformers without its cache, the only mode that is right
     flat       milliseconds per byte after prompts of 256, 1,024 and 4,096 bytes
-    memory     peak of one training step and of one generation, as the text doubles
+    memory     peak of one training step and of one generation, as the text doubles: bytes of live tensors
 """
 
 import argparse
 import itertools
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from weft.runtime.transfer import import_checkpoint  # noqa: E402
 LENGTHS = (512, 120, 180, 400, 220, 140, 300, 176)  # half of the padded rectangle, as in bench/cpu.py
 PATCH = 4.5  # bytes of a patch, on average
 NEW_BYTES = 256
+MEMORY_LENGTHS = (1024, 2048, 4096, 8192)
 
 
 def theirs():
@@ -245,30 +245,61 @@ def flat(turns: int) -> None:
 
 def memory() -> None:
     for what in ("train", "generate"):
-        peaks = []
-        for length in (1024, 2048, 4096):
+        found = []
+        for length in MEMORY_LENGTHS:
             command = [sys.executable, __file__, "--peak", what, str(length)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peaks.append(int(done.stdout.split()[-1]))
-        growth = ", ".join(f"{b / a:.2f}x" for a, b in itertools.pairwise(peaks))
-        shown = ", ".join(f"{peak / 2**20:.0f} MiB" for peak in peaks)
-        print(f"memory     {what}: {shown} for 1,024, 2,048 and 4,096 bytes; growth {growth}", flush=True)
+            found.append(tuple(map(int, done.stdout.split()[-4:])))
+        alive, largest, resident, patches = zip(*found, strict=True)
+        lengths = ", ".join(f"{length:,}" for length in MEMORY_LENGTHS)
+        print(f"memory     {what}: {lengths} bytes in {', '.join(map(str, patches))} patches", flush=True)
+        for name, peaks in (("live tensors", alive), ("largest tensor", largest), ("resident", resident)):
+            growth = ", ".join(f"{b / a:.2f}x" for a, b in itertools.pairwise(peaks))
+            shown = ", ".join(f"{peak / 2**20:.1f}" for peak in peaks)
+            print(f"           {name:14} {shown} MiB; growth {growth}", flush=True)
 
 
 def peak(what: str, length: int) -> None:
-    """Prints the high-water mark of one step over the level before it, in bytes."""
+    """Prints, in bytes, over what was there before: the most that tensors took at once, the largest of them, the high
+    water of the process; and the number of patches.
+
+    The allocator keeps what was freed and gives pages back in its own time, so that the process says little about what
+    a step needs. Text is one kilobyte again and again: more text, but none that is cut more finely.
+    """
+    from tests.counted_memory import allocated
+
     us = Ours(theirs())
-    rows = texts((length,))
-    ends = us.model.values(("ends",), [rows[0][:64]])["ends"]
-    del ends
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if what == "train":
-        total, count = us.model.loss(None, rows)["cross_entropy"]
-        (total / count).backward()
-    else:
-        with torch.inference_mode():
-            us.generate(rows[0], 8)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    (once,) = texts((MEMORY_LENGTHS[0],))
+    row = once.repeat(length // len(once))
+
+    def run(row: Tensor) -> None:
+        if what == "train":
+            total, count = us.model.loss(None, [row])["cross_entropy"]
+            (total / count).backward()
+            us.optimizer.zero_grad()
+        else:
+            with torch.inference_mode():
+                us.generate(row, 8)
+
+    run(row[:64])  # graphs are made, weights packed
+    resident = high_water(lambda: run(row))
+    with allocated() as found:
+        run(row)
+    patches = int(us.model.values(("ends",), [row])["ends"][0].sum())
+    print(found.peak, found.largest, resident, patches)
+
+
+def high_water(run: Callable[[], object]) -> int:
+    """How far a process rises above what it holds, in bytes; Linux alone counts it from here."""
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    run()
+    return status("VmHWM") - before
+
+
+def status(field: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def main() -> int:

@@ -5,9 +5,9 @@
     python bench/gpu.py --device cpu --tiny              the same code on a CPU, in Triton's interpreter
     python bench/gpu.py --page                           writes docs/kernels.md from the results files
 
-Sections: verify (every kernel of every spec against float64), kernels (times at OLMo 2 7B and tiny sizes), step (a
-training step and decoding of 1B parameters beside transformers). Each runs in a process of its own, and in a new one
-where a kernel took the device down. What fails is a row that says so. A tuning.json beside the spec is used.
+Sections: verify (every kernel of every spec against float64), kernels (times at OLMo 2 7B and tiny sizes, and at BLT
+1B), step (a training step and decoding of 1B parameters beside transformers). Each runs in a process of its own, and in
+a new one where a kernel took the device down. What fails is a row that says so. A tuning.json beside the spec is used.
 """
 
 from __future__ import annotations

@@ -72,11 +72,12 @@ def derive(
     stored = stored or working
     whole = signature_of(program)
     row_names = {value.name for value in plan.row_inputs}
-    row_signature = replace(whole, inputs=tuple(s for s in whole.inputs if s.name in row_names), axes=(plan.axis.name,))
+    row_signature = replace(whole, inputs=tuple(s for s in whole.inputs if s.name in row_names), axes=plan.row_axes)
     once_signature = replace(
         whole,
         inputs=tuple(s for s in whole.inputs if s.name not in row_names),
         axes=tuple(axis.name for axis in plan.other_axes),
+        selected=tuple(s for s in whole.selected if s.tag not in row_names),
         outputs=tuple(slot(value.name, value.type) for value in plan.carried),
     )
     begin, plan = _begin(plan, weights, working, stored, once_signature)

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl.axes import Axis
+from ..dsl.axes import Axis, Selected
 from ..dsl.program import Node, Value
+from ..dsl.selections import TakeAttrs
 from ..dsl.value_type import Flag, Int, Real, ValueType
 from .decode_plan import DECODE_ARGUMENTS, CacheSpec, DecodePlan, DecodeTypes
 from .decode_stages import runs_every_call
 from .facts import FACT, Fact
-from .functions import caches, open_cuts
+from .functions import caches, open_cuts, selections
 from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
 from .lower import whole_result
 from .origin import Origin
+from .selection_plans import group_of
 
 Stateful = Callable[..., fx.Node | None]
 
@@ -75,6 +77,7 @@ class DecodeContext(GraphContext):
     # -- lowering ----------------------------------------------------------------------------------
 
     def lower(self, node: Node, rule: Callable[[Any, Node], Any]) -> None:
+        self._refuse_selections(node)
         self._in_tail = self.form == "last" and node in self.plan.tail
         self.met_stateful = False
         super().lower(node, rule)
@@ -82,6 +85,18 @@ class DecodeContext(GraphContext):
         reads_rows = any(value in self._row_values for value in node.inputs)
         if reads_rows and not node.op.is_row_wise(node) and not self.met_stateful:
             raise NotLowered(f"decoding through `{node.op.name}`, which reads other rows", node)
+
+    def _refuse_selections(self, node: Node) -> None:
+        """A selection has the new rows that are chosen; those before it, and their number, are not kept."""
+        for value in (*node.inputs, *node.outputs):
+            rows = value.type.rows
+            if group_of(value.type) is not None:
+                raise NotLowered("decoding through a `match` on a tag per example", node)
+            if rows is None or not isinstance(rows.kind, Selected):
+                continue
+            counts = rows.kind.by is None and value in node.outputs and not isinstance(node.attrs, TakeAttrs)
+            if not node.op.is_row_wise(node) or (counts and all(v.type.rows is not rows for v in node.inputs)):
+                raise NotLowered(f"decoding through `{node.op.name}`, which reads or counts rows of {rows.name}", node)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         stateful = self._stateful.get(function)
@@ -134,7 +149,7 @@ class DecodeContext(GraphContext):
         if self.form == "step":
             return self.lengths
         everywhere = self._once(("position", axis), lambda: self._plan(self._make_position, axis))
-        return self._last_of(everywhere) if self._in_tail else everywhere
+        return self._last_of(everywhere, axis) if self._in_tail else everywhere
 
     def _make_position(self, axis: Axis) -> fx.Node:
         if axis in self.open:
@@ -148,19 +163,30 @@ class DecodeContext(GraphContext):
     def _value(self, value: Value) -> Any:
         node = super()._value(value)
         if self._in_tail and value in self._row_values and value not in self._tail_values:
-            return self._last_of(node)
+            return self._last_of(node, value.type.rows or self.plan.axis)
         return node
 
     def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
         # What is made in the tail has other rows than what is made outside it.
         return super()._once((*key, "tail") if self._in_tail and key[0] != "weight" else key, make)
 
-    def _last_of(self, node: Any) -> fx.Node:
-        def rows() -> fx.Node:
-            return self._plan(lambda _: self.plain(caches.last_rows, self._offsets[self.plan.axis]), self.plan.axis)
-
-        which = self._once(("last_rows",), rows)
+    def _last_of(self, node: Any, axis: Axis) -> fx.Node:
+        which = self._last_rows(axis)
         return self._once(("last", node), lambda: self.plain(torch.index_select, node, 0, which))
+
+    def _last_rows(self, axis: Axis) -> fx.Node:
+        """int64: the last row of each sequence; of a selection, those that are rows of it, counted among all of it."""
+
+        def make(_: object) -> fx.Node:
+            if not isinstance(axis.kind, Selected):
+                return self.plain(caches.last_rows, self._offsets[self.plan.axis])
+            above, chosen = self._last_rows(axis.kind.parent), self.chosen_rows(axis)
+            self._in_tail = False
+            everywhere = self.chosen_rows(axis)
+            self._in_tail = True
+            return self.plain(selections.places_of, everywhere, self.plain(selections.take, above, chosen))
+
+        return self._once(("last_rows", axis), lambda: self._plan(make, axis))
 
     def _descend(self, value: Value, node: Any, rows: Axis | None, per_example: bool) -> Any:
         if self.is_single and value.type.rows is None and rows is self.plan.axis:

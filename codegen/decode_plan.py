@@ -57,11 +57,17 @@ class DecodePlan:
 
     @property
     def row_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if value.type.rows is self.axis)
+        return tuple(value for value in self.program.inputs if _lies_along(value, self.axis))
+
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        """The axes of the row inputs, the decoded one first."""
+        selected = [value.type.rows for value in self.row_inputs if value.type.rows is not self.axis]
+        return (self.axis.name, *dict.fromkeys(axis.name for axis in selected if axis is not None))
 
     @property
     def once_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if value.type.rows is not self.axis)
+        return tuple(value for value in self.program.inputs if not _lies_along(value, self.axis))
 
     @property
     def cuts(self) -> tuple[Axis, ...]:
@@ -71,7 +77,7 @@ class DecodePlan:
 
     @property
     def other_axes(self) -> tuple[Axis, ...]:
-        return tuple(axis for axis in self.program.ordered_axes if axis is not self.axis)
+        return tuple(axis for axis in self.program.ordered_axes if axis.whole is not self.axis)
 
 
 def plan_decoding(program: Program) -> DecodePlan:
@@ -79,10 +85,10 @@ def plan_decoding(program: Program) -> DecodePlan:
     axis = decoded_axis(program)
     program = along_rows(program)
     live = live_nodes(program, (value for _, value in program.outputs))
-    along: set[Value] = {value for value in program.inputs if value.type.rows is axis}
+    along: set[Value] = {value for value in program.inputs if _lies_along(value, axis)}
     once, rows = [], []
     for node in live:
-        if any(value in along for value in node.inputs) or any(value.type.rows is axis for value in node.outputs):
+        if any(value in along for value in node.inputs) or any(_lies_along(value, axis) for value in node.outputs):
             rows.append(node)
             along.update(node.outputs)
         else:
@@ -94,9 +100,15 @@ def plan_decoding(program: Program) -> DecodePlan:
     )
 
 
+def _lies_along(value: Value, axis: Axis) -> bool:
+    """Whether a value's rows are rows of an axis, all of them or some."""
+    return value.type.rows is not None and value.type.rows.whole is axis
+
+
 def decoded_axis(program: Program) -> Axis:
-    """The axis that grows: the one the outputs lie along."""
-    axes = dict.fromkeys(value.type.rows for _, value in program.outputs)
+    """The axis that grows: the one the outputs lie along, or whose rows they are some of."""
+    found = (value.type.rows for _, value in program.outputs)
+    axes = dict.fromkeys(None if rows is None else rows.whole for rows in found)
     axis = next(iter(axes), None)
     rows = (value.type.rows for value in (*program.inputs, *(out for node in program.nodes for out in node.outputs)))
     nested = next((axis for axis in rows if axis is not None and axis.parent is not None), None)

@@ -52,6 +52,7 @@ class _Kernel:
     is_accumulated: bool
     programs: int
     runs: tuple[int, int] | None
+    waits: bool
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _kernel(plan: RowPlan) -> _Kernel:
         is_accumulated=plan.is_accumulated,
         programs=plan.programs if plan.has_sums else PROGRAMS,
         runs=program.runs,
+        waits=plan.waits,
     )
 
 

@@ -1,4 +1,4 @@
-"""One fact about a tensor of a graph (see facts.py), and what its rules read."""
+"""What is known of one tensor of a graph before it runs, and the operands of a call as a rule reads them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from ..dsl.value_type import ValueType
 
 EXAMPLES = "examples"  # the level of values with one entry per example
 
@@ -23,6 +25,14 @@ class Fact:
     @property
     def is_real(self) -> bool:
         return self.dtype.is_floating_point
+
+
+def level_of(type_: ValueType) -> str | None:
+    if type_.rows is not None:
+        return type_.rows.name
+    if type_.group is not None:
+        return f"{EXAMPLES}.{type_.group.name}"
+    return EXAMPLES if type_.per_example else None
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,17 @@ from torch.nn import functional
 from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
 from . import place_facts
-from .fact import EXAMPLES, Fact, Reader, Rule, broadcast, dimension
-from .functions import attention, caches, cuts, gathers, packing, places, pointwise, precision, shifts, statics, windows
+from .fact import EXAMPLES, Fact, Reader, Rule, broadcast, dimension, level_of
+from .functions import attention, caches, gathers, packing, places, pointwise, precision, shifts, statics, windows
 from .gpu import attention_caches
 from .gpu.attention import attend
+from .gpu.run_attention import attend_runs
 from .origin import origin
+from .row_facts import ROW_RULES
 
-WORKING = "weft_working"
 __all__ = ["EXAMPLES", "FACT", "WORKING", "Fact", "broadcast", "dimension", "facts"]
 
+WORKING = "weft_working"
 # On nodes that a pass made of functions of its own: it says what they are.
 FACT = "weft_fact"
 
@@ -72,7 +74,7 @@ def _of_type(type_: ValueType, working: torch.dtype, precise: bool) -> Fact | No
             dtype = torch.bool
         case _:
             dtype = torch.int64
-    level = type_.rows.name if type_.rows is not None else EXAMPLES if type_.per_example else None
+    level = level_of(type_)
     return Fact(level, tuple(axis.size or 0 for axis in type_.static_axes), dtype)
 
 
@@ -284,48 +286,6 @@ def _index_select(read: Reader) -> Fact | None:
     return replace(x, level=index.level)
 
 
-def _row_example(read: Reader) -> Fact | None:
-    rows = read.fact(1)
-    return None if rows is None or rows.level is None else Fact(rows.level, (), torch.int64)
-
-
-def _position(read: Reader) -> Fact | None:
-    rows = read.fact(1)
-    return None if rows is None else Fact(rows.level, (), torch.int64)
-
-
-def _has_next(read: Reader) -> Fact | None:
-    rows = read.fact(0)
-    return None if rows is None else Fact(rows.level, (), torch.bool)
-
-
-def _row_number(read: Reader) -> Fact | None:
-    rows = read.fact()
-    return None if rows is None or rows.level is None else Fact(rows.level, (), torch.int64)
-
-
-def _flag_of_rows(read: Reader) -> Fact | None:
-    rows = read.fact()
-    return None if rows is None or rows.level is None else Fact(rows.level, (), torch.bool)
-
-
-def _per_segment(read: Reader) -> Fact | None:
-    """One number for each segment. Of which cut, only the plan says: what it is made of has other rows, or none."""
-    rows = None if (type_ := origin(read.node).type) is None else type_.rows
-    return None if rows is None else Fact(rows.name, (), torch.int64)
-
-
-def _per_owner(read: Reader) -> Fact | None:
-    """Offsets without the first: one for each row of the owner, which the plan names."""
-    fact = _per_segment(read)
-    return None if fact is None else replace(fact, dtype=torch.int32)
-
-
-def _spread(read: Reader) -> Fact | None:
-    p, number = read.fact(0), read.fact(1)
-    return None if p is None or number is None or p.level is None else replace(p, level=number.level)
-
-
 def _attend(read: Reader) -> Fact | None:
     q, v = read.fact(0), read.fact(2)
     return None if q is None or v is None else replace(q, dims=(*q.dims[:-1], v.dims[-1]))
@@ -350,6 +310,7 @@ _SAME = _pointwise()
 
 # By the functions that reference graphs call; a test compares with what comes out, for the samples of all operators.
 _RULES: dict[Any, Rule] = {
+    **ROW_RULES,
     **dict.fromkeys(
         (
             operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow,
@@ -374,15 +335,7 @@ _RULES: dict[Any, Rule] = {
     packing.beside: _like_first,
     shifts.previous_rows: _like_first,
     shifts.next_rows: _like_first,
-    shifts.has_next: _has_next,
     shifts.shifted_flags: _like_first,
-    packing.row_example: _row_example,
-    **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.in_a_run, cuts.first_rows), _flag_of_rows),
-    **dict.fromkeys((cuts.own, cuts.before, cuts.closed, cuts.index, cuts.index_or_next), _row_number),
-    cuts.begins: _per_segment,
-    packing.per_owner: _per_owner,
-    cuts.spread: _spread,
-    packing.position: _position,
     packing.expand: _expand,
     **dict.fromkeys((statics.sum_static, statics.mean_static, statics.max_static, statics.min_static), _reduced()),
     statics.logsumexp_static: _reduced(),
@@ -403,7 +356,6 @@ _RULES: dict[Any, Rule] = {
     places.conv: place_facts.conv,
     windows.windows: place_facts.windows,
     windows.conv_rows: place_facts.conv_rows,
-    windows.scaled_row: _row_number,
     places.pool: place_facts.pool,
     places.spread: place_facts.spread,
     functional.embedding: _embedding,
@@ -413,7 +365,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (
             attention.attend_packed, attention.attend_static, attend, attention_caches.attend_step,
-            attention_caches.attend_extend, attention_caches.attend_general,
+            attention_caches.attend_extend, attention_caches.attend_general, attend_runs,
         ),
         _attend,
     ),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         pointwise,
         precision,
         segments,
+        selections,
         shifts,
         statics,
         windows,
@@ -32,6 +33,7 @@ else:
     pointwise = _LazyModule(_package + "pointwise")
     precision = _LazyModule(_package + "precision")
     segments = _LazyModule(_package + "segments")
+    selections = _LazyModule(_package + "selections")
     shifts = _LazyModule(_package + "shifts")
     statics = _LazyModule(_package + "statics")
     windows = _LazyModule(_package + "windows")
@@ -46,6 +48,7 @@ __all__ = [
     "pointwise",
     "precision",
     "segments",
+    "selections",
     "shifts",
     "statics",
     "windows",

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl.axes import Axis, Scaled
+from ..dsl.axes import Axis, Cut, Group, Scaled
 from ..dsl.grids import is_grid
 from ..dsl.program import Constant, Node, Value, Weight
+from ..dsl.source import Span
 from ..dsl.value_type import Flag, Int, Real, ValueType
 from .cut_plans import CutFlags, CutPlans
-from .functions import packing
+from .functions import packing, selections
 from .origin import UNKNOWN, Origin, defines, mark, origin
 from .scaled_plans import ScaledPlans
+from .selection_plans import SelectionPlans, group_of
 from .signature import DRAW_ARGUMENTS, sizes
 from .weight_tree import attribute_path
 
@@ -41,7 +43,7 @@ class NotLowered(Exception):
         self.node = node
 
 
-class GraphContext(CutPlans, ScaledPlans):
+class GraphContext(CutPlans, SelectionPlans, ScaledPlans):
     """One graph under construction; see `lowering.LowerContext` for what each method promises.
 
     `working` is the type in which reals are computed, `stored` the type of the weights. Where they differ a weight is
@@ -64,6 +66,7 @@ class GraphContext(CutPlans, ScaledPlans):
         self._per_example: fx.Node | None = None
         self._offsets: dict[Axis, fx.Node] = {}
         self._cuts: dict[Axis, CutFlags] = {}
+        self._chosen = {}
         for value in inputs:
             node = self.argument(value.name, Origin(value.span, value.type, value=value))
             self._values[value] = node
@@ -173,9 +176,16 @@ class GraphContext(CutPlans, ScaledPlans):
             node = self.call(operator.getitem, node, tuple(index))
         return self._descend(value, node, rows, per_example) if leading else node
 
-    def full(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> fx.Node:
+    def full(
+        self,
+        value: Value,
+        axes: tuple[Axis, ...],
+        rows: Axis | None,
+        per_example: bool = False,
+        group: Group | None = None,
+    ) -> fx.Node:
         node = self.aligned(value, axes, rows, per_example)
-        like = self.row_example(rows) if rows is not None else self.batch() if per_example else None
+        like = self.row_example(rows) if rows is not None else self.batch(group) if per_example else None
         if isinstance(value, Constant):
             dtype = self._constant_type(value)
             device = like or self._any_tensor()
@@ -206,7 +216,11 @@ class GraphContext(CutPlans, ScaledPlans):
             begins = (self.edges(axis), 0, self.offsets(axis.parent))
             type = ValueType(Int(), per_example=True)
             return self.planned(("offsets", axis), axis, type, lambda: self.call(torch.index_select, *begins))
-        if axis not in self._offsets and isinstance(axis.kind, Scaled) and not is_grid(axis):
+        if axis in self._offsets:
+            return self._offsets[axis]
+        if self.selects(axis):
+            return self.selected_offsets(axis)
+        if isinstance(axis.kind, Scaled) and not is_grid(axis):
             return self.scaled_offsets(axis)
         return self._given_offsets(axis)
 
@@ -245,6 +259,18 @@ class GraphContext(CutPlans, ScaledPlans):
     def position(self, axis: Axis) -> fx.Node:
         return self._once(("position", axis), lambda: self._plan(self._make_position, axis))
 
+    def segment_index_on_whole(self, cut: Axis, outside: int) -> fx.Node:
+        assert isinstance(cut.kind, Cut)
+        selection = cut.kind.parent
+        whole = selection.whole
+
+        def make() -> fx.Node:
+            number, inside = self.segment_index(cut, "own"), self.segment_inside(cut)
+            rows, like = self.chosen_rows(selection), self.row_example(whole)
+            return self.call(selections.placed_numbers, number, inside, rows, like, outside)
+
+        return self.planned(("index on whole", cut, outside), cut, ValueType(Int(), (whole,)), make)
+
     def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:
         site = self._site(node)
         examples = row_example = position = None
@@ -252,6 +278,9 @@ class GraphContext(CutPlans, ScaledPlans):
             examples, row_example, position = self._draws["draw_examples"], self.row_example(axis), self.position(axis)
         elif any(value.type.per_example for value in node.outputs):
             examples = self._draws["draw_examples"]
+        group = group_of(node.outputs[0].type)
+        if examples is not None and group is not None:
+            examples = self.call(selections.take, examples, self._examples_of_call(group))
         seed, step = self._draws["draw_seed"], self._draws["draw_step"]
         return self.call(packing.draw_key, seed, step, site, examples, row_example, position)
 
@@ -261,8 +290,12 @@ class GraphContext(CutPlans, ScaledPlans):
     def working_type(self) -> torch.dtype:
         return self.working
 
-    def batch(self) -> fx.Node:
-        """A tensor with one entry per example."""
+    def batch(self, group: Group | None = None) -> fx.Node:
+        """A tensor with one entry per example of a group, by default of that of the node."""
+        if group is None and self._node is not None:
+            group = group_of(self._node.outputs[0].type)
+        if group is not None:
+            return self._examples(group)
         if self._per_example is not None:
             return self._per_example
         if not self._offsets:
@@ -328,14 +361,25 @@ class GraphContext(CutPlans, ScaledPlans):
         return self._cached[key]
 
     def planned(self, key: tuple[object, ...], axis: Axis, type: ValueType, make: Callable[[], Any]) -> Any:
-        def under_axis() -> Any:
-            before, self._origin = self._origin, Origin(axis.span, type)
+        return self.under_plan(key, axis.span, type, make)
+
+    def under_plan(self, key: tuple[object, ...], span: Span | None, type: ValueType, make: Callable[[], Any]) -> Any:
+        def under_span() -> Any:
+            before, self._origin = self._origin, Origin(span or self._origin.span, type)
             try:
                 return make()
             finally:
                 self._origin = before
 
-        return self._once(key, under_axis)
+        return self._once(key, under_span)
+
+    def _examples_of_call(self, group: Group) -> fx.Node:
+        """int64: the examples of a group, counted among all of the call."""
+        own, parent = self._examples(group), group.parent
+        if parent is None:
+            return own
+        make = lambda: self.call(selections.take, self._examples_of_call(parent), own)  # noqa: E731
+        return self._once(("examples of call", group), make)
 
     def _plan(self, make: Callable[[Any], fx.Node], axis: Axis | None) -> fx.Node:
         """Plans belong to no expression of the spec; they may be made in the middle of one."""
@@ -355,6 +399,8 @@ class GraphContext(CutPlans, ScaledPlans):
     def _make_row_example(self, axis: Axis) -> fx.Node:
         if axis.parent is not None:
             return self.call(torch.index_select, self.row_example(axis.parent), 0, self.owner(axis))
+        if axis not in self._offsets and self.selects(axis):
+            return self.selected_row_example(axis)
         rows = self._any_row(axis)
         if rows is None:
             return self.call(packing.row_example_of, self.offsets(axis))
@@ -377,6 +423,9 @@ class GraphContext(CutPlans, ScaledPlans):
         return self.planned(("per owner", axis), axis, ValueType(Int(), (axis,)), make)
 
     def _make_position(self, axis: Axis) -> fx.Node:
+        on_the_whole = self.selected_position(axis)
+        if on_the_whole is not None:
+            return on_the_whole
         return self.call(packing.position, self.offsets(axis), self.row_example(axis))
 
     def _any_tensor(self) -> fx.Node | None:

@@ -11,7 +11,8 @@ class KernelText:
 
     arguments: names and Triton types ("*bf16", "i32") of what is passed at run time; constants: values of the
     constexpr parameters; divisible: arguments that are multiples of 16 (pointers: of 16 bytes). Together they name
-    every parameter of the function. `warps` and `stages` are launch options.
+    every parameter of the function. `warps` and `stages` are launch options, and so is `registers`: how many a thread
+    may have on NVIDIA's GPUs, where that is not left to the assembler.
     """
 
     name: str
@@ -21,3 +22,4 @@ class KernelText:
     divisible: tuple[str, ...]
     warps: int
     stages: int
+    registers: int | None = None

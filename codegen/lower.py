@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..dsl.axes import Cut, Selected
 from ..dsl.program import Constant, LossTerm, Node, Program, Value, Weight
 from .facts import WORKING
 from .functions import packing
@@ -102,8 +103,22 @@ def live_nodes(program: Program, wanted: Iterable[Value]) -> tuple[Node, ...]:
 
 
 def node_reads(node: Node) -> tuple[Value, ...]:
-    """Every value a node depends on."""
-    return node.inputs
+    """Every value a node depends on: its inputs, and the tags of the arms that it is in."""
+    axes = [axis for value in node.outputs for axis in value.type.axes]
+    tags: list[Value] = []
+    while axes:
+        kind = axes.pop().kind
+        if isinstance(kind, Selected | Cut):
+            axes.append(kind.parent)
+        if isinstance(kind, Selected) and kind.by is not None:
+            tags.append(kind.by)
+    groups = [value.type.group for value in node.outputs]
+    while groups:
+        group = groups.pop()
+        if group is not None:
+            tags.append(group.by)
+            groups.append(group.parent)
+    return (*node.inputs, *tags)
 
 
 def whole_result(context: GraphContext, value: Value) -> Any:

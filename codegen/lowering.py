@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..dsl.axes import Axis
+from ..dsl.axes import Axis, Group
 from ..dsl.program import Node, Value
 
 if TYPE_CHECKING:
@@ -37,8 +37,16 @@ class LowerContext(Protocol):
         size 1 (leading ones may be left out). A Constant stays a Python number."""
         ...
 
-    def full(self, value: Value, axes: tuple[Axis, ...], rows: Axis | None, per_example: bool = False) -> fx.Node:
-        """As `aligned`, with every axis expanded to its size."""
+    def full(
+        self,
+        value: Value,
+        axes: tuple[Axis, ...],
+        rows: Axis | None,
+        per_example: bool = False,
+        group: Group | None = None,
+    ) -> fx.Node:
+        """As `aligned`, with every axis expanded to its size. `group`: with an entry for each of these examples, where
+        they are not those of the node."""
         ...
 
     def present(self, value: Value) -> fx.Node | None:
@@ -95,6 +103,10 @@ class LowerContext(Protocol):
         come."""
         ...
 
+    def segment_index_on_whole(self, cut: Axis, outside: int) -> fx.Node:
+        """Of a cut of a selection: the same at the rows of the whole axis; `outside` at rows in no segment."""
+        ...
+
     def segment_inside(self, cut: Axis) -> fx.Node | None:
         """bool `[rows]`: whether a row is in a segment. None: every row is."""
         ...
@@ -135,6 +147,18 @@ class LowerContext(Protocol):
 
     def windows(self, source: Axis, target: Axis, size: int, stride: int, before: int) -> fx.Node:
         """int64 `[rows of target, size]`: the packed rows of the source in the window of each; -1 for none."""
+        ...
+
+    def chosen(
+        self, target: Axis | None, source: Axis | None, tag: Value, members: tuple[int, ...], group: Group | None
+    ) -> fx.Node:
+        """int64: which rows of `source` are rows of `target`: those whose tag is one of `members`, or all rows of the
+        examples of `group`; for None as axes, which examples these are. `offsets`, `row_example` and `position` of the
+        target follow from it."""
+        ...
+
+    def joined_order(self, whole: Axis | None, rows: tuple[fx.Node, ...]) -> fx.Node:
+        """int64 `[rows of whole]`: where each row stands when the chosen rows of all parts lie behind one another."""
         ...
 
     def draw_key(self, node: Node, axis: Axis | None) -> fx.Node:

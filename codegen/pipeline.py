@@ -29,6 +29,7 @@ from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.dead_code import drop_dead_code
+from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
 from .passes.joined_linears import join_linears_on_gpu
@@ -37,10 +38,13 @@ from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
+from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
+from .passes.selections import select_by_partial_sort
+from .passes.sorted_rows import keep_rows_sorted
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
-from .passes.tables import read_tables
+from .passes.tables import multiply_rows, read_by_rows, read_tables
 from .rowwise.fused import FusedOp
 from .weight_tree import WeightTree
 
@@ -61,13 +65,21 @@ BASIC_PASSES: tuple[Pass, ...] = (
     Pass("common-subexpressions", join_common_subexpressions, "equal calls once, such as the angles of all layers"),
 )
 
+SORTED_ROWS = Pass(
+    "sorted-rows", keep_rows_sorted, "rows that arms join and arms take apart again; needs equal calls once"
+)
+
 # On a GPU every function that is left is a launch of torch's own.
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
+    Pass("segment-attention", use_run_attention, "segments that see their own rows; before other attention is taken"),
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],
+    SORTED_ROWS,
+    Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
+    Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
@@ -78,6 +90,12 @@ GPU_PASSES: tuple[Pass, ...] = (
 
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
+    SORTED_ROWS,
+    Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
+    Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
+    Pass("few-keys", read_few_keys, "attention to a few keys of each row's own; while reshapes have their facts"),
+    Pass("segments", spread_segments, "values of segments that no attention reads; after few keys, which read some"),
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),

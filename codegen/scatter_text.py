@@ -64,7 +64,7 @@ def table_gradients(module: fx.GraphModule) -> list[tuple[TableGradient, fx.Node
     found = []
     for node in module.graph.nodes:
         if isinstance(node.target, FusedOp):
-            found += [(gradient, node) for gradient in _of_call(node.target)]
+            found += [(gradient, node) for gradient in _of_call(node.target, node, known)]
         elif node.target in (tables.embedding, tables.read_rows):
             index, table = node.args if node.target is tables.embedding else reversed(node.args)
             gradient = _of_reader(known.get(index), known.get(table))
@@ -79,16 +79,20 @@ def _of_reader(index: Fact | None, table: Fact | None) -> TableGradient | None:
     return TableGradient(count, prod(entries), prod(index.dims), table.dtype)
 
 
-def _of_call(op: FusedOp) -> list[TableGradient]:
+def _of_call(op: FusedOp, call: fx.Node, known: dict[fx.Node, Fact]) -> list[TableGradient]:
     """Of the tables that a fused call reads: its backward gives their gradients row by row."""
     if op.derivative is None or op.backward is None:
         return []
     made = []
-    entries = {source.place: source.entries for source in op.program.sources}
     for gathered in (g for g in op.derivative.gathered if not g.in_runs):
         rows = op.backward.program.results[gathered.rows]
         *lead, width = rows.dims
-        made.append(TableGradient(entries[gathered.place] // width, width, prod(lead), rows.dtype))
+        operand = call.args[gathered.place]
+        assert isinstance(operand, fx.Node)
+        table = known[operand]
+        # How many rows one with a level has is data; those of examples or segments are few.
+        count = table.dims[0] if table.level is None else 1
+        made.append(TableGradient(count, width, prod(lead), rows.dtype))
     return made
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..dsl.axes import Selected
 from ..dsl.program import Program, Value
 from ..dsl.value_type import Flag, Id, Int, Real, Tag, ValueType
 
@@ -52,10 +53,21 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class SelectedRows:
+    """Rows of `axis` are those rows of `parent` whose `tag`, an input, is one of `members`."""
+
+    axis: str
+    parent: str
+    tag: str
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Signature:
     """`outputs` of a model; `losses` of an objective. `draws`: the graph takes the draw arguments. `born`: axes whose
-    rows the graph makes; it gives their offsets after the outputs. `owners`: for each nested axis the one whose rows
-    own its rows; its offsets say where the rows of each owner begin. Owners come before what they own."""
+    rows the graph makes; it gives their offsets after the outputs. `selected`: axes of inputs whose number of rows
+    follows from a tag. `owners`: for each nested axis the one whose rows own its rows; its offsets say where the rows
+    of each owner begin. Owners come before what they own."""
 
     name: str
     inputs: tuple[Slot, ...]
@@ -64,6 +76,7 @@ class Signature:
     losses: tuple[str, ...] = ()
     draws: bool = False
     born: tuple[str, ...] = ()
+    selected: tuple[SelectedRows, ...] = ()
     owners: tuple[tuple[str, str], ...] = ()
 
     def chain(self, axis: str) -> tuple[str, ...]:
@@ -81,6 +94,7 @@ class Signature:
             "draws": self.draws,
             "born": list(self.born),
             "owners": [list(pair) for pair in self.owners],
+            "selected": [[s.axis, s.parent, s.tag, list(s.members)] for s in self.selected],
         }
 
     @staticmethod
@@ -94,6 +108,10 @@ class Signature:
             draws=bool(data["draws"]),
             born=tuple(map(str, data["born"])),
             owners=tuple((str(axis), str(owner)) for axis, owner in data.get("owners", ())),
+            selected=tuple(
+                SelectedRows(str(axis), str(parent), str(tag), tuple(map(int, members)))
+                for axis, parent, tag, members in data.get("selected", ())
+            ),
         )
 
 
@@ -112,7 +130,19 @@ def signature_of(program: Program, draws: bool = False) -> Signature:
             for axis in (*program.ordered_axes, *program.born_axes)
             if axis.parent is not None
         ),
+        selected=_selected(program),
     )
+
+
+def _selected(program: Program) -> tuple[SelectedRows, ...]:
+    found = []
+    for axis, tag in program.selected.items():
+        kind = axis.kind
+        if axis in program.ordered_axes and tag in program.inputs and isinstance(kind, Selected):
+            assert isinstance(tag.type.kind, Tag)
+            members = tuple(tag.type.kind.enum.members.index(member) for member in kind.members)
+            found.append(SelectedRows(axis.name, kind.parent.name, tag.name, members))
+    return tuple(found)
 
 
 def slot(name: str, type_: ValueType) -> Slot:

@@ -6,9 +6,14 @@ what is derived from them) have a length per example.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .length import Length
 from .record import record
 from .source import Span
+
+if TYPE_CHECKING:
+    from .program import Value
 
 
 @record
@@ -58,13 +63,32 @@ class Cut:
     parent: Axis
 
 
+@record(eq=False)
+class Group:
+    """The examples that run an arm of a `match` on a tag per example: those whose tag `by` is one of `members`. They
+    are counted among the examples of `parent`; None: all of the call."""
+
+    name: str
+    by: Value
+    members: tuple[int, ...]
+    parent: Group | None
+    span: Span
+
+
 @record
 class Selected:
-    """`axis word = seq where kind == text`. `tag` is the tag's parameter name, `member` its value."""
+    """`axis word = seq where kind == text`. `tag` is the tag's parameter name, `members` are its values.
+
+    The axes of arms (`routed by`, `match`) are selections too. They know the tag's value, `by`, and their rows keep the
+    numbers they have in `parent`. With a tag per example, `group` says which examples have all their rows, the others
+    having none.
+    """
 
     parent: Axis
     tag: str
-    member: str
+    members: tuple[str, ...]
+    by: Value | None = None
+    group: Group | None = None
 
 
 @record
@@ -109,6 +133,11 @@ class Axis:
     def parent(self) -> Axis | None:
         """The axis whose rows own rows of this one in the axis tree; None: the example."""
         return self.kind.parent if isinstance(self.kind, Nested) else None
+
+    @property
+    def whole(self) -> Axis:
+        """The axis that a selection is made from, through all selections; itself for any other."""
+        return self.kind.parent.whole if isinstance(self.kind, Selected) else self
 
     @property
     def ancestors(self) -> tuple[Axis, ...]:

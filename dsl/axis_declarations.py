@@ -62,7 +62,7 @@ def _selected(body: Expressions, declaration: syntax.Axis, name: str) -> Axis:
             if found is UNKNOWN:
                 raise Noted
             if isinstance(found, Member):
-                return _ordered(name, Selected(_parent(body, declaration), tag, found.name), declaration.span)
+                return _ordered(name, Selected(_parent(body, declaration), tag, (found.name,)), declaration.span)
     raise Mistake(BadType(declaration.span, "rows are selected by `tag == member`"))
 
 

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from . import program, syntax
-from .axes import Axis, Cut, Static
+from .arms import OpenArm, Routes, misplaced
+from .axes import Axis, Cut, Selected, Static
 from .diagnostics import Mistake, Noted, Problems, SpecError
 from .errors.cuts import NotSegmented
+from .errors.routing import NotSelected
 from .errors.weights import TooLarge
 from .length import Length
 from .located import located, users_place
@@ -26,7 +28,7 @@ from .scope import Scope
 from .source import Span
 from .static_math import Fact
 from .statics import BlockRef
-from .value_type import EnumType, ValueType
+from .value_type import EnumType, Tag, ValueType
 from .weight_book import WeightBook
 
 NESTING_LIMIT = 64
@@ -58,6 +60,11 @@ class Build:
     cuts: dict[Axis, Segmented | None] = field(default_factory=dict)  # what made each cut; None: a mistake did
     # How many rows of a nested axis each row of its owner has, as far as the text says, and where it does.
     owned: dict[tuple[Axis, Axis], tuple[Length, Span]] = field(default_factory=dict)
+    selected: dict[Axis, tuple[Value, Span]] = field(default_factory=dict)  # the tag of each selected axis, first use
+    inputs: dict[str, Value] = field(default_factory=dict)  # of the program
+    arms: list[OpenArm] = field(default_factory=list)  # of `match`, around the statement that is run
+    routes: Routes = field(default_factory=Routes)
+    taken: dict[tuple[object, ...], Value] = field(default_factory=dict)  # read by arms from outside
     optional: dict[str, Value | None] = field(default_factory=dict)  # inputs with a default; None: two of one name
     is_uncalled: bool = False  # a block by itself: which segments there are is for its caller to say
     steps: int = 0
@@ -105,6 +112,7 @@ class Body(ABC):
         self.precise = False
         self.result: tuple[object, Span] | None = None
         self.losses: list[LossTerm] = []
+        self.arms = 0  # of `match`, around the statement in this body
         self.given_inputs: dict[str, tuple[Value, Span]] = {}  # optional inputs that the call gives
 
     @property
@@ -190,6 +198,26 @@ class Body(ABC):
             raise Noted  # the mistake is in its `segment`
         return made
 
+    def selected(self, axis: Axis, at: Span) -> Value:
+        """The tag that selects the rows of an axis: what has its name here, or had where the axis was used before."""
+        kind = axis.kind
+        assert isinstance(kind, Selected)
+        known = self.build.selected.get(axis)
+        here = self.scope.bound.get(kind.tag)
+        candidates = [here, *((known[0],) if known else ()), self.build.inputs.get(kind.tag)]
+        found = next((value for value in candidates if isinstance(value, Value) and _selects(value, kind)), None)
+        if found is None:
+            if self.build.is_uncalled:
+                raise Noted
+            wanted = f"`{kind.tag}` is to be a tag per row of {kind.parent.name}, with the value `{kind.members[0]}`"
+            what = "not known" if not isinstance(here, Value) else f"`{here.type}`"
+            raise Mistake(NotSelected(at, axis.name, kind.tag, what, axis.span, None, wanted))
+        if known is not None and found is not known[0]:
+            repair = "one program selects the rows of an axis by one tag: declare another axis for the other"
+            raise Mistake(NotSelected(at, axis.name, kind.tag, "another tag", axis.span, known[1], repair))
+        self.build.selected.setdefault(axis, (found, at))
+        return found
+
     def emit(
         self, op: OpDef, attrs: object, inputs: tuple[Value, ...], types: tuple[ValueType, ...], span: Span
     ) -> tuple[Value, ...]:
@@ -201,6 +229,19 @@ class Body(ABC):
         # The value that a statement binds has its name, the values on the way that of their operator.
         name = self.naming[0] if self.naming is not None and self.naming[1] == span else op.name
         outputs = tuple(Value(name, type, span) for type in types)
+        node = Node(op, attrs, inputs, outputs, span, self.frames, self.precise)
+        for arm in self.build.arms:
+            if (error := misplaced(arm, node)) is not None:
+                raise Mistake(error)
         if self.build.make_nodes:
-            self.build.nodes.append(Node(op, attrs, inputs, outputs, span, self.frames, self.precise))
+            self.build.nodes.append(node)
         return outputs
+
+
+def _selects(value: Value, kind: Selected) -> bool:
+    """Whether a value may be the tag of a selection."""
+    type = value.type
+    if not isinstance(type.kind, Tag) or type.static_axes or type.missing or type.is_weight_level:
+        return False
+    own = type.rows is None or type.rows is kind.parent or type.rows in kind.parent.ancestors
+    return own and set(kind.members) <= set(type.kind.enum.members)

@@ -238,10 +238,13 @@ def check_generates(program: Program, output: Value, sources: Iterable[Value]) -
     for source in sources:
         axis = source.type.rows
         generated = output.type.rows or axis
-        if generated is None or axis is None or not _grows_with(program, axis, generated):
+        if generated is None or axis is None:
+            continue
+        generated = generated.whole  # rows of a selection come as rows of the whole axis
+        if not _grows_with(program, axis, generated):
             continue
         known = frontiers(program, source, axis)
-        bound = row(generated if is_part_of(axis, generated) else axis)
+        bound = row(generated if is_part_of(axis, generated) else axis.whole)
         f = known.get(output, NONE)
         if leq(f, bound):
             continue

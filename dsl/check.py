@@ -235,7 +235,7 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
         for weight in program.weights:
             book.weights.setdefault(weight.path, weight)
             for rule in spec.rules:
-                if book.applies(rule.pattern.text, rule.prefix, weight.path):
+                if book.holds(rule, weight):
                     matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
     book.check_rules(matched)
 

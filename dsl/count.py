@@ -59,8 +59,17 @@ class _Counter:
                 return self.expression(statement.value, env, home)
             case syntax.Return() | syntax.Loss() | syntax.Evaluate():
                 return self.expression(statement.value, env, home)
+            case syntax.Routed():
+                # Which enum it is, is not known before types are.
+                return self._large(self._tags(home) * self.body(statement.body, dict(env), home), statement.span)
+            case syntax.Match():
+                return 1 + sum(self.body(arm.body, dict(env), home) for arm in statement.arms)
             case _:
                 return 1
+
+    @staticmethod
+    def _tags(home: Instance) -> int:
+        return max((len(enum.members) for enum in home.module.enums.values()), default=1)
 
     def _loop(self, statement: syntax.For, env: Statics, home: Instance) -> int:
         turns = self._turns(statement.over, env, home)

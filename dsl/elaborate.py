@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import field
 
 from . import syntax
+from .axes import Axis, Selected
 from .body import Abandoned, Build
 from .count import check_size
 from .diagnostics import Mistake
@@ -14,6 +15,7 @@ from .distributions import distribution
 from .errors.axes import MissingRows
 from .errors.later import NotBuiltYet
 from .errors.names import BadArguments, did_you_mean
+from .errors.routing import NotSelected
 from .errors.signatures import BadType
 from .errors.weights import BadDistribution, NoLoss, UnusedShared
 from .instances import Instances, scratch_build
@@ -50,7 +52,7 @@ class Spec:
         """Lines of used files first: the spec's own come last and win."""
         ordered = (*(i for i in self.instances if i is not self.root), self.root)
         return tuple(
-            Rule(pattern, instance.path, declaration)
+            Rule(pattern, instance.path, declaration, _where(declaration))
             for instance in ordered
             for declaration in instance.module.of((syntax.Init, syntax.Freeze))
             for pattern in ((declaration.pattern,) if isinstance(declaration, syntax.Init) else declaration.patterns)
@@ -79,6 +81,14 @@ class Spec:
 
     def _scratch(self) -> Build:
         return scratch_build(self.library, self.ops)
+
+
+def _where(declaration: syntax.Init | syntax.Freeze) -> tuple[str, str] | None:
+    """`freeze layer where kind == text`: the tag's name and its value."""
+    match declaration:
+        case syntax.Freeze(_, syntax.Comparison((syntax.Name(tag), syntax.Name(member)), ("==",))):
+            return tag, member
+    return None
 
 
 def instantiate(
@@ -135,10 +145,19 @@ def elaborate_objective(spec: Spec, declaration: syntax.Objective) -> Program | 
     except Abandoned:
         return None
     # A `return` in its place is a mistake of its own.
-    if not body.losses and not any(isinstance(s, syntax.Loss | syntax.Return) for s in declaration.body):
+    if not body.losses and not _has_loss(declaration.body):
         spec.library.problems.add(NoLoss(declaration.name.span, f"objective `{name}` has no `loss`"))
     trains = tuple(pattern.text for pattern in declaration.trains)
     return _program(spec, body, declaration, "objective", inputs, (), trains)
+
+
+def _has_loss(statements: tuple[syntax.Statement, ...]) -> bool:
+    return any(
+        isinstance(statement, syntax.Loss | syntax.Return)
+        or (isinstance(statement, syntax.Routed) and _has_loss(statement.body))
+        or (isinstance(statement, syntax.Match) and any(_has_loss(arm.body) for arm in statement.arms))
+        for statement in statements
+    )
 
 
 def _begin(spec: Spec, declaration: syntax.Block | syntax.Objective, body: Elaboration) -> tuple[Value, ...] | None:
@@ -174,6 +193,7 @@ def _input(body: Elaboration, parameter: syntax.Parameter, inputs: list[Value]) 
         raise Mistake(BadArguments(parameter.span, name.text, f"is static ({type.kind.text}) and needs a default"))
     value = Value(name.text, body.value_type(type, per_example=True), name.span)
     inputs.append(value)
+    body.build.inputs[name.text] = value
     return value
 
 
@@ -193,11 +213,23 @@ def _program(
             bindings[name] = value.main
     program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
-        tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs),
+        tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs), _selected(spec, body, inputs),
     )  # fmt: skip
     if body.build.turns is not None:
         spec.shortened.append((program, body.build.turns))
     return program
+
+
+def _selected(spec: Spec, body: Elaboration, inputs: tuple[Value, ...]) -> dict[Axis, Value]:
+    """The tag of each declared selection. Whoever gives rows of one must know which rows of the whole they are."""
+    along = {value.type.rows for value in inputs}
+    for axis, (tag, at) in body.build.selected.items():
+        if axis in along and tag not in inputs:
+            assert isinstance(axis.kind, Selected)
+            repair = f"rows of {axis.name} are an input, so the tag is to be one, too"
+            error = NotSelected(at, axis.name, axis.kind.tag, "no input", axis.span, None, repair)
+            spec.library.problems.add(error)
+    return {axis: tag for axis, (tag, _) in body.build.selected.items()}
 
 
 def _optional(body: Elaboration, inputs: tuple[Value, ...]) -> dict[str, Value]:
@@ -304,8 +336,8 @@ def check_later(module: Module, spec: Spec) -> None:
         what = LATER.get(type(declaration))
         if what is not None and isinstance(declaration, Named):
             spec.library.problems.add(NotBuiltYet(declaration.name.span, what))
-        if isinstance(declaration, syntax.Freeze) and declaration.where is not None:
-            spec.library.problems.add(NotBuiltYet(declaration.where.span, "`freeze ... where`"))
+        if isinstance(declaration, syntax.Freeze) and declaration.where is not None and _where(declaration) is None:
+            spec.library.problems.add(BadType(declaration.where.span, "weights are chosen by `tag == member`"))
 
 
 __all__ = ["NONE", "Spec", "elaborate_model", "elaborate_objective", "instantiate"]

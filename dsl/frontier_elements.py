@@ -99,10 +99,17 @@ def is_part_of(part: Axis, whole: Axis) -> bool:
     return isinstance(whole.kind, Joined) and any(isinstance(p, Axis) and is_part_of(part, p) for p in whole.kind.parts)
 
 
+def selects(axis: Axis) -> bool:
+    """Rows of the axis are some of another's, with others between them."""
+    return isinstance(axis.kind, Selected) and axis.kind.group is None
+
+
 def is_run_of(part: Axis, whole: Axis) -> bool:
     """As `is_part_of`, and the rows are neighbours in `whole` too."""
     if part is whole:
         return True
+    if isinstance(part.kind, Selected) and part.kind.group is not None:
+        return is_run_of(part.kind.parent, whole)  # whole examples
     return isinstance(whole.kind, Joined) and any(isinstance(p, Axis) and is_run_of(part, p) for p in whole.kind.parts)
 
 

@@ -27,6 +27,7 @@ from .frontier_elements import (
     leq,
     on_level,
     row,
+    selects,
     touches,
 )
 from .record import record
@@ -83,7 +84,7 @@ def segments(
         along = grouped
     if ends is None:
         ends, gaps = (row(along), True) if isinstance(cut.kind, Cut) else (NONE, gaps)
-    if inside is None and grouped is not None and isinstance(grouped.kind, Selected):
+    if inside is None and grouped is not None and selects(grouped):
         inside = grouped
     # Seen from the whole axis, rows that were not selected are gaps.
     return Segments(cut, along, gaps or (inside is not None and inside is not along), ends, inside)
@@ -140,7 +141,7 @@ def so_far(f: Frontier, along: Axis | None = None) -> Frontier:
     if f.kind is not Kind.END or f.axis is None:
         return f
     grouped = fine_axis(f.axis)
-    if grouped is None or not isinstance(grouped.kind, Selected) or (along is not None and is_part_of(along, grouped)):
+    if grouped is None or not selects(grouped) or (along is not None and is_part_of(along, grouped)):
         return f
     return ALL
 
@@ -305,7 +306,7 @@ def take(f: Frontier, to: Axis, tag: Frontier = NONE) -> Frontier:
 
     `tag` decides which rows of X are rows of W, read at those rows.
     """
-    if not tag.is_none and not (isinstance(to.kind, Selected) and leq(tag, row(to.kind.parent))):
+    if not tag.is_none and not (isinstance(to.kind, Selected) and leq(tag, row(to.whole))):
         return ALL
     f = join(f, tag)
     if f.kind is Kind.END and f.inside is not None and _apart(f.inside, to) and isinstance(to.kind, Selected):
@@ -317,7 +318,8 @@ def _apart(left: Axis, right: Axis) -> bool:
     a, b = left.kind, right.kind
     if not isinstance(a, Selected) or not isinstance(b, Selected):
         return False
-    return a.parent is b.parent and a.tag == b.tag and a.member != b.member
+    # Two tags of one name are two tags: those of arms are told apart by their values.
+    return a.parent is b.parent and a.tag == b.tag and a.by is b.by and not set(a.members) & set(b.members)
 
 
 def join_selections(to: Axis, parts: Iterable[Frontier], tag: Frontier = NONE) -> Frontier:

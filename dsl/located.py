@@ -59,7 +59,7 @@ def located(mistake: SpecError, frames: Scope, is_library: Callable[[Source], bo
     """The mistake with what the reader needs of the calls and turns it was met in."""
     if isinstance(mistake, Located) or not frames:
         return mistake
-    calls = [index for index, frame in enumerate(frames) if index and frame.index is None]
+    calls = [index for index, frame in enumerate(frames) if index and frame.index is None and not frame.is_arm]
     if is_library(mistake.at.source):
         for index in reversed(calls):
             if not is_library(frames[index].span.source):
@@ -78,7 +78,7 @@ def users_place(at: Span, frames: Scope, is_library: Callable[[Source], bool]) -
     """A place in the user's text: the place itself, or the call that led into the standard library."""
     if is_library(at.source):
         for frame in reversed(frames):
-            if frame.index is None and not is_library(frame.span.source):
+            if frame.index is None and not frame.is_arm and not is_library(frame.span.source):
                 return frame.span
     return at
 

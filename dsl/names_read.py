@@ -43,6 +43,8 @@ def family_names(statements: tuple[syntax.Statement, ...]) -> set[str]:
                 names |= family_names(statement.body)
             case syntax.If():
                 names |= family_names((*statement.body, *statement.orelse))
+            case syntax.Match():
+                names |= {name for arm in statement.arms for name in family_names(arm.body)}
     return names
 
 
@@ -95,18 +97,6 @@ def all_words(node: object, callees: bool = True) -> Iterator[str]:
         case _ if type(node).__module__ == syntax.__name__:
             for field in _children(type(node)):
                 yield from all_words(getattr(node, field), callees)
-
-
-def later_statements(statements: tuple[syntax.Statement, ...]) -> Iterator[syntax.Statement]:
-    """Statements that are not built yet, outermost only."""
-    for statement in statements:
-        match statement:
-            case syntax.Routed() | syntax.Match():
-                yield statement
-            case syntax.For():
-                yield from later_statements(statement.body)
-            case syntax.If():
-                yield from later_statements((*statement.body, *statement.orelse))
 
 
 def first_line(span: Span) -> Span:

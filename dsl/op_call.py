@@ -67,6 +67,9 @@ class Call:
         if not self.equal(before, each):
             raise Mistake(RowsPerOwner(self.at("axes"), axis.name, owner.name, str(each), str(before), first))
 
+    def selected(self, axis: Axis) -> Value:
+        return self._body.selected(axis, self.span)
+
     def traced(self, block: BlockRef, type: ValueType) -> Traced:
         build = self._body.build
         given = Value("score", type, self.span)

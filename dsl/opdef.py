@@ -123,6 +123,10 @@ class OpCall(Protocol):
         """Notes that each row of `owner` has so many rows of `axis`. Fails where it was another number."""
         ...
 
+    def selected(self, axis: Axis) -> Value:
+        """The tag that selects the rows of a selected axis. Fails where none is known."""
+        ...
+
     def traced(self, block: Any, type: ValueType) -> Traced:
         """A block given as an argument, on a value of this type that no operator makes. It may read `query(e)` and
         `key(e)`, and names that are visible where the operator is called."""
@@ -168,6 +172,7 @@ class OpDef:
     step: Callable[..., Any] | None = None  # how it lowers in the derived decoder, when not row by row
     row_wise: bool = True  # False: a row of the result may read other rows; ask `is_row_wise`
     row_wise_when: Callable[[Node], bool] | None = None  # for an op that does so only with some arguments
+    table: int | None = None  # which operand, where it is a weight, is read by rows
     target_shift: Callable[[Node], int] | None = None  # `next`: by how many rows, which marks a target (SEMANTICS 6)
 
     @property

@@ -7,7 +7,7 @@ from .diagnostics import Mistake, Noted
 from .elaborate import Spec
 from .errors.names import did_you_mean
 from .errors.weights import BadSetting, PatternMatchesNothing
-from .program import Optimiser, OptimiserLine, Program
+from .program import Optimiser, OptimiserLine, OptimiserSetting, Program, Weight
 from .source import Span
 from .statements import Elaboration
 from .static_math import number_of
@@ -15,8 +15,8 @@ from .statics import UNKNOWN, describe
 
 # What each optimiser takes, and which of it a line may set for some weights.
 SETTINGS: dict[str, tuple[str, ...]] = {"adamw": ("lr", "betas", "eps", "decay", "clip")}
-LINE_SETTINGS = ("lr", "decay", "clip")
-Setting = float | tuple[float, ...]
+LINE_SETTINGS = ("lr", "decay", "clip", "lazy", "schedule")
+SCHEDULES = ("shared", "constant", "falling")
 
 
 def optimiser(spec: Spec, programs: tuple[Program, ...]) -> Optimiser | None:
@@ -36,36 +36,68 @@ def optimiser(spec: Spec, programs: tuple[Program, ...]) -> Optimiser | None:
         problems.add(BadSetting(call.callee.span, f"`{kind}` is not an optimiser", help))
         return None
     body = Elaboration(spec.build(training=True), spec.root, "optimise", ())
-    settings: list[tuple[str, Setting]] = []
+    settings: list[tuple[str, OptimiserSetting]] = []
     for argument in call.arguments:
         with body.noted():
             name = argument.name.text if argument.name else ""
             settings.append((name, _setting(body, name, argument.value, SETTINGS[kind], argument.span)))
-    lines = tuple(_line(spec, body, line, programs) for line in declaration.lines)
-    return Optimiser(kind, tuple(settings), lines)
+    lines = (_line(spec, body, line, programs) for line in declaration.lines)
+    return Optimiser(kind, tuple(settings), tuple(line for line in lines if line is not None))
 
 
-def _line(spec: Spec, body: Elaboration, line: syntax.OptimiseLine, programs: tuple[Program, ...]) -> OptimiserLine:
+def _line(
+    spec: Spec, body: Elaboration, line: syntax.OptimiseLine, programs: tuple[Program, ...]
+) -> OptimiserLine | None:
     book = spec.book()
     paths = tuple(weight.path for program in programs for weight in program.weights)
+    # A declared table that nothing reads under this choice of options is no mistake.
+    declared = {declaration.name.text for declaration in spec.root.module.of(syntax.Shared)}
     if not any(book.applies(line.pattern.text, (), path) for path in paths):
+        if line.pattern.parts[0] in declared:
+            return None
         spec.library.problems.add(PatternMatchesNothing(line.pattern.span, line.pattern.text, paths))
-    settings: list[tuple[str, Setting]] = []
+    settings: list[tuple[str, OptimiserSetting]] = []
     for setting in line.settings:
         with body.noted():
             value = _setting(body, setting.name.text, setting.value, LINE_SETTINGS, setting.span)
+            if setting.name.text == "lazy" and value is True:
+                _want_tables(spec, line, setting.span, programs)
             settings.append((setting.name.text, value))
     return OptimiserLine(line.pattern.text, tuple(settings))
 
 
-def _setting(body: Elaboration, name: str, value: syntax.Expression, known: tuple[str, ...], at: Span) -> Setting:
+def _want_tables(spec: Spec, line: syntax.OptimiseLine, at: Span, programs: tuple[Program, ...]) -> None:
+    """Rows can be left alone until they are read only where something reads rows, and nothing reads the rest."""
+    book = spec.book()
+    for program in programs:
+        for node in program.nodes:
+            for place, value in enumerate(node.inputs):
+                if not isinstance(value, Weight) or place == node.op.table:
+                    continue
+                if book.applies(line.pattern.text, (), value.path):
+                    what = f"`{value.path}` cannot be lazy: `{node.op.name}` reads all of it"
+                    help = "lazy is for tables of which `embed`, `bag` or `x[index]` reads some rows"
+                    raise Mistake(BadSetting(at, what, help, node.span, "here"))
+
+
+def _setting(
+    body: Elaboration, name: str, value: syntax.Expression, known: tuple[str, ...], at: Span
+) -> OptimiserSetting:
     if name not in known:
         raise Mistake(
             BadSetting(at, f"unknown setting `{name}`", did_you_mean(name, known) or f"settings: {', '.join(known)}")
         )
+    if name == "schedule":
+        if not isinstance(value, syntax.Name) or value.text not in SCHEDULES:
+            raise Mistake(BadSetting(value.span, f"`schedule` is one of {', '.join(SCHEDULES)}"))
+        return value.text
     found = body.evaluate(value)
     if found is UNKNOWN:
         raise Noted
+    if name == "lazy":
+        if not isinstance(found, bool):
+            raise Mistake(BadSetting(value.span, f"`lazy` is {describe(found)}; it takes true or false"))
+        return found
     items = found if isinstance(found, tuple) else (found,)
     numbers = tuple(number_of(item) for item in items)
     wanted = 2 if name == "betas" else 1

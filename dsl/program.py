@@ -53,6 +53,14 @@ class Distribution:
     source: str | None = None
 
 
+@record
+class ArmOf:
+    """An arm that a weight was made in: the tag's names (as it is written there, and of the value), and its values."""
+
+    names: tuple[str, ...]
+    members: tuple[str, ...]
+
+
 @record(eq=False, repr=False)
 class Weight(Value):
     """A parameter. `path` names it in checkpoints; it is unique in the program.
@@ -60,13 +68,15 @@ class Weight(Value):
     Stored with the shape of `type.axes` in order. `outputs` is how many leading axes are the output side, for weights
     with two
     sides (linear: outputs first); the others are inputs and give `fan_in`. A two-sided weight may name one axis on
-    both sides. `kernel`: how many axes at the end are places of a convolution's kernel.
+    both sides. `kernel`: how many axes at the end are places of a convolution's kernel. `arms`: of a `match` or
+    `routed by` around the call that made it.
     """
 
     path: str
     init: Distribution
     outputs: int
     frozen: bool = False
+    arms: tuple[ArmOf, ...] = ()
     kernel: int = 0
 
     @property
@@ -89,11 +99,13 @@ class Weight(Value):
 
 @record
 class Frame:
-    """One step of scope: a block call (`layer`, with its path part), or a loop turn (`layer`, index 3)."""
+    """One step of scope: a block call (`layer`, with its path part), a loop turn (`layer`, index 3), or an arm of a
+    `match` (`text`)."""
 
     name: str
     index: int | None
     span: Span
+    is_arm: bool = False
 
 
 Scope = tuple[Frame, ...]
@@ -151,12 +163,16 @@ class Target:
     span: Span
 
 
+# Numbers; a flag for `lazy`; a word for `schedule`.
+OptimiserSetting = float | tuple[float, ...] | bool | str
+
+
 @record
 class OptimiserLine:
     """Settings for the weights that `pattern` matches; the first matching line wins."""
 
     pattern: str
-    settings: tuple[tuple[str, float | tuple[float, ...]], ...]
+    settings: tuple[tuple[str, OptimiserSetting], ...]
 
 
 @record
@@ -164,7 +180,7 @@ class Optimiser:
     """`optimise by adamw(lr=..., betas=..., decay=..., clip=...)` and its lines."""
 
     kind: str
-    settings: tuple[tuple[str, float | tuple[float, ...]], ...]
+    settings: tuple[tuple[str, OptimiserSetting], ...]
     lines: tuple[OptimiserLine, ...] = ()
 
 
@@ -176,6 +192,7 @@ class Program:
     fields; a single
     result is called `output`), an objective has `losses`. `bindings` are the once-bound names of the body (hook sites,
     `run.name`, inspection). `optional` are values that a caller may give instead, by the name of their input.
+    `selected`: the tag that chooses the rows of each declared selection.
     """
 
     name: str
@@ -189,6 +206,7 @@ class Program:
     trains: tuple[str, ...] = ()
     bindings: dict[str, Value] = field(default_factory=dict)
     optional: dict[str, Value] = field(default_factory=dict)
+    selected: dict[Axis, Value] = field(default_factory=dict)
 
     def given(self, names: Iterable[str]) -> Program:
         """The program whose optional inputs `names` are given: what would have made them is not run for them."""

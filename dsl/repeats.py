@@ -83,6 +83,9 @@ def _has_effects(statements: tuple[syntax.Statement, ...]) -> bool:
             case syntax.If():
                 if _has_effects((*statement.body, *statement.orelse)):
                     return True
+            case syntax.Match():
+                if any(_has_effects(arm.body) for arm in statement.arms):
+                    return True
             case syntax.Loss() | syntax.Segment() | syntax.OptionalInput():
                 return True
     return False

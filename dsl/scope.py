@@ -13,10 +13,11 @@ from .statics import Family
 
 @record
 class Branched:
-    """An `if` that binds a name in one branch only, or to values of two types."""
+    """An `if` or a `match` that binds a name in one branch only, or to values of two types."""
 
     at: Span
     types: tuple[str, str] | None = None
+    word: str = "an `if`"
 
 
 @dataclass(eq=False)
@@ -36,7 +37,7 @@ class Scope:
             return self.bound[name]
         if name in self.branches:
             branched = self.branches[name]
-            raise Mistake(BoundInOneBranch(at, name, branched.at, branched.types))
+            raise Mistake(BoundInOneBranch(at, name, branched.at, branched.types, branched.word))
         return None
 
     def bind(self, name: str, value: object) -> None:

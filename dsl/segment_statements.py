@@ -62,6 +62,8 @@ def optional_input(body: Elaboration, statement: syntax.OptionalInput) -> None:
     """`input ends: flag[seq] = EXPR`: what a caller gives, or else EXPR."""
     name = statement.name.text
     given = body.given_inputs.pop(name, None)
+    if body.arms:
+        raise Mistake(BadType(first_line(statement.span), "an `input` stands in front of the arms of a `match`"))
     if body.form == "block":
         raise Mistake(BadType(first_line(statement.span), "an `input` belongs in a model or an objective"))
     if given is None:

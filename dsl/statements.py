@@ -9,7 +9,6 @@ from .dead_branch import alike_types, differ, names_of_branch
 from .diagnostics import Mistake, Noted
 from .distributions import distribution
 from .errors.axes import OverNeeded
-from .errors.later import NotBuiltYet
 from .errors.names import (
     BadArguments,
     MisplacedStatement,
@@ -22,11 +21,12 @@ from .errors.weights import NoLoss, TooLarge
 from .facts import facts
 from .mask_calls import MaskCalls
 from .modules import Instance
-from .names_read import MASK_WORDS, bound_names, family_names, first_line, later_statements, names_read
+from .names_read import MASK_WORDS, bound_names, family_names, first_line, names_read
 from .op_call import as_value
 from .opdef import OpDef
 from .program import Constant, Distribution, Frame, LossTerm, Value
 from .repeats import alike
+from .routing import route
 from .scope import Branched, Scope
 from .segment_statements import optional_input, segment
 from .shared_calls import DEFAULT_INIT, SharedCalls
@@ -165,9 +165,9 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
         self.scope.lost |= family_names((statement,))
         for name in bound_names((statement,)):
             self.scope.bind(name, UNKNOWN)
-        if isinstance(statement, syntax.Return) and not self.loops:
+        if isinstance(statement, syntax.Return) and not self.loops and not self.arms:
             self.result = (UNKNOWN, statement.span)
-        if isinstance(statement, syntax.For | syntax.If):
+        if isinstance(statement, syntax.For | syntax.If | syntax.Routed | syntax.Match):
             # The head is wrong, so the body was not run; its names are a mistake of their own.
             self.check_names((statement,))
 
@@ -197,7 +197,7 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
             case syntax.OptionalInput():
                 optional_input(self, statement)
             case syntax.Routed() | syntax.Match():
-                raise Mistake(not_built(statement))
+                route(self, statement)
             case syntax.Send() | syntax.On():
                 raise Mistake(MisplacedStatement(first_line(statement.span), "this belongs in a `generate` program"))
 
@@ -240,12 +240,12 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
     def _return(self, statement: syntax.Return) -> None:
         if self.form == "objective":
             raise Mistake(MisplacedStatement(statement.span, "an objective has no `return`", "write `loss = ...`"))
-        if self.loops:
-            raise Mistake(
-                MisplacedStatement(
-                    statement.span, "`return` inside a loop", "bind the value and return it after the loop"
+        for inside, where in ((self.loops, "loop"), (self.arms, "arm")):
+            if inside:
+                what = f"`return` inside {'a' if where == 'loop' else 'an'} {where}"
+                raise Mistake(
+                    MisplacedStatement(statement.span, what, f"bind the value and return it after the {where}")
                 )
-            )
         self.result = (self.evaluate(statement.value), statement.value.span)
         self.returned_early = self.choices > 0
 
@@ -352,12 +352,13 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
             # A family may get its first member later in the turn that comes before the one that reads it.
             if found is None and name.text not in family_names(self.text):
                 self.note(UnknownName(name.span, name.text, self.known_names(local)))
-        for statement in later_statements(statements):
-            self.note(not_built(statement))
 
     def _loss(self, statement: syntax.Loss) -> None:
         if self.form != "objective":
             raise Mistake(MisplacedStatement(statement.span, "`loss` outside an objective"))
+        if self.arms:
+            repair = "bind the value, and write its `loss` after the arms"
+            raise Mistake(MisplacedStatement(statement.span, "`loss` inside an arm", repair))
         name = statement.name.text if statement.name else "loss"
         if name in self.loss_names:
             raise Mistake(NoLoss(statement.span, f"the loss `{name}` is given twice", self.loss_names[name]))
@@ -399,11 +400,6 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
         path, site = ".".join((*self.path, name)), self.users_place(statement.span)
         weight = self.build.book.make(path, type, init, 0, statement.span, at_site, name, site)
         self.scope.bind(name, weight)
-
-
-def not_built(statement: syntax.Statement) -> NotBuiltYet:
-    what = {syntax.Routed: "`routed by`", syntax.Match: "`match`"}[type(statement)]
-    return NotBuiltYet(first_line(statement.span), what)
 
 
 def _called(value: object) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .axes import Axis
+from .axes import Axis, Group
 from .record import record
 from .source import Span
 
@@ -70,13 +70,15 @@ class ValueType:
     """`kind` and `axes`: ordered axes first, then static ones, as first met.
 
     `per_example` marks a value with one entry per example and no ordered axis. `missing` says that some rows may be
-    absent (`next` leaves the last ones so): lowering carries a second, boolean tensor for such values.
+    absent (`next` leaves the last ones so): lowering carries a second, boolean tensor for such values. `group`: an
+    entry for each example of an arm only.
     """
 
     kind: Kind
     axes: tuple[Axis, ...] = ()
     per_example: bool = False
     missing: bool = False
+    group: Group | None = None
 
     @property
     def rows(self) -> Axis | None:

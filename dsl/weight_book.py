@@ -12,7 +12,7 @@ from . import syntax
 from .diagnostics import Mistake, Problems
 from .errors.weights import BadDistribution, DuplicatePath, PatternMatchesNothing, SharedShape
 from .patterns import matches
-from .program import Distribution, Weight
+from .program import ArmOf, Distribution, Weight
 from .record import record
 from .source import Span
 from .value_type import ValueType
@@ -20,11 +20,13 @@ from .value_type import ValueType
 
 @record
 class Rule:
-    """An `init` or `freeze` line. `prefix` is the path of the file instance it stands in."""
+    """An `init` or `freeze` line. `prefix` is the path of the file instance it stands in, `where` a tag and its value
+    that a `freeze` asks for."""
 
     pattern: syntax.Pattern
     prefix: tuple[str, ...]
     declaration: syntax.Init | syntax.Freeze
+    where: tuple[str, str] | None = None
 
 
 class WeightBook:
@@ -42,6 +44,7 @@ class WeightBook:
         self._model_names = model_names
         self._evaluate = evaluate
         self._sites: list[dict[str, Span]] = [{}]
+        self.arms: list[ArmOf] = []  # around the call that makes weights
 
     @contextmanager
     def instance(self):
@@ -63,14 +66,14 @@ class WeightBook:
         if path in sites:
             raise Mistake(DuplicatePath(site, path, sites[path]))
         sites[path] = site
-        weight = Weight(name, type, span, path, init, outputs, kernel=kernel)
+        weight = Weight(name, type, span, path, init, outputs, arms=tuple(self.arms), kernel=kernel)
         known = self.weights.get(path)
         if known is not None:
             if known.shape != weight.shape:
                 raise Mistake(SharedShape(span, path, str(known.shape), str(weight.shape), known.span))
             # The same numbers, seen through the axes of this call.
             same = type.axes == known.type.axes
-            return known if same else replace(weight, init=known.init, frozen=known.frozen)
+            return known if same else replace(weight, init=known.init, frozen=known.frozen, arms=known.arms)
         weight = self._ruled(weight, at_site)
         self.weights[path] = weight
         return weight
@@ -78,7 +81,7 @@ class WeightBook:
     def _ruled(self, weight: Weight, at_site: bool) -> Weight:
         init, frozen = weight.init, False
         for rule in self._rules:
-            if not self.applies(rule.pattern.text, rule.prefix, weight.path):
+            if not self.holds(rule, weight):
                 continue
             self.matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
             if isinstance(rule.declaration, syntax.Freeze):
@@ -101,6 +104,15 @@ class WeightBook:
             if found is not None:
                 return start + found.removeprefix(model)
         raise Mistake(BadDistribution(rule.declaration.span, "`copy` has a `*` that the pattern on the left lacks"))
+
+    def holds(self, rule: Rule, weight: Weight) -> bool:
+        """Whether a line is about a weight: by its path, and with `where kind == text` by the arms that it is in."""
+        if not self.applies(rule.pattern.text, rule.prefix, weight.path):
+            return False
+        if rule.where is None:
+            return True
+        tag, member = rule.where
+        return any(tag in arm.names and member in arm.members for arm in weight.arms)
 
     def applies(self, pattern: str, prefix: tuple[str, ...], path: str) -> bool:
         """Patterns speak of paths from their file's own root; the model's name in front may be written or not."""

@@ -155,7 +155,8 @@ def triton_version() -> str:
 
 def key(kernel: KernelText, target: str, version: str) -> str:
     """Everything that a compiled kernel depends on, as a hash."""
-    parts = json.dumps([_FORMAT, version, target, asdict(kernel)], sort_keys=True, default=repr)
+    described = {name: value for name, value in asdict(kernel).items() if value is not None}
+    parts = json.dumps([_FORMAT, version, target, described], sort_keys=True, default=repr)
     return hashlib.sha256(parts.encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .cut_lengths import CutStatistics
 from .run_config import RunConfig
+from .table_usage import TableUsage
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Evaluated:
     total: float
     tokens: int
     bits_per_byte: float | None = None
+    tables: Mapping[str, TableUsage] = field(default_factory=dict)  # by path: how memory tables were read
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu.attention import attend
+from ..codegen.gpu.run_attention import attend_runs, by_torch
 from ..codegen.logits.op import LogitsOp
 from ..codegen.lower import signature
 from ..codegen.origin import user_span
@@ -30,6 +31,8 @@ def meanings_of(module: fx.GraphModule) -> dict[fx.Node, Callable[..., Any]]:
             found[node] = node.target
         elif node.target is attend:
             found[node] = _attend
+        elif node.target is attend_runs:
+            found[node] = by_torch
     return found
 
 

@@ -74,6 +74,8 @@ def _compile(kernel: dict[str, Any], target: list[Any]) -> dict[str, Any]:
     if function.is_gluon():
         from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     options = {"num_warps": kernel["warps"], "num_stages": kernel["stages"]}
+    if kernel["registers"] is not None and gpu.backend == "cuda":
+        options["maxnreg"] = kernel["registers"]
     log = io.StringIO()
     start = time.perf_counter()
     with contextlib.redirect_stdout(log):

@@ -133,8 +133,14 @@ class RunLogs:
 
     def evaluation(self, done: Evaluated) -> None:
         record = {"kind": "held_out", "step": done.step, "total": done.total, "losses": done.losses}
-        self._metrics.append({**record, "rows": done.tokens, **_measured(done.bits_per_byte, {})})
-        self._plot("held_out", done.step, {**done.losses, "total": done.total, **_bits(done.bits_per_byte)})
+        tables = {path: usage.to_json() for path, usage in done.tables.items()}
+        measured = {**_measured(done.bits_per_byte, {}), **({"tables": tables} if tables else {})}
+        self._metrics.append({**record, "rows": done.tokens, **measured})
+        numbers = {"total": done.total, **_bits(done.bits_per_byte)}
+        for path, usage in done.tables.items():
+            numbers |= {f"{path}/used": usage.used, f"{path}/kl": usage.kl, f"{path}/kl_weights": usage.kl_weights}
+            numbers |= {f"{path}/kl_floor": usage.floor}
+        self._plot("held_out", done.step, {**done.losses, **numbers})
 
     def sync(self) -> None:
         self._metrics.sync()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -39,6 +39,7 @@ from .initialise import initialise
 from .measured import choices_for, device_name, table_for
 from .packed import Batch, named_outputs, pack, require_rows
 from .run_folder import latest_checkpoint
+from .table_usage import Reads, bags_of, reads_of, with_lookups
 from .tuning import Table
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -220,14 +221,48 @@ class Model(WeightTree):
         """As `loss`, and the number of rows of every segment, by the name of its cut (int64 [segments])."""
         program = self.given(self.objective(objective), inputs)
         found = cuts_of(program)
-        key = ("cuts", program)
+        sums, flags, batch = self._loss_and(
+            "cuts", program, lambda: with_cuts(program, found), args, inputs, Draws(seed, step, example_ids), working
+        )
+        return sums, lengths_of(found, flags, batch.offsets)
+
+    def loss_and_reads(
+        self,
+        objective: str | None = None,
+        *args: Any,
+        seed: int = 0,
+        step: int = 0,
+        example_ids: Sequence[int] | Tensor | None = None,
+        working: torch.dtype | None = None,
+        **inputs: Any,
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Reads]]:
+        """As `loss`, and how often each row of a table was read by `bag`, by the path of the table."""
+        program = self.given(self.objective(objective), inputs)
+        bags = bags_of(program)
+        sums, values, _ = self._loss_and(
+            "reads", program, lambda: with_lookups(program, bags), args, inputs, Draws(seed, step, example_ids), working
+        )
+        return sums, reads_of(bags, values)
+
+    def _loss_and(
+        self,
+        what: str,
+        program: Program,
+        with_outputs: Callable[[], Program],
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        draws: Draws,
+        working: torch.dtype | None,
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], Sequence[Tensor], Batch]:
+        """Losses and further results of one graph."""
+        key = (what, program)
         if key not in self._given:
-            self._given[key] = with_cuts(program, found)
+            self._given[key] = with_outputs()
         graph = self.graph(self._given[key], working)
-        results, batch = self._run(graph, args, inputs, Draws(seed, step, example_ids), working)
+        results, batch = self._run(graph, args, inputs, draws, working)
         shape = signature(graph)
-        flags, sums = results[: len(shape.outputs)], results[len(shape.outputs) + len(shape.born) :]
-        return _sums_and_counts(shape, sums), lengths_of(found, flags, batch.offsets)
+        sums = results[len(shape.outputs) + len(shape.born) :]
+        return _sums_and_counts(shape, sums), results[: len(shape.outputs)], batch
 
     def _run(
         self,

@@ -4,9 +4,14 @@
         embed: decay=0                  the first line whose pattern matches a weight decides
         head: lr=1e-4, clip=0.5         its own peak rate, and its own gradient norm
 
-Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `lr_scale` (of the peak rate). A rate
-given when a run is started replaces the spec's `lr` and keeps the proportion of each line to it. Decay is decoupled:
-w <- w * (1 - lr * decay).
+Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `lr_scale` (of the peak rate),
+`schedule` and `lazy`. A rate given when a run is started replaces the spec's `lr` and keeps the proportion of each line
+to it. Decay is decoupled: w <- w * (1 - lr * decay).
+
+    schedule=shared      the rate follows the run's schedule, as all others do
+    schedule=constant    it stays at the peak
+    schedule=falling     its proportion to the run's rate falls from the peak's to 1 over the run
+    lazy=true            rows of a table are updated when they are read next, to the same numbers (lazy_rows.py)
 
 Frozen weights are left out; gradients still pass through them. A trainable weight that no row of a batch reached has
 a zero gradient: moments and decay go on as usual.
@@ -22,11 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ..codegen.functions import row_tables
 from ..dsl.patterns import select
 from ..dsl.program import Optimiser as OptimiserSpec
+from ..dsl.program import OptimiserSetting
 from .errors import RuntimeFault
+from .lazy_rows import LazyRows, RowSettings
 
-Settings = Iterable[tuple[str, float | tuple[float, ...]]]
+Settings = Iterable[tuple[str, OptimiserSetting]]
 
 
 @dataclass(frozen=True)
@@ -38,16 +46,39 @@ class AdamWSettings:
     eps: float = 1e-8
     decay: float = 0.1
     clip: float = 1.0
+    lazy: bool = False
+    schedule: str = "shared"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is at a step: the schedule's factor of every peak rate, and how much of the run is done, 0 .. 1."""
+
+    factor: float = 1.0
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """Weights with one set of settings. `clip_group` numbers the norm their gradients are clipped by."""
+    """Weights with one set of settings. `clip_group` numbers the norm their gradients are clipped by; `base` is the
+    peak rate of weights that no line names."""
 
     pattern: str  # "" for the weights no line matches
     settings: AdamWSettings
     clip_group: int
     paths: tuple[str, ...]
+    base: float = 0.0
+
+    def rate(self, at: Moment) -> float:
+        """The learning rate of a step."""
+        peak = self.settings.lr
+        match self.settings.schedule:
+            case "constant":
+                return peak
+            case "falling":
+                return at.factor * (self.base + (peak - self.base) * (1 - at.progress))
+            case _:
+                return peak * at.factor
 
 
 @dataclass(eq=False)
@@ -59,14 +90,27 @@ class OptimiserState:
 
 
 class WeightOptimiser:
-    """AdamW over groups of named weights, with clipping per group. `step` takes the factor of the schedule."""
+    """AdamW over groups of named weights, with clipping per group."""
 
     def __init__(self, groups: Sequence[Group], weights: Mapping[str, Tensor]) -> None:
         self.groups = tuple(group for group in groups if group.paths)
         self.weights = {path: weights[path] for group in self.groups for path in group.paths}
         if not self.weights:
             raise RuntimeFault("nothing to train: every weight is frozen or outside what the objective trains")
-        self._adamw = torch.optim.AdamW(
+        self._dense = tuple(group for group in self.groups if not group.settings.lazy)
+        self.lazy: dict[str, LazyRows] = {}
+        for group in self.groups:
+            for path in group.paths if group.settings.lazy else ():
+                settings = group.settings
+                rows = LazyRows(weights[path], RowSettings(settings.betas, settings.eps, settings.decay))
+                self.lazy[path] = rows
+                setattr(weights[path], row_tables.ATTRIBUTE, rows)
+        self._adamw = self._make_adamw()
+
+    def _make_adamw(self) -> torch.optim.AdamW | None:
+        if not self._dense:
+            return None
+        return torch.optim.AdamW(
             [
                 {
                     "params": [self.weights[path] for path in group.paths],
@@ -75,43 +119,76 @@ class WeightOptimiser:
                     "eps": group.settings.eps,
                     "weight_decay": group.settings.decay,
                 }
-                for group in self.groups
+                for group in self._dense
             ],
             # One kernel over all weights; it exists for these two devices.
             fused=all(weight.device.type in ("cpu", "cuda") for weight in self.weights.values()),
         )
 
     def zero_grad(self) -> None:
-        self._adamw.zero_grad(set_to_none=True)
+        for weight in self.weights.values():
+            weight.grad = None
+        for rows in self.lazy.values():
+            rows.forget_gradient()
+
+    def divide_gradients(self, divisor: Tensor) -> None:
+        for weight in self.weights.values():
+            if weight.grad is not None:
+                weight.grad.div_(divisor)
+        for rows in self.lazy.values():
+            rows.divide_gradient(float(divisor))
 
     def gradient_norms(self) -> tuple[Tensor, ...]:
         """The norm of each clip group, in the order of their numbers. Weights without a gradient get one of zeros."""
         norms = []
         device = next(iter(self.weights.values())).device
         for number in range(1 + max(group.clip_group for group in self.groups)):
-            members = [
-                self.weights[path] for group in self.groups if group.clip_group == number for path in group.paths
-            ]
-            for weight in members:
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-            gradients = [weight.grad for weight in members if weight.grad is not None]
-            norms.append(get_total_norm(gradients).to(device))
+            members = [path for group in self.groups if group.clip_group == number for path in group.paths]
+            gradients = []
+            for path in members:
+                weight = self.weights[path]
+                if path not in self.lazy:
+                    weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                    gradients.append(weight.grad)
+                elif weight.grad is not None:
+                    raise RuntimeFault(f"{path} is lazy, but something other than a lookup of rows reads it")
+            parts = [get_total_norm(gradients).to(device)] if gradients else []
+            parts += [self.lazy[path].gradient_norm() for path in members if path in self.lazy]
+            # A number may have lost all of its weights to an earlier line.
+            norms.append(torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros((), device=device))
         return tuple(norms)
 
-    def step(self, factor: float, norms: Sequence[Tensor]) -> None:
-        """Clips by `norms` (of `gradient_norms`) and updates, at `factor` times each group's peak rate."""
-        for group, torch_group in zip(self.groups, self._adamw.param_groups, strict=True):
-            torch_group["lr"] = group.settings.lr * factor
+    def step(self, at: Moment, norms: Sequence[Tensor]) -> None:
+        """Clips by `norms` (of `gradient_norms`) and updates."""
+        for group, torch_group in zip(self._dense, self._adamw.param_groups if self._adamw else (), strict=True):
+            torch_group["lr"] = group.rate(at)
             if group.settings.clip > 0:
-                # By min(1, clip / (norm + 1e-6)): the recipe's own formula (olmo2.md 3.2).
                 clip_grads_with_norm_(torch_group["params"], group.settings.clip, norms[group.clip_group])
-        self._adamw.step()
+        if self._adamw is not None:
+            self._adamw.step()
+        for group in self.groups:
+            for path in group.paths if group.settings.lazy else ():
+                limit = group.settings.clip
+                scale = min(1.0, limit / (float(norms[group.clip_group]) + 1e-6)) if limit > 0 else 1.0
+                self.lazy[path].step(group.rate(at), scale)
+
+    def bring_up(self) -> None:
+        """Rows of lazy tables as dense AdamW would have them: before weights are read other than by a step."""
+        for rows in self.lazy.values():
+            rows.bring_up_all()
 
     def state(self) -> OptimiserState:
         """Moments as they are: no copies."""
+        self.bring_up()
         state = OptimiserState()
         for path, weight in self.weights.items():
+            if path in self.lazy:
+                rows = self.lazy[path]
+                if rows.updates:
+                    state.moments[path] = (rows.first.view_as(weight), rows.second.view_as(weight))
+                    state.updates = rows.updates
+                continue
+            assert self._adamw is not None
             entry = self._adamw.state.get(weight)
             if entry:
                 state.moments[path] = (entry["exp_avg"], entry["exp_avg_sq"])
@@ -130,6 +207,10 @@ class WeightOptimiser:
             if first.shape != weight.shape or second.shape != weight.shape:
                 shapes = f"{tuple(first.shape)}, not {tuple(weight.shape)}"
                 raise RuntimeFault(f"the saved optimiser has another shape for {path}: {shapes}")
+            if path in self.lazy:
+                self.lazy[path].load(first, second, state.updates)
+                continue
+            assert self._adamw is not None
             self._adamw.state[weight] = {
                 # Where torch's fused kernel keeps its count: beside the weight, in float32.
                 "step": torch.tensor(float(state.updates), dtype=torch.float32, device=weight.device),
@@ -169,10 +250,10 @@ def make_groups(
         settings = _line_settings(line.settings, line.pattern, spec_base, base)
         has_own_norm = any(name == "clip" for name, _ in line.settings)
         matched = select(line.pattern, rest)
-        groups.append(Group(line.pattern, settings, clip_groups if has_own_norm else 0, matched))
+        groups.append(Group(line.pattern, settings, clip_groups if has_own_norm else 0, matched, base.lr))
         clip_groups += has_own_norm
         rest = [path for path in rest if path not in set(matched)]
-    groups.append(Group("", base, 0, tuple(rest)))
+    groups.append(Group("", base, 0, tuple(rest), base.lr))
     return tuple(groups)
 
 
@@ -206,11 +287,13 @@ def _read_settings(settings: Settings, base: AdamWSettings, where: str) -> AdamW
             near = difflib.get_close_matches(name, [*known, "lr_scale"], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
             raise RuntimeFault(f"{where}: no setting {name} ({hint})")
-        if name == "betas":
+        if name in ("lazy", "schedule"):
+            base = replace(base, **{name: value})
+        elif name == "betas":
             if not isinstance(value, tuple) or len(value) != 2 or not all(0 <= beta < 1 for beta in value):
                 raise RuntimeFault(f"{where}: betas are two numbers from 0 to 1, not {value}")
             base = replace(base, betas=(float(value[0]), float(value[1])))
-        elif isinstance(value, tuple) or value < 0:
+        elif not isinstance(value, int | float) or value < 0:
             raise RuntimeFault(f"{where}: {name} is one number, not below 0; got {value}")
         else:
             base = replace(base, **{name: float(value)})

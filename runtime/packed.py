@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..codegen.signature import Signature, Slot
+from ..codegen.signature import SelectedRows, Signature, Slot
 from .errors import InputFault
 
 
@@ -77,6 +77,8 @@ def pack(
         _in_range(slot, rows, counts[0] if len(counts) == 1 else None)
         values.append(_placed(slot, rows, device))
     size = _batch_size(signature, values, lengths)
+    for selected in signature.selected:
+        _want_selected(signature, selected, values, lengths)
     return Batch(tuple(values), offsets, lengths, form or "plain", size, signature)
 
 
@@ -152,6 +154,25 @@ def _bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     if absent:
         raise InputFault(f"{wanted}; {absent[0]} is missing")
     return given
+
+
+def _want_selected(
+    signature: Signature, selected: SelectedRows, values: Sequence[Tensor], lengths: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Every example has as many rows of a selection as its tags say."""
+    place = next(i for i, slot in enumerate(signature.inputs) if slot.name == selected.tag)
+    slot, tag = signature.inputs[place], values[place]
+    chosen = sum((tag == member for member in selected.members), torch.zeros_like(tag, dtype=torch.bool))
+    members = " or ".join(slot.members[member] for member in selected.members)
+    given = lengths[selected.axis]
+    if slot.rows is None:
+        wanted = [n * has for n, has in zip(lengths[selected.parent], chosen.tolist(), strict=True)]
+    else:
+        wanted = [int(part.sum()) for part in chosen.split(list(lengths[slot.rows]))]
+    for i, (has, wants) in enumerate(zip(given, wanted, strict=True)):
+        if has != wants:
+            what = f"{wants} rows of {selected.parent} have the tag {members} in {selected.tag}"
+            raise InputFault(f"example {i} has {has} rows of {selected.axis}, but {what}")
 
 
 def _batch_size(signature: Signature, values: Sequence[Tensor], lengths: Mapping[str, tuple[int, ...]]) -> int | None:

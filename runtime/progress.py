@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, TextIO
 
 from .events import Evaluated, Event, Notice, RunEnded, RunStarted, Saved, StepDone
+from .table_usage import TableUsage
 
 
 class Reporter:
@@ -37,6 +38,8 @@ class Reporter:
                 self._step(event)
             case Evaluated():
                 self._say(f"step {event.step}: held-out {_losses(event)}{_bits(event)} ({event.tokens:,} tokens)")
+                for path, usage in event.tables.items():
+                    self._say(f"  {_usage(path, usage)}")
             case Saved():
                 self._say(f"step {event.step}: saved {event.path}")
             case Notice():
@@ -104,6 +107,14 @@ def _bits(event: StepDone | Evaluated) -> str:
 
 def _cuts(event: StepDone) -> str:
     return "".join(f"  {cut.segments} {name} of {cut.mean:.2f}" for name, cut in event.cuts.items())
+
+
+def _usage(path: str, usage: TableUsage) -> str:
+    half, *_ = usage.top
+    return (
+        f"{path}: {usage.used:.1%} of {usage.entries:,} rows read in {usage.reads:,} reads, {half:,} rows hold half; "
+        f"KL to even {usage.kl:.3f} nats ({usage.floor:.3f} if reads were even), by weight {usage.kl_weights:.3f}"
+    )
 
 
 def _make_bar(stream: TextIO) -> Any:

@@ -43,14 +43,38 @@ def unequal_examples(shape: Signature, pattern: tuple[int, ...]) -> dict[str, tu
 def sample_inputs(shape: Signature, lengths: Lengths, seed: int, device: torch.device) -> list[Tensor]:
     """One tensor per input; reals are normal numbers in float64, ids and tags any legal ones."""
     generator = torch.Generator().manual_seed(seed)
-    return [_input(slot, lengths, generator).to(device) for slot in shape.inputs]
+    tags = _tags(shape, lengths, seed)
+    lengths = settled(shape, lengths, seed)
+    return [
+        (tags[slot.name] if slot.name in tags else _input(slot, lengths, generator)).to(device) for slot in shape.inputs
+    ]
+
+
+def settled(shape: Signature, lengths: Lengths, seed: int) -> dict[str, tuple[int, ...]]:
+    """The lengths with those of selections as the tags say, which are drawn first."""
+    found, tags = dict(lengths), _tags(shape, lengths, seed)
+    for selected in shape.selected:
+        slot = next(slot for slot in shape.inputs if slot.name == selected.tag)
+        chosen = sum((tags[slot.name] == member for member in selected.members), torch.zeros((), dtype=torch.bool))
+        if slot.rows is None:
+            counts = zip(found[selected.parent], chosen.tolist(), strict=True)
+            found[selected.axis] = tuple(length * has for length, has in counts)
+        else:
+            found[selected.axis] = tuple(int(part.sum()) for part in chosen.split(list(found[slot.rows])))
+    return found
+
+
+def _tags(shape: Signature, lengths: Lengths, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed + 1)
+    names = {selected.tag for selected in shape.selected}
+    return {slot.name: _input(slot, lengths, generator) for slot in shape.inputs if slot.name in names}
 
 
 def sample_arguments(
     shape: Signature, lengths: Lengths, seed: int, device: torch.device, working: torch.dtype
 ) -> list[Tensor]:
     """All arguments of a graph that computes reals in `working`."""
-    inputs = sample_inputs(shape, lengths, seed, device)
+    inputs, lengths = sample_inputs(shape, lengths, seed, device), settled(shape, lengths, seed)
     given = [x.to(working) if x.is_floating_point() else x for x in inputs]
     given += [offsets_of(lengths[axis]).to(device) for axis in shape.axes]
     if shape.draws:

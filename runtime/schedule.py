@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .optimiser import Moment
+
 KINDS = ("cosine", "linear", "constant")
 
 
@@ -25,6 +27,10 @@ class Schedule:
     warmup: float
     total: float
     final: float = 0.1
+
+    def moment(self, done: float) -> Moment:
+        """Where a run is when `done` steps or tokens are reached."""
+        return Moment(self.factor(done), min(done / self.total, 1.0) if self.total > 0 else 1.0)
 
     def factor(self, done: float) -> float:
         """What to multiply the peak learning rate by when `done` steps or tokens are reached."""

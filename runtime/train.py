@@ -38,12 +38,13 @@ from .interrupts import StopRequest
 from .loader import Batch, BatchPlan, TokenLoader, held_out_batches
 from .metrics import RunLogs, measured_record, write_json
 from .model import Model, load
-from .optimiser import Group, WeightOptimiser, make_groups
+from .optimiser import Group, Moment, WeightOptimiser, make_groups
 from .patch_counting import counter_of_segments
 from .run_config import RunConfig
 from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
 from .start_weights import start_from
+from .table_usage import ReadCounter, bags_of
 from .tokens import BYTE_VOCABULARIES, Tokens, load_tokens
 from .train_step import LOSS_SETTINGS, StepOptions, StepResult, Trainable, evaluate, train_step
 
@@ -82,17 +83,20 @@ def _loop(
     while True:
         batch = run.loader.next_batch()
         run.step, run.tokens = run.step + 1, run.tokens + batch.rows
-        factor = schedule.factor(run.tokens if config.schedule_tokens else run.step)
-        result = train_step(model, run.optimiser, batch, options, run.step, factor)
+        at = schedule.moment(run.tokens if config.schedule_tokens else run.step)
+        result = train_step(model, run.optimiser, batch, options, run.step, at)
         clock.tick(batch.rows)
-        done = _step_done(config, run, result, factor, clock)
+        done = _step_done(config, run, result, at, clock)
         logs.train(done, clock.seconds)
         on_event(done)
 
         is_last = run.step == config.steps
         if run.held_out and (is_last or run.step % config.eval_every == 0):
-            losses, tokens = evaluate(model, run.held_out, options)
-            evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens, _bits_per_byte(run, losses))
+            run.optimiser.bring_up()
+            reads = ReadCounter() if run.has_tables else None
+            losses, tokens = evaluate(model, run.held_out, options, reads)
+            bits, tables = _bits_per_byte(run, losses), {} if reads is None else reads.usage()
+            evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens, bits, tables)
             run.held_out_bits = evaluated.bits_per_byte
             logs.evaluation(evaluated)
             on_event(evaluated)
@@ -125,6 +129,7 @@ class _Run:
     started_from: tuple[StartedFrom, ...] = ()
     byte_loss: str | None = None  # the loss that is nats of the next byte
     has_cuts: bool = False
+    has_tables: bool = False
     held_out_bits: float | None = None
 
 
@@ -170,6 +175,7 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     run = _Run(model, identity, groups, optimiser, loader, held_out)
     run.byte_loss = cross_entropy_of(objective) if config.tokenizer in BYTE_VOCABULARIES else None
     run.has_cuts = bool(cuts_of(model.given(objective, corpus.columns)))
+    run.has_tables = bool(bags_of(model.given(objective, corpus.columns)))
     if resumed is None:
         run.started_from = start_from(dict(model.by_path()), config.weights)
     else:
@@ -321,7 +327,9 @@ def _started(config: RunConfig, run: _Run, corpus: Corpus) -> RunStarted:
     for group in groups:
         s = group.settings
         name = group.pattern or "other weights" if len(groups) > 1 else "all weights"
-        lines.append(f"{name} ({len(group.paths)}): lr {s.lr:g}, betas {s.betas}, decay {s.decay:g}, clip {s.clip:g}")
+        rate = f"lr {s.lr:g}" + (f" {s.schedule}" if s.schedule != "shared" else "")
+        line = f"{name} ({len(group.paths)}): {rate}, betas {s.betas}, decay {s.decay:g}, clip {s.clip:g}"
+        lines.append(line + (", rows updated when read" if s.lazy else ""))
     manifest = corpus.manifest
     counts = (manifest.documents, manifest.tokens, len(corpus.train), len(corpus.held_out))
     return RunStarted(config, str(model.device), model.parameter_count(), trained, tuple(lines), *counts, run.step)
@@ -361,9 +369,9 @@ class _Clock:
         return self._mean_seconds * self.steps_left if self._ticks > 1 else None
 
 
-def _step_done(config: RunConfig, run: _Run, result: StepResult, factor: float, clock: _Clock) -> StepDone:
+def _step_done(config: RunConfig, run: _Run, result: StepResult, at: Moment, clock: _Clock) -> StepDone:
     # The rate of the weights that no line names; it stands for the run's.
-    lr = run.groups[-1].settings.lr * factor
+    lr = run.groups[-1].rate(at)
     speed, left = clock.tokens_per_second, clock.seconds_left
     return StepDone(
         run.step,

@@ -16,7 +16,8 @@ from torch import Tensor
 from .cut_lengths import CountedLengths, CutStatistics, add_counts, count_lengths
 from .errors import RuntimeFault
 from .loader import Batch
-from .optimiser import WeightOptimiser
+from .optimiser import Moment, WeightOptimiser
+from .table_usage import ReadCounter, Reads
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]  # a loss by name: sum over its rows, and their number
 LossOf = Callable[[Batch], Parts]
@@ -54,6 +55,21 @@ class TrainableWithCuts(Trainable, Protocol):
         working: torch.dtype | None,
         **columns: Any,
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]: ...
+
+
+class TrainableWithTables(Trainable, Protocol):
+    """A model that also says which rows of its tables were read."""
+
+    def loss_and_reads(
+        self,
+        objective: str | None,
+        *inputs: Any,
+        seed: int,
+        step: int,
+        example_ids: Tensor | None,
+        working: torch.dtype | None,
+        **columns: Any,
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Reads]]: ...
 
 
 class CutCounter:
@@ -97,9 +113,14 @@ class NonFinite(RuntimeFault):
 
 
 def train_step(
-    model: Trainable, optimiser: WeightOptimiser, batch: Batch, options: StepOptions, step: int, factor: float = 1.0
+    model: Trainable,
+    optimiser: WeightOptimiser,
+    batch: Batch,
+    options: StepOptions,
+    step: int,
+    at: Moment = Moment(),  # noqa: B008 - frozen
 ) -> StepResult:
-    """Step number `step` (from 1) at `factor` times the peak rate. Raises NonFinite before weights are touched."""
+    """Step number `step` (from 1), at a moment of the run's schedule. Raises NonFinite before weights are touched."""
 
     counter = CutCounter()
 
@@ -113,25 +134,28 @@ def train_step(
     losses, (gradient_norm,) = _to_numbers(sums, [torch.linalg.vector_norm(torch.stack(norms))])
     result = StepResult(losses, sum(losses.values()), gradient_norm, counter.statistics())
     _check_finite(result, batch, step)
-    optimiser.step(factor, norms)
+    optimiser.step(at, norms)
     return result
 
 
-def evaluate(model: Trainable, batches: Iterable[Batch], options: StepOptions) -> tuple[dict[str, float], int]:
-    """Mean losses over all rows of all batches, and the number of tokens. Draws are those of step 0 every time."""
+def evaluate(
+    model: Trainable, batches: Iterable[Batch], options: StepOptions, reads: ReadCounter | None = None
+) -> tuple[dict[str, float], int]:
+    """Mean losses over all rows of all batches, and the number of tokens. Draws are those of step 0 every time.
+    `reads` is told the rows of tables that were read."""
     totals: dict[str, tuple[Tensor, Tensor]] = {}
     tokens = 0
     with torch.no_grad():
         for batch in batches:
-            _add(totals, compute_losses(model, batch, options, 0))
+            _add(totals, compute_losses(model, batch, options, 0, reads))
             tokens += batch.rows
     return _to_numbers(totals, [])[0], tokens
 
 
 def compute_losses(
-    model: Trainable, batch: Batch, options: StepOptions, step: int, counter: CutCounter | None = None
+    model: Trainable, batch: Batch, options: StepOptions, step: int, counter: CutCounter | ReadCounter | None = None
 ) -> Parts:
-    """The objective's losses on one micro-batch. `counter` is told the lengths of its segments."""
+    """The objective's losses on one micro-batch. `counter` is told the lengths of its segments, or what was read."""
     columns: dict[str, Any] = {name: (values, batch.offsets) for name, values in batch.columns.items()}
     arguments: dict[str, Any] = {
         "seed": options.seed,
@@ -140,6 +164,11 @@ def compute_losses(
         "working": options.working,
         **columns,
     }
+    if isinstance(counter, ReadCounter):
+        tables = cast(TrainableWithTables, model)
+        parts, reads = tables.loss_and_reads(options.objective, (batch.tokens, batch.offsets), **arguments)
+        counter.add(reads)
+        return parts
     if counter is None or not options.has_cuts:
         return model.loss(options.objective, (batch.tokens, batch.offsets), **arguments)
     measured = cast(TrainableWithCuts, model)
@@ -179,10 +208,7 @@ def _backward_shared(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser:
             return None
         torch.stack([total for total, _ in parts.values()]).sum().backward()
         _add(totals, parts)
-    divisor = _divisor(next(count for _, count in totals.values()))
-    for weight in optimiser.weights.values():
-        if weight.grad is not None:
-            weight.grad.div_(divisor)
+    optimiser.divide_gradients(_divisor(next(count for _, count in totals.values())))
     return totals
 
 

@@ -28,6 +28,8 @@ from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu import linear_tiles
 from ..codegen.gpu.attention import attend
 from ..codegen.gpu.attention_library import attend_by_torch
+from ..codegen.gpu.run_attention import attend_runs
+from ..codegen.gpu.run_attention import by_torch as attend_runs_by_torch
 from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
@@ -43,7 +45,7 @@ from .errors import GenerateFault, RuntimeFault
 from .kernels import attach_kernels
 from .model import Model
 from .packed import offsets_of
-from .sample_inputs import sample_inputs, unequal_examples
+from .sample_inputs import sample_inputs, settled, unequal_examples
 
 # Of the largest entry of the truth: rounding of one region, whose statistics are summed in at least float32.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-3}
@@ -153,7 +155,7 @@ class _Check:
         self.calls = _calls(self.fused)
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
-        self.lengths = unequal_examples(self.signature, LENGTHS)
+        self.lengths = settled(self.signature, unequal_examples(self.signature, LENGTHS), seed)
         self.inputs = sample_inputs(self.signature, self.lengths, seed, model.device)
 
     def arguments(self, dtype: torch.dtype) -> list[Tensor]:
@@ -271,7 +273,7 @@ class _Check:
         axis = decoder.graphs.plan.axis.name
         lengths = {**self.lengths, axis: tuple(max(length, 1) for length in self.lengths[axis])}
         inputs = sample_inputs(self.signature, lengths, 1, self.model.device)
-        self.inputs, self.lengths = inputs, lengths
+        self.inputs, self.lengths = inputs, settled(self.signature, lengths, 1)
         want, near = _run(self.truth, self.arguments(torch.float64)), _run(self.unfused, self.arguments(self.dtype))
         rows, once = self._split(axis)
         counts = lengths[axis]
@@ -333,6 +335,8 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
             found[node.name] = _Call(_attend, [node], [node])
         elif node.target is attend_by_torch:
             found[node.name] = _Call(lambda args, kwargs: attend_packed(*args, **kwargs), [node], [node])
+        elif node.target is attend_runs:
+            found[node.name] = _Call(lambda args, kwargs: attend_runs_by_torch(*args), [node], [node])
         elif node.target is linear_tiles.linear:
             found[node.name] = _Call(_linear, [node], [node])
     return found

@@ -37,7 +37,7 @@ class Operators:
         elif setting == "selected":
             # The source is on a selection, whose rows are given.
             self.whole = axis("whole")
-            self.x = axis("x", Selected(self.whole, "given", "x"))
+            self.x = axis("x", Selected(self.whole, "given", ("x",)))
             places = sorted(rng.sample(range(rows + 3), rows))
             self.fixed[self.whole] = list(range(rows + 3))
         elif setting == "nested":

@@ -25,7 +25,7 @@ class Builder(Operators):
         """Two or three selections by one tag, made from a value."""
         salt, members = self.new_salt(), self.rng.choice((2, 3))
         for member in range(members):
-            chosen = axis(f"sel{salt}.{member}", Selected(self.x, f"tag{salt}", str(member)))
+            chosen = axis(f"sel{salt}.{member}", Selected(self.x, f"tag{salt}", (str(member),)))
 
             def run(run: Run, chosen: Axis = chosen, member: int = member) -> list[int]:
                 tags = [mix(salt, v) % members for v in run.values[a]]

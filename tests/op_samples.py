@@ -25,6 +25,7 @@ from weft.dsl.axes import Scaled
 from weft.dsl.check import check
 from weft.dsl.opdef import OpDef
 from weft.dsl.program import Program, Value
+from weft.dsl.selections import TakeAttrs
 from weft.dsl.source import Source
 from weft.dsl.value_type import Flag, Id, Real, Tag, ValueType
 
@@ -54,6 +55,8 @@ axis pair = seq / 2
 axis six = pair / 3
 axis item in other
 axis part in other
+axis word = seq where kind == text
+axis spot = seq where kind == image
 """
 
 # Rows of each example along each ordered axis: odd sizes, an empty example first, in the middle and last.
@@ -160,15 +163,20 @@ def flags_of_cut(program: Program, made: Mapping[object, Tensor], cut: str) -> t
 
 
 def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths) -> Lengths:
-    """`lengths`, and how many segments each example has, counted row by row."""
+    """`lengths`, and how many segments and selected rows each example has, counted row by row."""
     found = dict(lengths)
     for node in program.nodes:
+        if isinstance(node.attrs, TakeAttrs) and node.attrs.source is not None and node.attrs.target is not None:
+            tags = iter(made[node.inputs[1]].tolist())
+            counts = [[next(tags) for _ in range(count)] for count in found[node.attrs.source.name]]
+            found[node.attrs.target.name] = tuple(sum(tag in node.attrs.members for tag in own) for own in counts)
         for axis in (value.type.rows for value in node.outputs):
             if axis is not None and isinstance(axis.kind, Scaled):
                 found[axis.name] = tuple(-(-n // axis.kind.divisor) for n in found[axis.kind.parent.name])
         if isinstance(node.attrs, RowsAttrs):
             owners = sum(lengths[node.attrs.outer.name])
             found[node.attrs.rows.name] = (math.prod(axis.size or 0 for axis in node.attrs.inner),) * owners
+    for node in program.nodes:
         if isinstance(node.attrs, SegmentAttrs):
             cut, along = node.attrs.cut.name, node.attrs.along.name
             ends, inside = flags_of_cut(program, made, cut)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from . import random_axes, random_pictures, random_pointwise
 from .random_blocks import BLOCKS, MASKS, SCORES
+from .random_routes import DECLARED, KIND, route
 from .random_values import EXAMPLE, FLAG, INT, REAL, TAG, Typed, Writer, joined, listed
 
 
@@ -53,7 +54,8 @@ class _Spec:
         }  # fmt: skip
         self.has_objective = chance.random() < 0.7
         # Of its own, so that a spec's other choices are what they were without segments.
-        self.segments = Random(seed ^ 0x5E6)
+        self.segments, self.routes = Random(seed ^ 0x5E6), Random(seed ^ 0xA12)
+        self.is_routed = self.routes.random() < 0.4
         self.writer = Writer(
             chance, self.sizes, "seq", ("seq", "other"), chance.random() < 0.6, count(), claims=not self.has_objective
         )
@@ -79,6 +81,9 @@ class _Spec:
         for number in range(self.statements):
             writer.chance = Random(seeds[number])
             statement(writer)
+            if self.is_routed and self.routes.random() < 0.4:
+                writer.chance = Random(self.routes.randrange(2**32))
+                route(writer, same_type)
         writer.chance = Random(objective_seed)
         outputs, is_causal = self.outputs()
         objective = self.objective(inputs, outputs)
@@ -118,6 +123,7 @@ class _Spec:
             "axis seq",
             "axis other",
             *(("axis patch cut from seq",) if self.writer.cut else random_pictures.DECLARATIONS),
+            *(DECLARED if self.is_routed else ()),
             "axis two = 2",
             "axis three = 3",
             "axis nine = three * three",
@@ -150,7 +156,8 @@ class _Spec:
         ]
         chosen = sorted(self.chance.sample(range(len(more)), self.chance.randrange(1, 5)))
         # What lies on rows or comes from rows of the model's own axis may differ in every row of it.
-        return [x, *(more[i] for i in chosen)]
+        inputs = [x, *(more[i] for i in chosen)]
+        return [*inputs, KIND] if self.is_routed and KIND not in inputs else inputs
 
     def shared(self) -> list[str]:
         """Weights that everything may read."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.dsl.axes import Axis
+from weft.dsl.axes import Axis, Selected
 from weft.dsl.check import Checked
 from weft.dsl.program import Program, Value
 from weft.dsl.value_type import Flag, Id, Int, Real, Tag
@@ -53,7 +53,16 @@ def inputs(program: Program) -> dict[str, Any]:
         count = len(LENGTHS) if axis.parent is None else sum(lengths[axis.parent])
         shift = len(lengths) % len(LENGTHS)
         lengths[axis] = tuple(islice(cycle(LENGTHS[shift:] + LENGTHS[:shift]), count))
-    return {value.name: _input(value, lengths, draw) for value in program.inputs}
+    tags: dict[str, Any] = {
+        tag.name: _input(tag, lengths, draw) for tag in program.selected.values() if tag in program.inputs
+    }
+    for axis, tag in program.selected.items():
+        if tag.name in tags:
+            assert isinstance(axis.kind, Selected)
+            assert isinstance(tag.type.kind, Tag)
+            numbers = [tag.type.kind.enum.members.index(member) for member in axis.kind.members]
+            lengths[axis] = tuple(sum(int((part == number).sum()) for number in numbers) for part in tags[tag.name])
+    return {value.name: tags.get(value.name, _input(value, lengths, draw)) for value in program.inputs}
 
 
 def _input(value: Value, lengths: dict[Axis, tuple[int, ...]], draw: torch.Generator) -> object:

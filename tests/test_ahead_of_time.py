@@ -176,6 +176,13 @@ def test_other_targets_compile(name: str) -> None:
 
 
 @needs_triton
+def test_registers_are_limited_where_a_kernel_says_so() -> None:
+    nvidia, amd = compile_ahead([replace(NORM, registers=128)], ["cuda:90", "hip:gfx942"])
+    assert ".maxnreg 128\n" in nvidia.assembly
+    assert problems(nvidia) == problems(amd) == []
+
+
+@needs_triton
 def test_a_kernel_that_takes_too_long_is_given_up(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     endless, behind = compile_ahead([ENDLESS, NOTHING], ["cuda:90"], tmp_path / "cache", timeout=1.5)
@@ -219,6 +226,7 @@ def test_a_key_depends_on_everything() -> None:
         replace(NORM, divisible=NORM.divisible[1:]),
         replace(NORM, warps=8),
         replace(NORM, stages=2),
+        replace(NORM, registers=128),
     ]
     keys = {ahead_of_time.key(kernel, "cuda:90", "3.7.1") for kernel in changed}
     keys |= {ahead_of_time.key(NORM, "cuda:80", "3.7.1"), ahead_of_time.key(NORM, "cuda:90", "3.6.0")}

@@ -357,7 +357,7 @@ def test_what_leaves_its_axis_is_all() -> None:
 
 
 def test_take_lowers_where_rows_are_in_gaps() -> None:
-    word, spot = axis("word", Selected(X, "kind", "text")), axis("spot", Selected(X, "kind", "image"))
+    word, spot = axis("word", Selected(X, "kind", ("text",))), axis("spot", Selected(X, "kind", ("image",)))
     picture = axis("picture")
     rows = axis("pixel", Nested(picture))
     assert rules.take(end(picture, spot), word) == row(X)

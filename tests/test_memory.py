@@ -1,4 +1,5 @@
-"""What training allocates, piece by piece: neither scores nor logits, forward and backward."""
+"""What is allocated, piece by piece: neither scores nor logits in training, and nothing of a model of segments that
+grows faster than its text."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from tests.blt_models import noise, tiny
 from tests.counted_memory import Memory, allocated
 from weft.codegen.cpu import logits as cpu_logits
 from weft.codegen.gpu import logits_blocks
 from weft.codegen.pipeline import CPU_PASSES, GPU_PASSES, Pass, optimise
+from weft.runtime.decoder import Decoder
 from weft.runtime.kernels import attach_kernels
 from weft.runtime.model import Model, load
 
@@ -70,3 +73,45 @@ def test_no_scores_and_no_logits(root, size: Size, passes: tuple[Pass, ...], mon
     memory = step(root, size, passes)
     assert 0 < memory.largest < size.scores // 2
     assert memory.peak < min(size.scores, size.logits)
+
+
+# -- segments --------------------------------------------------------------------------------------
+
+# From here on the text outweighs the weights; noise is cut into patches of one length on average.
+TEXTS = (1500, 3000, 6000)
+MOST_GROWTH = 2.2
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(tiny(torch.float32))
+
+
+@pytest.mark.parametrize("what", ["train", "generate"])
+def test_a_text_twice_as_long_takes_twice_the_memory(decoder: Decoder, what: str) -> None:
+    """Bytes of all live tensors and of the largest: tables of rows by rows, rows by patches or patches by rows would
+    take four times as many."""
+    model = decoder.model
+
+    def run(text: torch.Tensor) -> None:
+        if what == "train":
+            total, _ = model.loss(None, [text])["cross_entropy"]
+            total.backward()
+            model.zero_grad()
+        else:
+            _, state = decoder.prefill([text], len(text) + 8)
+            decoder.step(state, torch.tensor([5]))
+
+    texts = [torch.tensor(noise(length)) for length in TEXTS]
+    patches = [int(model.values(("ends",), [text])["ends"][0].sum()) for text in texts]
+    run(texts[0][:64])  # graphs are made and weights packed
+    found = []
+    for text in texts:
+        with allocated() as memory:
+            run(text)
+        found.append(memory)
+    for shorter, longer, few, many in zip(found, found[1:], patches, patches[1:], strict=False):
+        assert 1.8 < many / few < 2.2  # or the text would not be twice as long for the middle of the model
+        assert longer.peak <= MOST_GROWTH * shorter.peak
+        assert longer.largest <= MOST_GROWTH * shorter.largest
+    assert found[-1].largest < TEXTS[-1] * patches[-1] * ITEM // 2

@@ -281,6 +281,25 @@ def test_blocks_of_a_long_row_pad_little(size: int, block: int) -> None:
     assert all(padded <= -(-size // other) * other for other in (1024, 2048, 4096))
 
 
+@pytest.mark.parametrize(("formula", "waits"), [("sin(angle)", True), ("(angle + 1.0)", False)])
+def test_a_thread_holds_fewer_entries_where_more_registers_wait(formula: str, waits: bool) -> None:
+    """Threads that differ by head hold copies of an angle, and each angle waits for all others."""
+    text = f"""
+size heads = 4
+size pair = 8
+axis seq
+
+model m(x: real[seq, heads, pair], y: real[seq, heads, pair], angle: real[seq, pair]) -> real[seq, heads, pair]:
+    return {formula} * (x + y)
+"""
+    program = check(Source("turned.weft", text), OPS).value().models["m"]
+    _, (op,) = fused(op_samples.module(program, torch.bfloat16), fewest=2)
+    plan = op.forward
+    per_thread = plan.block_rows * 32 // (32 * plan.warps)
+    assert (plan.waits, plan.registers) == (waits, 255 if waits else None)
+    assert per_thread == (8 if waits else 16)
+
+
 def _norm_of(size: int) -> RowProgram:
     """The gradient of a norm of a sum, which holds many values at once."""
     text = f"""

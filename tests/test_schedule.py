@@ -8,7 +8,7 @@ import torch
 from weft.dsl.patterns import matches, select
 from weft.dsl.program import Optimiser, OptimiserLine
 from weft.runtime.errors import RuntimeFault
-from weft.runtime.optimiser import WeightOptimiser, make_groups
+from weft.runtime.optimiser import Moment, WeightOptimiser, make_groups
 from weft.runtime.run_config import make_config
 from weft.runtime.schedule import Schedule
 from weft.runtime.train import make_schedule
@@ -158,7 +158,7 @@ def test_adamw_and_clipping_by_hand():
             weight.grad = gradients[path].clone()
             norm, limit = (own, 0.25) if path == PATHS[2] else (together, 1.0)
             history[path].append(gradients[path] * min(1.0, limit / (norm + 1e-6)))
-        optimiser.step(1.0, optimiser.gradient_norms())
+        optimiser.step(Moment(), optimiser.gradient_norms())
     for path, decay in zip(PATHS, (0.0, 0.1, 0.1), strict=False):
         wanted = by_hand(starts[path], history[path], 1e-2, (0.8, 0.9), 1e-8, decay)
         torch.testing.assert_close(weights[path].detach(), wanted, rtol=1e-9, atol=1e-12)
@@ -178,7 +178,7 @@ def test_state_goes_on_bit_by_bit():
             optimiser.zero_grad()
             for weight in list(weights.values())[:4]:  # the last gets no gradient, and moves by decay all the same
                 weight.grad = torch.sin(weight.detach() * (number + 1))
-            optimiser.step(0.5 + number / 10, optimiser.gradient_norms())
+            optimiser.step(Moment(0.5 + number / 10), optimiser.gradient_norms())
         return torch.stack([weight.detach() for weight in weights.values()])
 
     whole = run(None)
@@ -189,7 +189,7 @@ def test_state_of_other_weights_is_refused():
     def make(names, size=3):
         weights = {name: torch.nn.Parameter(torch.ones(size)) for name in names}
         optimiser = WeightOptimiser(make_groups(None, names), weights)
-        optimiser.step(1.0, optimiser.gradient_norms())
+        optimiser.step(Moment(), optimiser.gradient_norms())
         return optimiser
 
     with pytest.raises(RuntimeFault, match="b is on one side only"):
@@ -201,5 +201,5 @@ def test_state_of_other_weights_is_refused():
 def test_zero_gradients_keep_decaying():
     weights = {"a": torch.nn.Parameter(torch.ones(2))}
     optimiser = WeightOptimiser(make_groups(spec(lr=0.1, decay=0.5), ["a"]), weights)
-    optimiser.step(1.0, optimiser.gradient_norms())
+    optimiser.step(Moment(), optimiser.gradient_norms())
     assert weights["a"].tolist() == pytest.approx([0.95, 0.95])

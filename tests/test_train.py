@@ -21,7 +21,7 @@ from weft.runtime.events import Evaluated, RunEnded, RunStarted, Saved, StepDone
 from weft.runtime.loader import BatchPlan, TokenLoader
 from weft.runtime.metrics import JsonLines
 from weft.runtime.model import load
-from weft.runtime.optimiser import WeightOptimiser, make_groups
+from weft.runtime.optimiser import Moment, WeightOptimiser, make_groups
 from weft.runtime.progress import Reporter
 from weft.runtime.run_config import RunConfig, make_config, read_config_file
 from weft.runtime.tokens import ByteTokens
@@ -127,7 +127,7 @@ def test_steps_equal_a_plain_torch_loop(text):
     options = StepOptions(accumulate=2)
     optimiser = optimiser_of(model, lr=1e-2, decay=0.1, clip=0.5)
     for step in range(1, 21):
-        train_step(model, optimiser, loader.next_batch(), options, step, factor=step / 20)
+        train_step(model, optimiser, loader.next_batch(), options, step, Moment(step / 20))
 
     plain, loader = Bigram(), loader_of(text)
     adamw = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=False)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from tests import huggingface
 from weft.runtime.model import load
-from weft.runtime.optimiser import WeightOptimiser, make_groups
+from weft.runtime.optimiser import Moment, WeightOptimiser, make_groups
 from weft.runtime.transfer import import_checkpoint
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -58,7 +58,7 @@ def our_losses(model, steps: list[list[torch.Tensor]]) -> list[float]:
         loss = torch.stack([total / count for total, count in parts.values()]).sum()
         optimiser.zero_grad()
         loss.backward()
-        optimiser.step(1.0, optimiser.gradient_norms())
+        optimiser.step(Moment(), optimiser.gradient_norms())
         losses.append(loss.item())
     return losses
 

@@ -160,6 +160,46 @@ def _by_flex(flex: Function, mask: Any, scale: float, q: Tensor, k: Tensor, v: T
     return y[0].transpose(0, 1)
 
 
+def of_own_rows(context: Context, number: Tensor, scale: float) -> dict[str, Function]:
+    """`(q [P, S, H, D], k [N, H, D], v [N, H, D])`: each segment's queries see the rows `number [N]` gives it."""
+    found: dict[str, Function] = {}
+    if "sdpa" in context.peers:
+        found["sdpa, a mask of all pairs"] = partial(_by_mask, number, scale)
+    if "flex" in context.peers:
+        flex = _flex(context)
+        made: dict[tuple[int, int], Any] = {}
+
+        def by_flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            sizes = q.shape[0] * q.shape[1], k.shape[0]
+            if sizes not in made:
+                made[sizes] = _own_rows_mask(context, number, q.shape[1], sizes)
+            return _by_flex(flex, made[sizes], scale, q.flatten(0, 1), k, v).reshape(*q.shape[:3], v.shape[2])
+
+        found["flex"] = by_flex
+    return found
+
+
+def _by_mask(number: Tensor, scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As the released model computes it."""
+    own = torch.arange(q.shape[0], device=q.device).repeat_interleave(q.shape[1])
+    mask = own[:, None] == number[None]
+    parts = [x.transpose(0, 1)[None] for x in (q.flatten(0, 1), k, v)]
+    y = functional.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
+    return y[0].transpose(0, 1).reshape(*q.shape[:3], v.shape[2])
+
+
+def _own_rows_mask(context: Context, number: Tensor, queries: int, sizes: tuple[int, int]) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    create: Any = create_block_mask
+    compiles = context.device.type == "cuda" and "_compile" in signature(create).parameters
+
+    def seen(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return query // queries == number[key]
+
+    return create(seen, None, None, *sizes, device=str(context.device), **({"_compile": True} if compiles else {}))
+
+
 # -- the loss ------------------------------------------------------------------------------------------
 
 

@@ -25,12 +25,26 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+@dataclass(eq=False)
+class Allowed:
+    """Which keys each query of a piece sees: bool [queries, keys]."""
+
+    flags: Tensor
+    additive: Tensor | None = None
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """0 where a key is seen, -inf elsewhere."""
+        if self.additive is None or self.additive.dtype != dtype:
+            self.additive = torch.where(self.flags, 0.0, -math.inf).to(dtype)
+        return self.additive
+
+
 @dataclass(frozen=True)
 class Piece:
     """`documents` rectangles that follow each other: queries each, keys each, and which keys a query may see.
 
-    mask is None (every key), "causal" (as many keys as queries, no later key), or (shift, window): query i sees keys
-    j with i + shift - window < j <= i + shift.
+    mask is None (every key), "causal" (as many keys as queries, no later key), (shift, window): query i sees keys
+    j with i + shift - window < j <= i + shift; or what each query sees.
     """
 
     query: int
@@ -38,7 +52,7 @@ class Piece:
     key: int
     keys: int
     documents: int
-    mask: tuple[int, int] | str | None
+    mask: tuple[int, int] | Allowed | str | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,8 @@ def _views(piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tenso
 
 
 def _mask_arguments(piece: Piece, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
+    if isinstance(piece.mask, Allowed):
+        return False, piece.mask.mask(dtype)
     if isinstance(piece.mask, tuple):
         return False, _band(piece.queries, piece.keys, *piece.mask, dtype)
     return piece.mask == "causal", None
@@ -222,7 +238,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float |
     q [N, H, K], k and v [M, G, K], any strides -> [N, H, K]. scale defaults to 1 / sqrt(K).
     """
     if not plan.pieces:
-        return q.new_zeros((*q.shape[:-1], v.shape[-1]))
+        # Nothing is read, and what made the operands has a gradient all the same: zero.
+        nothing = sum((x[:0].sum() for x in (q, k, v)), start=q.new_zeros(()))
+        return nothing.expand((*q.shape[:-1], v.shape[-1]))
     q, k, v = _dense(q), _dense(k), _dense(v)
     if q.shape[-1] == v.shape[-1]:
         return _PackedAttention.apply(q, k, v, plan, scale)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .derivatives import once_differentiable
-from .linear import product
+from .linear import product, weight_gradient
 
 # Chunks are small enough for a share of the cache and wide enough for fast products.
 _CHUNK_BYTES = 8 << 20
@@ -48,10 +48,8 @@ def _sums(x, weight, targets, ce_scale, z_scale, rows, want_x, want_weight):
         p = p.to(x.dtype)
         if dx is not None:
             dx[start : start + rows] = product(p, weight.t())
-        if dweight is not None and dweight.dtype == x.dtype:
-            dweight.addmm_(p.t(), x_c)
-        elif dweight is not None:
-            dweight.add_(torch.mm(p.t(), x_c))
+        if dweight is not None:
+            weight_gradient(p, x_c, dweight)
     return ce, z, dx, dweight
 
 

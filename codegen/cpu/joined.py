@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..functions.adjoining import adjoin, as_one
 from .derivatives import once_differentiable
-from .linear import product
+from .linear import product, weight_gradient
 
 
 def joined(weights: Sequence[Tensor]) -> Tensor:
@@ -36,7 +36,7 @@ class _JoinedLinear(torch.autograd.Function):
         dx = product(dy, joined(weights).t()) if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[1:]):
             return dx, *(None for _ in weights)
-        dweight = torch.mm(dy.t(), x).split([w.shape[0] for w in weights])
+        dweight = weight_gradient(dy, x).split([w.shape[0] for w in weights])
         return dx, *(d if needed else None for d, needed in zip(dweight, ctx.needs_input_grad[1:], strict=True))
 
 

@@ -1,8 +1,8 @@
 """Matrix products of a training step or prefill: x [..., I] times weight [O, I], through oneDNN where it is faster.
 
 Torch sends float32 products to MKL, whose blocked kernels lose to oneDNN's on processors MKL does not single out
-(about 10 % on square shapes, up to 60 % for wide outputs or few rows). The oneDNN operator has no derivative of its
-own, so the product is an autograd function. The gradient of the weight stays with torch.mm, the faster one there.
+(about 10 % on square shapes, up to 60 % for wide outputs or few rows; twofold where a processor has wider vectors than
+MKL uses on it). The oneDNN operator has no derivative of its own, so the product is an autograd function.
 """
 
 import torch
@@ -22,6 +22,21 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+# From this many rows on a product and an addition of its result are faster than MKL's product that adds.
+_ADDED_ROWS = 128
+
+
+def weight_gradient(dy: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:
+    """dy [N, O]^T @ x [N, I], which is [O, I]; added to `total` in place where there is one, in its type."""
+    if total is None or total.dtype != x.dtype:
+        # Torch takes oneDNN by itself for other types than float32.
+        found = product(dy.t(), x.t()) if x.dtype == torch.float32 else torch.mm(dy.t(), x)
+        return found if total is None else total.add_(found)
+    if x.dtype == torch.float32 and x.shape[0] >= _ADDED_ROWS:
+        return total.add_(product(dy.t(), x.t()))
+    return total.addmm_(dy.t(), x)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -34,7 +49,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         dx = product(dy, weight.t()) if needs_x else None
-        dweight = torch.mm(dy.t(), x) if needs_weight else None
+        dweight = weight_gradient(dy, x) if needs_weight else None
         return dx, dweight, dy.sum(0) if needs_bias else None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .derivatives import once_differentiable
-from .linear import product
+from .linear import product, weight_gradient
 
 # A chunk of logits stays in a share of the cache.
 _CHUNK_BYTES = 8 << 20
@@ -67,10 +67,8 @@ class _PartitionAndLogit(torch.autograd.Function):
             grad = grad.to(x.dtype)
             if dx is not None:
                 dx[part] = product(grad, weight.t())
-            if dweight is not None and wide == x.dtype:
-                dweight.addmm_(grad.t(), x_c)
-            elif dweight is not None:
-                dweight.add_(torch.mm(grad.t(), x_c))
+            if dweight is not None:
+                weight_gradient(grad, x_c, dweight)
         return dx, None if dweight is None else dweight.to(weight.dtype), None
 
 

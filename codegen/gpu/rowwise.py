@@ -33,7 +33,8 @@ class RowKernel:
     `sources`: which operands of the call it reads, in the order of its pointers, and whether each has rows (then the
     stride of its rows is passed too). `columns`: programs on the grid's second side. `is_accumulated`: it adds its sums
     over rows into memory that starts as zero. `runs`: a program takes the rows that hold one number; which operand has
-    the numbers `[rows]`, in order, and which as many rows as there are of them.
+    the numbers `[rows]`, in order, and which as many rows as there are of them. `waits`: entries of a thread wait in
+    registers for one another, so that it gets all registers there are for it.
     """
 
     kernel: Any
@@ -46,6 +47,7 @@ class RowKernel:
     is_accumulated: bool = False
     programs: int = PROGRAMS  # at most, where there are sums over rows
     runs: tuple[int, int] | None = None
+    waits: bool = False
 
     def __call__(self, operands: Sequence[Tensor], saves: bool = True) -> tuple[Tensor, ...]:
         """Results that are for the backward alone have no rows where it does not save them."""
@@ -66,7 +68,9 @@ class RowKernel:
             self._empty(made, rows if saves or not made.is_saved else 0, programs, like) for made in self.results
         ]
         if rows:
-            options = {"SAVES": saves} if any(made.is_saved for made in self.results) else {}
+            options: dict[str, Any] = {"SAVES": saves} if any(made.is_saved for made in self.results) else {}
+            if self.waits and torch.version.hip is None:
+                options["maxnreg"] = most_registers(self.warps)
             strides = [t.stride(0) for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row]
             self.kernel[(programs, self.columns)](
                 *read, *strides, *results, *bounds, rows,
@@ -91,6 +95,12 @@ class RowKernel:
         wide = torch.promote_types(made.dtype, torch.float32)
         make = like.new_zeros if self.is_accumulated else like.new_empty
         return make((programs, *made.dims), dtype=wide)
+
+
+def most_registers(warps: int) -> int:
+    """Registers of a thread, so that a program of so many warps finds room on a processor of NVIDIA's. The assembler
+    would rather spill a few of them than have one program less at a time, which nobody asked it for."""
+    return min(255, 65536 // (32 * warps))
 
 
 def tiled_runs(number: Tensor, count: int) -> Tensor:

@@ -18,6 +18,7 @@ from .parts import PARTS
 from .reduction import REDUCTIONS
 from .reshape import RESHAPES
 from .rows import ROWS
+from .selection import SELECTIONS
 from .shift import SHIFTS
 from .topk import TOPK_OPS
 
@@ -37,6 +38,7 @@ ALL_OPS: tuple[OpDef, ...] = (
     *SHIFTS,
     *ROWS,
     *CUTS,
+    *SELECTIONS,
     *DRAWS,
     *LATER,
 )

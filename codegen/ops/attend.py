@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...dsl import frontier
-from ...dsl.axes import Axis
+from ...dsl.axes import Axis, Cut
 from ...dsl.errors.axes import AxisTwice, NotAlong, SidewaysLevels, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import AxisUnshared, GroupMismatch
@@ -35,6 +35,7 @@ from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, w
 from .mask_cuts import MaskCut, mask_cuts, same_segment
 from .operands import entries, result_type, sizes, traffic
 from .score import Score, score_of
+from .selection import members_of_axis
 
 
 @record
@@ -259,6 +260,10 @@ def _lower(ctx: LowerContext, node: Node) -> None:
 def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
     q, k, v = node.inputs[:3]
     heads = attrs.heads
+    for cut, made in attrs.cut_inputs(node.inputs):
+        if cut.selected:
+            selection = cut.axis.kind.parent if isinstance(cut.axis.kind, Cut) else cut.axis
+            ctx.chosen(selection, cut.along, made[-1], members_of_axis(made[-1], selection), None)
     at_queries, at_keys = (attrs.query_rows, attrs.query_rows is None, True), (attrs.along, False, True)
     grouped, formula = same_segment(attrs.mask.formula, attrs.query_rows, attrs.along, ctx)
     arguments = _arguments(ctx, node, attrs, formula)
@@ -349,13 +354,15 @@ def _frontier(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     assert isinstance(attrs, AttendAttrs)
     queries = attrs.along if attrs.query_side else attrs.query_rows
-    seen = {cut.axis: seen_cut(cut.axis, cut.along, made) for cut, made in attrs.cut_inputs(given)}
+    made_of = attrs.cut_inputs(given)
+    seen = {cut.axis: seen_cut(cut.axis, cut.along, made[: len(made) - cut.selected]) for cut, made in made_of}
     reach = frontier.reach_of(attrs.mask, attrs.along, queries, seen)
+    tags = tuple(made[-1] for cut, made in made_of if cut.selected)
     read = [] if attrs.score is None else attrs.score_captures(given)
     sides = [] if attrs.score is None else sides_of(attrs.score.formula)
     at_query = frontier.join(given[0], *(read[index] for side, index in sides if side == "query"))
     at_keys = [*given[1 : attrs.first_capture], *(read[index] for side, index in sides if side == "key")]
-    return frontier.attend(at_query, at_keys, reach, attrs.mask_captures(given))
+    return frontier.attend(at_query, at_keys, reach, (*attrs.mask_captures(given), *tags))
 
 
 def _cost(node: Node, rows: Mapping[Axis, int]) -> Cost:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ...dsl import masks
-from ...dsl.axes import Axis
+from ...dsl.axes import Axis, Cut, Selected
 from ...dsl.errors.axes import SidewaysLevels, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.masks import (
@@ -113,10 +113,16 @@ class _Predicates:
                 return compared
 
     def _inside(self, side: str, read: SegmentIndex) -> tuple[Any, ...] | None:
-        if self._rows(side) is read.axis:
+        if self._rows(side) is read.axis or self._selection(side, read.axis) is not None:
             return None
         inside = self.ctx.segment_inside(read.axis)
         return None if inside is None else ("==", (side, inside), ("number", True))
+
+    def _selection(self, side: str, cut: Axis) -> Axis | None:
+        """The selection that was cut, where a side runs along what it was selected from."""
+        selection = cut.kind.parent if isinstance(cut.kind, Cut) else cut
+        is_whole = isinstance(selection.kind, Selected) and self._rows(side) is selection.kind.parent
+        return selection if is_whole else None
 
     def _rows(self, side: str) -> Axis | None:
         return self.queries if side == "query" else self.keys
@@ -131,6 +137,9 @@ class _Predicates:
                 rows = self._rows(side)
                 return (side, self.ctx.aligned(self.captures[index], (), rows, rows is None))
             case Side(side, SegmentIndex(axis, which)):
+                if self._selection(side, axis) is not None:
+                    # Rows that were not selected are in no segment: no row has the number of a row of the other side.
+                    return (side, self.ctx.segment_index_on_whole(axis, -1 if side == "query" else -2))
                 # The row number of a side that runs along the cut is the index of its own row.
                 rows = self._rows(side)
                 assert rows is not None

@@ -316,6 +316,7 @@ EMBED = OpDef(
         "i: id[seq] in heads or none => embed(i, heads -> dim)",
         "kind: modality[seq] => embed(kind, modality -> dim)",
     ),
+    table=1,
 )
 GATHER = OpDef(
     name="gather",
@@ -334,6 +335,7 @@ GATHER = OpDef(
         "x: real[seq, dim] => x[argmax(sum(x), over=seq)]",
     ),
     row_wise=False,
+    table=0,
 )
 PICK = OpDef(
     name="pick",
@@ -369,6 +371,7 @@ BAG = OpDef(
             "weight=best.score, over=(heads, three))"
         ),
     ),
+    table=0,
 )
 NEAREST = OpDef(
     name="nearest",

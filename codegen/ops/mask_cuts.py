@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...dsl.axes import Axis, Cut
+from ...dsl.axes import Axis, Cut, Selected
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.masks import BadMask
 from ...dsl.masks import Arithmetic, Both, Compare, Either, Formula, Mask, Not, Position, SegmentIndex, Side, Term
@@ -14,42 +14,65 @@ from ..lowering import LowerContext
 
 @record
 class MaskCut:
-    """A cut that a mask reads, or an owner of rows. `inputs`: how many of the node's inputs say where its segments
-    are."""
+    """A cut that a mask reads, or an owner of rows. `inputs`: how many of the node's inputs say where its segments are;
+    if `selected`, the last of them is the tag of the selection that was cut, and `along` is the axis it was selected
+    from."""
 
     axis: Axis
     along: Axis
     inputs: int
+    selected: bool = False
 
 
 def mask_cuts(
     call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None
 ) -> tuple[tuple[MaskCut, ...], tuple[Value, ...]]:
     """The cuts of a mask, and what made them. Each side that reads one runs along the cut or along the axis it cuts."""
-    found: dict[Axis, MaskCut] = {}
-    made: list[Value] = []
+    found: dict[Axis, tuple[Value, ...]] = {}
+    grouped_by: dict[Axis, Axis] = {}
+    along_of: dict[Axis, Axis] = {}
     for side, axis in dict.fromkeys(_reads(mask.formula)):
         rows = query_rows if side == "query" else along
         grouped = axis.kind.parent if isinstance(axis.kind, Cut) else _nested_in(axis, (along, query_rows))
         if grouped is None:
             what = f"a mask that compares rows of {axis.name}, which is no cut and owns no rows here,"
             raise call.fail(NotBuiltYet(call.at("mask"), what))
-        if rows is not axis and rows is not grouped and (rows is None or axis not in rows.ancestors):
+        # Pictures of a text: rows of the text that are in none are in a gap.
+        is_whole = isinstance(axis.kind, Cut) and isinstance(grouped.kind, Selected) and rows is grouped.kind.parent
+        if is_whole and not _is_compared(mask.formula, axis):
+            raise call.fail(NotBuiltYet(call.at("mask"), f"a mask by numbers of {axis.name}, cut from a selection,"))
+        if not is_whole and rows is not axis and rows is not grouped and (rows is None or axis not in rows.ancestors):
             place = "lie along no ordered axis" if rows is None else f"lie along {rows.name}"
             what = f"`{side}({axis.name})`: the {'queries' if side == 'query' else 'keys'} {place}"
             relation = "is cut from" if isinstance(axis.kind, Cut) else "owns the rows of"
             raise call.fail(BadMask(mask.span or call.at("mask"), what, f"{axis.name} {relation} {grouped.name}"))
-        if axis not in found:
-            segmented = call.segmented(axis)
-            values = () if segmented is None else segmented.values
-            found[axis] = MaskCut(axis, grouped, len(values))
-            made += values
-    return tuple(found.values()), tuple(made)
+        made = call.segmented(axis)
+        found.setdefault(axis, () if made is None else made.values)
+        grouped_by.setdefault(axis, grouped)
+        if is_whole and axis not in along_of and rows is not None:
+            along_of[axis] = rows
+            found[axis] = (*found[axis], call.selected(grouped))
+    cuts = tuple(
+        MaskCut(axis, along_of.get(axis, grouped_by[axis]), len(values), axis in along_of)
+        for axis, values in found.items()
+    )
+    return cuts, tuple(value for values in found.values() for value in values)
 
 
 def _nested_in(owner: Axis, sides: tuple[Axis | None, ...]) -> Axis | None:
     """The first side whose rows belong to rows of `owner`."""
     return next((rows for rows in sides if rows is not None and owner in rows.ancestors), None)
+
+
+def _is_compared(formula: Formula | None, cut: Axis) -> bool:
+    """Whether a cut is read in `query(cut) == key(cut)` alone."""
+    match formula:
+        case Both(left, right) | Either(left, right):
+            return _is_compared(left, cut) and _is_compared(right, cut)
+        case Compare("==", Side(one, SegmentIndex(a, "own")), Side(other, SegmentIndex(b, "own"))) if one != other:
+            return a is b or cut not in (a, b)
+        case _:
+            return all(axis is not cut for _, axis in _reads(formula))
 
 
 def _reads(formula: Formula | Term | None) -> list[tuple[str, Axis]]:
@@ -73,7 +96,7 @@ def same_segment(
     match formula:
         case Compare("==", Side(one), Side(other)) if one != other:
             cut = _compared_cut(formula, queries, keys)
-            if cut is not None and ctx.groups_by(cut, queries, keys):
+            if cut is not None and not _has_gaps(cut, (queries, keys)) and ctx.groups_by(cut, queries, keys):
                 return cut, None
         case Both(left, right):
             cut, rest = same_segment(left, queries, keys, ctx)
@@ -83,6 +106,11 @@ def same_segment(
             if cut is not None:
                 return cut, left if rest is None else Both(left, rest)
     return None, formula
+
+
+def _has_gaps(cut: Axis, rows: tuple[Axis | None, ...]) -> bool:
+    """Whether rows are asked that were not selected before the cut."""
+    return isinstance(cut.kind, Cut) and any(axis not in (cut, cut.kind.parent) for axis in rows)
 
 
 def _compared_cut(compare: Compare, queries: Axis | None, keys: Axis) -> Axis | None:

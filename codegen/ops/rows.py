@@ -14,6 +14,7 @@ from ..lazy import torch
 from ..lowering import LowerContext
 from .cut import read_cut, seen_cut
 from .operands import cost_per_entry
+from .selection import choose_rows, read_tag
 
 
 @record
@@ -22,20 +23,22 @@ class RowAttrs:
 
 
 def _infer_position(call: OpCall, axis: Axis) -> Inferred:
-    # That there is such a segment is data.
-    return Inferred(RowAttrs(axis), read_cut(call, axis), (ValueType(Int(), (axis,)),))
+    # That there is such a segment, or such a row of a selection, is data.
+    return Inferred(RowAttrs(axis), (*read_cut(call, axis), *read_tag(call, axis)), (ValueType(Int(), (axis,)),))
 
 
 def _infer_length(call: OpCall, axis: Axis) -> Inferred:
     # Of a nested axis, one length for each row that owns rows of it.
     owners = () if axis.parent is None else (axis.parent,)
-    return Inferred(RowAttrs(axis), (), (ValueType(Int(), owners, axis.is_ordered and not owners),))
+    type = ValueType(Int(), owners, axis.is_ordered and not owners)
+    return Inferred(RowAttrs(axis), read_tag(call, axis), (type,))
 
 
 def _lower_position(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, RowAttrs)
     axis = attrs.axis
+    choose_rows(ctx, node, axis)
     ctx.define(node.outputs[0], ctx.position(axis) if axis.is_ordered else ctx.call(torch.arange, axis.size))
 
 
@@ -43,6 +46,7 @@ def _lower_length(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, RowAttrs)
     axis = attrs.axis
+    choose_rows(ctx, node, axis)
     if axis.is_static:
         ctx.define(node.outputs[0], ctx.call(torch.tensor, axis.size))
     else:
@@ -52,12 +56,14 @@ def _lower_length(ctx: LowerContext, node: Node) -> None:
 def _frontier_position(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     assert isinstance(node.attrs, RowAttrs)
     axis = node.attrs.axis
-    return frontier.row_number(seen_cut(axis, axis.kind.parent, given)) if isinstance(axis.kind, Cut) else frontier.NONE
+    if isinstance(axis.kind, Cut):
+        return frontier.row_number(seen_cut(axis, axis.kind.parent, given))
+    return frontier.join(*given)
 
 
 def _frontier_length(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     assert isinstance(node.attrs, RowAttrs)
-    return frontier.NONE if node.attrs.axis.is_static else frontier.length_of(node.attrs.axis)
+    return frontier.NONE if node.attrs.axis.is_static else frontier.join(frontier.length_of(node.attrs.axis), *given)
 
 
 AXIS = Param("axis", Accepts.AXIS)

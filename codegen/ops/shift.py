@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...dsl import frontier
-from ...dsl.axes import Axis
+from ...dsl.axes import Axis, Selected
 from ...dsl.errors.axes import NotAlong, WrongAxisKind
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import BadNumber
@@ -14,18 +14,22 @@ from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node, Value
 from ...dsl.record import record
 from ...dsl.value_type import Tag
-from ..functions_lazy import shifts
+from ..functions_lazy import selections, shifts
 from ..lowering import LowerContext
+from .axis_pairs import moved
 from .joining import Operand, join, level_words, same_kind, want_whole
 from .operands import cost_per_entry, own
+from .selection import members_of_axis
 
 
 @record
 class ShiftAttrs:
-    """Reads `by` rows later; earlier for a negative `by`."""
+    """Reads `by` rows later; earlier for a negative `by`. Inputs of the node: x, what `previous` fills with, or the tag
+    of the selection `part`."""
 
     by: int
     along: Axis
+    part: Axis | None = None  # the rows of x, where they are a selection of `along`
 
 
 def _along(call: OpCall, operator: str, x: Value, along: Axis | None) -> Axis:
@@ -84,6 +88,11 @@ def _infer_ahead(call: OpCall, operator: str, x: Value, by: int, along: Axis | N
 
 def _infer_next(call: OpCall, x: Value, k: int, along: Axis | None) -> Inferred:
     _positive(call, "next", k)
+    part = x.type.rows
+    if along is not None and part is not None and isinstance(part.kind, Selected) and part.kind.parent is along:
+        # `next(ids, along=seq)` of ids along words: the id of the following row, if that is a word.
+        type = replace(moved(x, part, along), missing=True)
+        return Inferred(ShiftAttrs(k, along, part), (x, call.selected(part)), (type,))
     return _infer_ahead(call, "next", x, k, along)
 
 
@@ -96,11 +105,14 @@ def _lower_ahead(ctx: LowerContext, node: Node) -> None:
     assert isinstance(attrs, ShiftAttrs)
     axis = attrs.along
     there = ctx.call(shifts.has_next, ctx.row_example(axis), ctx.offsets(axis), ctx.position(axis), attrs.by)
-    inside = there
-    present = ctx.present(x)
+    inside, read, present = there, own(ctx, x), ctx.present(x)
+    if attrs.part is not None:
+        chosen = ctx.chosen(attrs.part, axis, node.inputs[1], members_of_axis(node.inputs[1], attrs.part), None)
+        present = ctx.call(selections.placed_flags, chosen, there, present)
+        read = ctx.call(selections.placed, read, chosen, there)
     if present is not None:
         inside = ctx.call(shifts.shifted_flags, present, attrs.by, inside)
-    ctx.define(node.outputs[0], ctx.call(shifts.next_rows, own(ctx, x), there, attrs.by), inside)
+    ctx.define(node.outputs[0], ctx.call(shifts.next_rows, read, there, attrs.by), inside)
 
 
 def _frontier_shift(node: Node, given: tuple[Frontier, ...]) -> Frontier:
@@ -108,6 +120,10 @@ def _frontier_shift(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     assert isinstance(attrs, ShiftAttrs)
     if attrs.by < 0:
         return frontier.join(frontier.previous(given[0], -attrs.by, attrs.along), *given[1:])
+    if attrs.part is not None:
+        # Counted on the whole axis, as the tag is.
+        on_whole = frontier.join_selections(attrs.along, given)
+        return frontier.following(on_whole, attrs.by, attrs.along)
     return frontier.following(given[0], attrs.by, attrs.along)
 
 
@@ -149,9 +165,15 @@ NEXT = OpDef(
     target_shift=_target_shift,
     doc=(
         "`next(x, k=1)`: the row k after, in the same example; the last k rows are missing. In an objective it marks "
-        "what is predicted. Axes are kept."
+        "what is predicted. Axes are kept. `next(ids, along=seq)` of ids along words, rows of seq, has a row for each "
+        "row of seq: the id of the row after it, missing where that is no word."
     ),
-    samples=("x: real[seq, dim] => or_missing(next(x), 0)", "i: id[seq] in vocab => or_missing(next(next(i), 2), 0)"),
+    samples=(
+        "x: real[seq, dim], kind: modality[seq] => or_missing(next(take(x, seq -> word), along=seq), 0)",
+        "i: id[seq] in vocab, kind: modality[seq] => or_missing(next(next(take(i, seq -> spot)), 2, along=seq), 0)",
+        "x: real[seq, dim] => or_missing(next(x), 0)",
+        "i: id[seq] in vocab => or_missing(next(next(i), 2), 0)",
+    ),
 )
 SHIFT = OpDef(
     name="shift",

@@ -3,6 +3,8 @@
 y = attend_packed(q, k, v, offsets, offsets, scale, high=0)
     ->  seen = seen_rows(offsets, offsets, tokens, tokens, None, 0)
         y = attend(q, k, v, offsets, offsets, scale, high=0, intervals=seen)
+
+A mask by ids keeps its predicate, and its intervals say which tiles need not be looked at: `causal or same(picture)`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from ..functions.attention import attend_packed
 from ..gpu.attention import attend
 from ..gpu.formula import is_known
 from ..gpu.intervals import seen_rows
+from ..gpu.mask_intervals import says_intervals, seen_by_mask
 from ..origin import inherit
 from .matching import is_call
 
@@ -44,6 +47,11 @@ def _use_kernels(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Fac
         fact = known.get(operand) if isinstance(operand, fx.Node) else None
         rows.append(operand if fact is None or fact.level is None else first[fact.level])
     bounds = node.kwargs.get("low"), node.kwargs.get("high")
+    predicate: Any = node.kwargs.get("predicate")
     with module.graph.inserting_before(node):
-        seen = inherit(module.graph.call_function(seen_rows, (q_offsets, k_offsets, *rows, *bounds)), node)
+        if predicate is not None and says_intervals(predicate):
+            seen = module.graph.call_function(seen_by_mask, (q_offsets, k_offsets, *rows, predicate, *bounds))
+        else:
+            seen = module.graph.call_function(seen_rows, (q_offsets, k_offsets, *rows, *bounds))
+        inherit(seen, node)
     node.kwargs = {**node.kwargs, "intervals": seen}

@@ -31,7 +31,8 @@ Gradient = Callable[[Make, "tuple[Val, ...]", "Val", "Val"], "tuple[Val | None, 
 @dataclass(frozen=True, eq=False)
 class Function:
     """`text` has places {0}, {1}, .. for the operands. `result` is the kind of the result, None for that of the
-    operands. `cost` in floating-point operations an entry."""
+    operands. `cost` in floating-point operations an entry. `scratch`: registers an entry needs while it is computed,
+    where the compiler works on all entries of a thread side by side."""
 
     name: str
     text: str
@@ -39,6 +40,7 @@ class Function:
     gradient: Gradient | None = None
     result: str | None = None
     cost: int = 1
+    scratch: int = 0
 
 
 def _two(text: str) -> str:
@@ -72,8 +74,11 @@ CEIL = Function("ceil", "tl.ceil({0})", torch.ceil)
 ROUND = Function(
     "round", "(tl.floor({0} * 0.5 + 0.25) + tl.ceil({0} * 0.5 - 0.25))", torch.round, cost=6
 )  # halves to even: the two terms round x / 2 up and down
-SIN = Function("sin", "tl.sin({0})", torch.sin, lambda m, x, y, g: (m(MUL, g, m(COS, x[0])),), cost=8)
-COS = Function("cos", "tl.cos({0})", torch.cos, lambda m, x, y, g: (m(NEG, m(MUL, g, m(SIN, x[0]))),), cost=8)
+# An angle of many turns is reduced in 64 bits, in a branch that every entry may take: all else waits in registers.
+SIN = Function("sin", "tl.sin({0})", torch.sin, lambda m, x, y, g: (m(MUL, g, m(COS, x[0])),), cost=8, scratch=4)
+COS = Function(
+    "cos", "tl.cos({0})", torch.cos, lambda m, x, y, g: (m(NEG, m(MUL, g, m(SIN, x[0]))),), cost=8, scratch=4
+)
 SIGMOID = Function(
     "sigmoid", "tl.sigmoid({0})", torch.sigmoid,
     lambda m, x, y, g: (m(MUL, g, m(MUL, y, m(SUB, 1.0, y))),), cost=6,

@@ -25,6 +25,7 @@ def row_kernel_text(plan: RowPlan) -> KernelText:
         divisible=tuple(argument.name for argument in plan.arguments if argument.divisible),
         warps=plan.warps,
         stages=plan.stages,
+        registers=plan.registers,
     )
 
 

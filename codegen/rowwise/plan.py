@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..gpu.rowwise import PROGRAMS
+from ..gpu.rowwise import PROGRAMS, most_registers
 from ..gpu.triton_types import TRITON_TYPES
-from .row_program import Reduce, RowProgram, Val, axes_of
+from .row_program import Map, Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
-from .tiles import TILE, Tiles
+from .tiles import tiling
 
 # Rows of a tile where a program takes a run, which nearly always has few.
 MOST_OF_A_RUN = 4
@@ -67,6 +67,7 @@ class RowPlan:
     stages: int
     is_accumulated: bool  # the sums over rows are added into memory that starts as zero
     saves: bool  # some results are for the backward alone; SAVES says whether they are written
+    waits: bool  # a thread's entries wait in registers for one another
     programs: int = PROGRAMS  # that share the rows, where there are sums over rows
 
     @property
@@ -79,6 +80,10 @@ class RowPlan:
         return any(not result.by_row and not result.by_run for result in self.program.results)
 
     @property
+    def registers(self) -> int | None:
+        return most_registers(self.warps) if self.waits else None
+
+    @property
     def row_index(self) -> str:
         """Puts the rows into the first dimension of all."""
         return f"[{', '.join([':'] + ['None'] * len(self.program.axes))}]" if self.program.axes else ""
@@ -86,10 +91,9 @@ class RowPlan:
 
 def plan(program: RowProgram, block_rows: int | None = None, warps: int | None = None) -> RowPlan:
     """The default plan; `block_rows` and `warps` override it (tuning)."""
-    tiles = Tiles(program)
+    chosen = tiling(program, 64 if program.runs is None else MOST_OF_A_RUN, block_rows)
+    tiles = chosen.tiles
     write = Writer(tiles)
-    most = 64 if program.runs is None else MOST_OF_A_RUN
-    rows = block_rows or max(1, min(most, TILE // (2 * tiles.held)))
     in_memory = [store for store in write.totals if write.is_added_in_memory(store)]
     numbering = _numbering(write)
     passes = _looped(write) if tiles.is_looped else _whole(write)
@@ -101,12 +105,21 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
         passes=passes,
         summary=_summary(write),
         real=write.real,
-        block_rows=rows,
+        block_rows=chosen.rows,
         columns=tiles.columns,
-        warps=warps or tiles.warps(rows),
+        warps=warps or chosen.warps,
         stages=2,
         is_accumulated=bool(in_memory),
         saves=any(result.is_saved for result in program.results),
+        waits=any(map(_is_waited_for, tiles.values)),
+    )
+
+
+def _is_waited_for(value: Val) -> bool:
+    """A reduction needs all entries of a thread, and a function with a branch of its own all in one place; others the
+    assembler computes one after the other."""
+    return isinstance(value, Reduce) or (
+        isinstance(value, Map) and value.function is not None and value.function.scratch > 0
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .plan import parts
+
 if TYPE_CHECKING:
     from .decode import DecodePlan
     from .plan import AttentionPlan
@@ -87,7 +89,7 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
     if plan.dtype == "fp32":
         return _WIDE[kernel][size]
     family = _family(target)
-    chosen = _DEFAULTS[family][kernel][size]
+    chosen = _with_room(_DEFAULTS[family][kernel][size], plan, kernel)
     if plan.form.score is None and not plan.has_bias:
         return chosen
     if plan.form.score is not None and plan.form.captured and (family, kernel, size) in _WITH_VALUES:
@@ -97,6 +99,18 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
     if kernel == _KEY and not (family == "cuda:100" and size == 128):
         return replace(chosen, block_m=max(16, chosen.block_m // 2))
     return replace(chosen, block_n=max(16, chosen.block_n // 2)) if kernel == _QUERY else chosen
+
+
+def _with_room(chosen: Configuration, plan: AttentionPlan, kernel: str) -> Configuration:
+    """A smaller tile on the side that the loop moves over, where a program holds more than its table was chosen for."""
+    is_ragged = any(part.mask for part in (*parts(plan.q_width, "d"), *parts(plan.v_width, "v")))
+    if kernel == _FORWARD and is_ragged:
+        # A head that does not fill its tile has a mask for each of its loads.
+        return replace(chosen, block_n=max(16, chosen.block_n // 2))
+    if kernel == _KEY and plan.group > 1 and _size(plan) == 64:
+        # Around the loop over queries is one over the heads that share keys, with pointers to four rows of each.
+        return replace(chosen, block_m=min(32, chosen.block_m))
+    return chosen
 
 
 def candidate_configurations(plan: AttentionPlan, kernel: str, target: str) -> tuple[Configuration, ...]:

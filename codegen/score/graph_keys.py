@@ -14,6 +14,7 @@ from ..gpu.attention_caches import attend_general, attend_step, causal, one_form
 from ..gpu.attention_decode import decode_form
 from ..gpu.attention_kernels import AttentionKey, DecodeKey, key_of
 from ..gpu.intervals import Bounds, Intervals
+from ..gpu.mask_intervals import seen_by_mask
 from ..gpu.triton_types import TRITON_TYPES
 
 # How many rows the stand-ins have changes nothing.
@@ -64,7 +65,9 @@ def _key(node: fx.Node, known: Mapping[fx.Node, Fact]) -> AttentionKey:
     given: dict[str, Any] = dict.fromkeys(("low", "high", "predicate", "bias", "score", "q_position", "k_position"))
     given |= {name: _stand_in(value, known) for name, value in node.kwargs.items()}
     if given.get("intervals") is not None or given["q_position"] is None:
-        given["intervals"] = Intervals(Bounds(rows, rows), Bounds(rows, rows), is_band=True)
+        seen = node.kwargs.get("intervals")
+        is_exact = not (isinstance(seen, fx.Node) and seen.target is seen_by_mask)
+        given["intervals"] = Intervals(Bounds(rows, rows), Bounds(rows, rows), is_exact, is_band=True)
     q, k, v, _, _, scale = (_stand_in(value, known) for value in node.args)
     call = call_of(q, k, v, rows, rows, scale, **given)
     return key_of(q, k, v, call.bias, call.form)

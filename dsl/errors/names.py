@@ -340,7 +340,8 @@ class NoSuchMember(SpecError, code="E316"):
 class BoundInOneBranch(SpecError, code="E317"):
     """A name is read after an `if` that binds it in one branch only, or to values of two types.
 
-    Bind it in both branches to values of one type, or before the `if`.
+    Bind it in both branches to values of one type, or before the `if`. The arms of a `match` and of a `routed by` join
+    what all of them bind, in the same way.
 
     Wrong:
         size dim = 8
@@ -364,19 +365,29 @@ class BoundInOneBranch(SpecError, code="E317"):
     name: str
     branch: Span
     types: tuple[str, str] | None = None
+    word: str = "an `if`"
 
     @property
     def cause(self) -> tuple[Hashable, ...]:
         return ("branches", self.at.source.name, self.name, self.branch.start)
 
     def describe(self) -> Diagnostic:
+        of_if = self.word == "an `if`"
+        branches, every = ("two branches", "both branches") if of_if else ("arms", "all arms")
         if self.types is not None:
             one, other = self.types
             return self.say(
-                f"`{self.name}` has two types in the two branches of an `if`: `{one}` and `{other}`",
+                f"`{self.name}` has two types in the {branches} of {self.word}: `{one}` and `{other}`",
                 "read here",
                 Label(self.branch, "bound here"),
-                help="a name is visible after an `if` when both branches give it one type",
+                help=f"a name is visible after {self.word} when {every} give it one type",
+            )
+        if not of_if:
+            return self.say(
+                f"`{self.name}` is bound in some arms of {self.word} only",
+                "read here",
+                Label(self.branch, "bound in arms of this"),
+                help=f"bind `{self.name}` in all arms, or read it in the arm that binds it",
             )
         return self.say(
             f"`{self.name}` is bound in one branch of an `if` only",

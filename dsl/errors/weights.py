@@ -198,7 +198,8 @@ class TooLarge(SpecError, code="E506"):
 class BadSetting(SpecError, code="E507"):
     """`optimise` is given a setting it does not know, or one of the wrong sort.
 
-    Settings of `adamw`: `lr`, `betas`, `eps`, `decay`, `clip`. The lines may set `lr`, `decay`, `clip`.
+    Settings of `adamw`: `lr`, `betas`, `eps`, `decay`, `clip`. The lines may set `lr`, `decay`, `clip`, `schedule`
+    (`shared`, `constant`, `falling`) and, for tables, `lazy` (`true`: rows are updated when they are read next).
 
     Wrong:
         size dim = 8
@@ -216,10 +217,11 @@ class BadSetting(SpecError, code="E507"):
 
     what: str
     help: str | None = None
-    first: Span | None = None  # the `optimise` before this one
+    other: Span | None = None  # the `optimise` before this one, or what does not fit
+    other_text: str = "the first is here"
 
     def describe(self) -> Diagnostic:
-        labels = () if self.first is None else (Label(self.first, "the first is here"),)
+        labels = () if self.other is None else (Label(self.other, self.other_text),)
         return self.say(self.what, "", *labels, help=self.help)
 
 

@@ -61,8 +61,8 @@ def _length(axis: Axis) -> str:
             return f"one per row of {parent.name}"
         case Cut(parent):
             return f"cut from {parent.name}"
-        case Selected(parent, tag, member):
-            return f"rows of {parent.name} where {tag} == {member}"
+        case Selected(parent, tag, members):
+            return f"rows of {parent.name} where {tag} == {' or '.join(members)}"
         case Joined(parts):
             return " + ".join(str(part) if isinstance(part, int) else part.name for part in parts)
         case ByCase(tag, cases):

@@ -108,9 +108,8 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
     made = [one for both in found.values() for one in both]
-    return (
-        made + of_attention(module, target, rows) + of_tables(module, target, rows) + of_segments(module, target, rows)
-    )
+    more = (of_attention, of_run_attention, of_tables, of_segments)
+    return made + [one for kernels in more for one in kernels(module, target, rows)]
 
 
 def _rows_of(node: fx.Node, rows: int) -> int:
@@ -148,6 +147,24 @@ def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned
             direction = "forward" if kernel.name == "attention_forward" else "backward"
             matmul_type = MATMUL_TYPES.get(plan.dtype, plan.dtype)
             work = Work(cost.read, cost.written, matmul=cost.flops, matmul_type=matmul_type)
+            found.append(Planned(kernel, target, _place(span), direction, work, len(nodes), _line(span)))
+    return found
+
+
+def of_run_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
+    """The kernels of attention of segments to their own rows."""
+    from torch import fx
+
+    from weft.codegen.origin import user_span
+    from weft.codegen.run_attention_text import FORWARD, run_attention_kernels, run_attention_work, run_attentions
+
+    found = []
+    for made, nodes in run_attentions(module).items():
+        span, keys = user_span(nodes[0]), nodes[0].args[1]
+        assert isinstance(keys, fx.Node)
+        for kernel in run_attention_kernels(made):
+            work = run_attention_work(made, kernel.name, _rows_of(keys, rows), _rows_of(nodes[0], rows))
+            direction = "forward" if kernel.name == FORWARD else "backward"
             found.append(Planned(kernel, target, _place(span), direction, work, len(nodes), _line(span)))
     return found
 

@@ -1,0 +1,83 @@
+"""The largest scores on a CPU: torch's partial sort, where no two scores are equal.
+
+Ties go to the lowest index, which a partial sort does not promise; rows with equal scores at the places that matter
+are sorted whole. For pairs a + b of sorted sides only those with (r + 1)(s + 1) <= k + 1 can be among the k + 1 best,
+as each pair is beaten by all in front of it in both (memory_layers.md 2.4): 123 of 1,089 for k = 32.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..functions import gathers
+
+LIBRARY = re.sub(r"\W", "_", __name__)
+
+
+@torch.library.custom_op(f"{LIBRARY}::places_of_top", mutates_args=())
+def places_of_top(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest of the last dimension, largest first, ties to the lowest: int64 `[..., count]`."""
+    found = scores.topk(min(count + 1, scores.shape[-1]), -1)
+    place = found.indices[..., :count].contiguous()
+    tied = _has_equal(found.values)
+    if tied.any():
+        place[tied] = gathers.top(scores[tied], count)[1]
+    return place
+
+
+@places_of_top.register_fake
+def _(scores: Tensor, count: int) -> Tensor:
+    return scores.new_empty((*scores.shape[:-1], count), dtype=torch.int64)
+
+
+@torch.library.custom_op(f"{LIBRARY}::places_of_pairs", mutates_args=())
+def places_of_pairs(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """`i * entries + j` of the `count` largest sums `first[..., i] + second[..., j]`: int64 `[..., count]`."""
+    entries = second.shape[-1]
+    sides = [side.topk(min(count + 1, side.shape[-1]), -1) for side in (first, second)]
+    rows, columns = _staircase(sides[0].values.shape[-1], sides[1].values.shape[-1], count + 1)
+    rows, columns = rows.to(first.device), columns.to(first.device)
+    sums = sides[0].values[..., rows] + sides[1].values[..., columns]
+    found = sums.topk(min(count + 1, sums.shape[-1]), -1)
+    best = found.indices[..., :count]
+    i = sides[0].indices.gather(-1, rows[best])
+    slot = i.mul_(entries).add_(sides[1].indices.gather(-1, columns[best]))
+    tied = _has_equal(found.values)
+    if tied.any():
+        slot[tied] = gathers.top_pairs(first[tied], second[tied], count)[1]
+    return slot
+
+
+@places_of_pairs.register_fake
+def _(first: Tensor, second: Tensor, count: int) -> Tensor:
+    return first.new_empty((*first.shape[:-1], count), dtype=torch.int64)
+
+
+def _has_equal(values: Tensor) -> Tensor:
+    """Rows of sorted values in which two neighbours are equal, or one is no number."""
+    return ((values[..., 1:] == values[..., :-1]) | values[..., 1:].isnan()).any(-1) | values[..., 0].isnan()
+
+
+@lru_cache(maxsize=64)
+def _staircase(rows: int, columns: int, count: int) -> tuple[Tensor, Tensor]:
+    r, s = torch.arange(rows)[:, None], torch.arange(columns)
+    found = torch.nonzero((r + 1) * (s + 1) <= count)
+    return found[:, 0].contiguous(), found[:, 1].contiguous()
+
+
+def top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `gathers.top`."""
+    index = places_of_top(scores.detach(), count)
+    return torch.gather(scores, -1, index), index
+
+
+def top_pairs(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `gathers.top_pairs`."""
+    slot = places_of_pairs(first.detach(), second.detach(), count)
+    entries = second.shape[-1]
+    i, j = torch.div(slot, entries, rounding_mode="floor"), slot % entries
+    return torch.gather(first, -1, i) + torch.gather(second, -1, j), slot
