@@ -43,6 +43,9 @@ class CutPlans(ABC):
     def offsets(self, axis: Axis) -> fx.Node: ...
 
     @abstractmethod
+    def _any_row(self, axis: Axis) -> fx.Node | None: ...
+
+    @abstractmethod
     def planned(self, key: tuple[object, ...], axis: Axis, type: ValueType, make: Callable[[], Any]) -> Any:
         """What `make` makes, the first time that `key` is asked for, as a plan of `axis`."""
 
@@ -72,15 +75,20 @@ class CutPlans(ABC):
         return self.planned(("index", cut, which), cut, ValueType(Int(), (flags.along,)), make)
 
     def segment_inside(self, cut: Axis) -> fx.Node | None:
-        return self._cuts[cut].inside
+        # Every row of a nested axis has an owner.
+        return self._cuts[cut].inside if cut in self._cuts else None
 
     def per_segment(self, cut: Axis) -> fx.Node:
-        """int64 [P]: the row that each segment begins with."""
+        """int64 [P]: the row that each segment begins with. Of an owner of rows, any tensor of its length."""
+        if cut not in self._cuts:
+            rows = self._any_row(cut)
+            assert rows is not None
+            return rows
         make = lambda: self.call(cuts.begins, self._first(cut))  # noqa: E731
         return self.planned(("begins", cut), cut, ValueType(Int(), (cut,)), make)
 
     def segment_values(self, cut: Axis, value: Value, node: Any, shape: tuple[int, ...]) -> Any:
-        rows = self._rows_inside(cut)
+        rows = self._rows_inside(cut) if cut in self._cuts else None
         return node if rows is None else self.call(torch.index_select, node, 0, rows)
 
     def segment_first(self, cut: Axis, value: Value, node: Any) -> Any:
@@ -106,7 +114,7 @@ class CutPlans(ABC):
 
     def groups_by(self, cut: Axis, queries: Axis | None, keys: Axis) -> bool:
         """Whether `attend` may take the segments of a cut for examples."""
-        return self._cuts[cut].inside is None
+        return self.segment_inside(cut) is None
 
     def _rows_inside(self, cut: Axis) -> fx.Node | None:
         flags = self._cuts[cut]

@@ -110,6 +110,10 @@ def decoded_axis(program: Program) -> Axis:
     found = (value.type.rows for _, value in program.outputs)
     axes = dict.fromkeys(None if rows is None else rows.whole for rows in found)
     axis = next(iter(axes), None)
+    rows = (value.type.rows for value in (*program.inputs, *(out for node in program.nodes for out in node.outputs)))
+    nested = next((axis for axis in rows if axis is not None and axis.parent is not None), None)
+    if nested is not None:
+        raise NotLowered(f"decoding {program.name}, which has the nested axis {nested.name}", None)
     if len(axes) != 1 or axis is None:
         raise NotLowered(f"decoding {program.name}, whose outputs do not all lie along one ragged axis", None)
     if not any(value.type.rows is axis for value in program.inputs):

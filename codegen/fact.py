@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +48,32 @@ class Reader:
     def fact(self, place: int = 0) -> Fact | None:
         argument = self.arg(place)
         return self.known.get(argument) if isinstance(argument, fx.Node) else None
+
+
+Rule = Callable[[Reader], Fact | None]
+
+
+def dimension(dim: int, fact: Fact) -> int:
+    """A torch dimension as a place among the static ones; -1 for the dimension of rows."""
+    lead = fact.level is not None
+    return (dim if dim >= 0 else dim + len(fact.dims) + lead) - lead
+
+
+def broadcast(facts_: list[Fact]) -> Fact | None:
+    """Level and sizes of a pointwise result; the type is that of the first."""
+    levels = {fact.level for fact in facts_} - {None}
+    if len(levels) > 1:
+        return None
+    level = next(iter(levels), None)
+    rank = max(len(fact.dims) for fact in facts_)
+    padded = [(1,) * (rank - len(fact.dims)) + fact.dims for fact in facts_]
+    # A value with rows keeps them in front, so all of those have the same number of dimensions.
+    if any(len(fact.dims) != rank for fact in facts_ if fact.level is not None):
+        return None
+    dims = []
+    for sizes in zip(*padded, strict=True):
+        wide = {size for size in sizes if size != 1}
+        if len(wide) > 1:
+            return None
+        dims.append(next(iter(wide), 1))
+    return Fact(level, tuple(dims), facts_[0].dtype)

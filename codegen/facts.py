@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +19,9 @@ from torch.nn import functional
 
 from ..dsl.program import Weight
 from ..dsl.value_type import Flag, Real, ValueType
-from .fact import EXAMPLES, Fact, Reader, level_of
-from .functions import attention, caches, gathers, packing, pointwise, precision, shifts, statics
+from . import place_facts
+from .fact import EXAMPLES, Fact, Reader, Rule, broadcast, dimension, level_of
+from .functions import attention, caches, gathers, packing, places, pointwise, precision, shifts, statics, windows
 from .gpu import attention_caches
 from .gpu.attention import attend
 from .gpu.run_attention import attend_runs
@@ -76,35 +76,6 @@ def _of_type(type_: ValueType, working: torch.dtype, precise: bool) -> Fact | No
             dtype = torch.int64
     level = level_of(type_)
     return Fact(level, tuple(axis.size or 0 for axis in type_.static_axes), dtype)
-
-
-Rule = Callable[[Reader], Fact | None]
-
-
-def dimension(dim: int, fact: Fact) -> int:
-    """A torch dimension as a place among the static ones; -1 for the dimension of rows."""
-    lead = fact.level is not None
-    return (dim if dim >= 0 else dim + len(fact.dims) + lead) - lead
-
-
-def broadcast(facts_: list[Fact]) -> Fact | None:
-    """Level and sizes of a pointwise result; the type is that of the first."""
-    levels = {fact.level for fact in facts_} - {None}
-    if len(levels) > 1:
-        return None
-    level = next(iter(levels), None)
-    rank = max(len(fact.dims) for fact in facts_)
-    padded = [(1,) * (rank - len(fact.dims)) + fact.dims for fact in facts_]
-    # A value with rows keeps them in front, so all of those have the same number of dimensions.
-    if any(len(fact.dims) != rank for fact in facts_ if fact.level is not None):
-        return None
-    dims = []
-    for sizes in zip(*padded, strict=True):
-        wide = {size for size in sizes if size != 1}
-        if len(wide) > 1:
-            return None
-        dims.append(next(iter(wide), 1))
-    return Fact(level, tuple(dims), facts_[0].dtype)
 
 
 def _promoted(facts_: list[Fact], numbers: list[Any]) -> torch.dtype:
@@ -382,6 +353,11 @@ _RULES: dict[Any, Rule] = {
     torch.cat: _cat,
     operator.getitem: _getitem,
     functional.linear: _linear,
+    places.conv: place_facts.conv,
+    windows.windows: place_facts.windows,
+    windows.conv_rows: place_facts.conv_rows,
+    places.pool: place_facts.pool,
+    places.spread: place_facts.spread,
     functional.embedding: _embedding,
     gathers.rows_of_table: _rows_of_table,
     torch.index_select: _index_select,

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl.axes import Axis, Cut, Group
+from ..dsl.axes import Axis, Cut, Group, Scaled
+from ..dsl.grids import is_grid
 from ..dsl.program import Constant, Node, Value, Weight
 from ..dsl.source import Span
 from ..dsl.value_type import Flag, Int, Real, ValueType
 from .cut_plans import CutFlags, CutPlans
 from .functions import packing, selections
 from .origin import UNKNOWN, Origin, defines, mark, origin
+from .scaled_plans import ScaledPlans
 from .selection_plans import SelectionPlans, group_of
 from .signature import DRAW_ARGUMENTS, sizes
 from .weight_tree import attribute_path
@@ -41,7 +43,7 @@ class NotLowered(Exception):
         self.node = node
 
 
-class GraphContext(CutPlans, SelectionPlans):
+class GraphContext(CutPlans, SelectionPlans, ScaledPlans):
     """One graph under construction; see `lowering.LowerContext` for what each method promises.
 
     `working` is the type in which reals are computed, `stored` the type of the weights. Where they differ a weight is
@@ -210,14 +212,49 @@ class GraphContext(CutPlans, SelectionPlans):
     def offsets(self, axis: Axis) -> fx.Node:
         if axis in self._cuts:
             return self.cut_offsets(axis)
+        if axis.parent is not None:
+            begins = (self.edges(axis), 0, self.offsets(axis.parent))
+            type = ValueType(Int(), per_example=True)
+            return self.planned(("offsets", axis), axis, type, lambda: self.call(torch.index_select, *begins))
         if axis in self._offsets:
             return self._offsets[axis]
         if self.selects(axis):
             return self.selected_offsets(axis)
-        raise NotLowered(f"rows of the axis {axis.name}", self._node)
+        if isinstance(axis.kind, Scaled) and not is_grid(axis):
+            return self.scaled_offsets(axis)
+        return self._given_offsets(axis)
 
     def row_example(self, axis: Axis) -> fx.Node:
         return self._once(("row_example", axis), lambda: self._plan(self._make_row_example, axis))
+
+    def edges(self, axis: Axis, owner: Axis | None = None) -> fx.Node:
+        if axis.parent is None:
+            return self.offsets(axis)
+        own = self._given_offsets(axis)
+        if owner is None or owner is axis.parent:
+            return own
+        return self.call(torch.index_select, own, 0, self.edges(axis.parent, owner))
+
+    def owner(self, axis: Axis, ancestor: Axis | None = None) -> fx.Node:
+        parent = axis.parent
+        if parent is None:
+            return self.row_example(axis)
+        direct = self._once(("owner", axis), lambda: self._plan(self._make_owner, axis))
+        if ancestor is None or ancestor is parent:
+            return direct
+        return self.call(torch.index_select, self.owner(parent, ancestor), 0, direct)
+
+    def nest(self, axis: Axis, each: int) -> None:
+        assert axis.parent is not None
+        if axis not in self._offsets:
+            owners = self._any_row(axis.parent)
+            make = lambda: self.call(packing.even_edges, owners, each)  # noqa: E731
+            self._offsets[axis] = self.planned(("edges", axis), axis, ValueType(Int(), (axis.parent,)), make)
+
+    def index_at(self, rows: Axis, axis: Axis, which: str) -> fx.Node:
+        if axis in rows.ancestors:
+            return self.call(torch.index_select, self.position(axis), 0, self.owner(rows, axis))
+        return self.segment_index(axis, which)
 
     def position(self, axis: Axis) -> fx.Node:
         return self._once(("position", axis), lambda: self._plan(self._make_position, axis))
@@ -314,6 +351,8 @@ class GraphContext(CutPlans, SelectionPlans):
             return node
         if own is None and rows is not None:
             return self.call(torch.index_select, node, 0, self.row_example(rows))
+        if own is not None and rows is not None and own in rows.ancestors:
+            return self.call(torch.index_select, node, 0, self.owner(rows, own))
         raise NotLowered(f"{value.name} read by rows of {rows.name if rows is not None else 'examples'}", self._node)
 
     def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
@@ -352,16 +391,36 @@ class GraphContext(CutPlans, SelectionPlans):
         finally:
             self._origin = before
 
+    def _given_offsets(self, axis: Axis) -> fx.Node:
+        if axis not in self._offsets:
+            raise NotLowered(f"rows of the axis {axis.name}", self._node)
+        return self._offsets[axis]
+
     def _make_row_example(self, axis: Axis) -> fx.Node:
+        if axis.parent is not None:
+            return self.call(torch.index_select, self.row_example(axis.parent), 0, self.owner(axis))
         if axis not in self._offsets and self.selects(axis):
             return self.selected_row_example(axis)
-        offsets = self.offsets(axis)
-        rows = self.per_segment(axis) if axis in self._cuts else self._rows_of.get(axis)
-        return (
-            self.call(packing.row_example_of, offsets)
-            if rows is None
-            else self.call(packing.row_example, offsets, rows)
-        )
+        rows = self._any_row(axis)
+        if rows is None:
+            return self.call(packing.row_example_of, self.offsets(axis))
+        return self.call(packing.row_example, self.offsets(axis), rows)
+
+    def _make_owner(self, axis: Axis) -> fx.Node:
+        rows, edges = self._any_row(axis), self.edges(axis)
+        return self.call(packing.row_example_of, edges) if rows is None else self.call(packing.row_example, edges, rows)
+
+    def _any_row(self, axis: Axis) -> fx.Node | None:
+        """Some tensor with one entry for each row of an axis; None where only offsets say how many there are."""
+        if axis in self._cuts:
+            return self.per_segment(axis)
+        if axis in self._rows_of:
+            return self._rows_of[axis]
+        below = next((other for other in self._offsets if other.parent is axis), None)
+        if below is None:
+            return None
+        make = lambda: self.call(packing.per_owner, self._offsets[below])  # noqa: E731
+        return self.planned(("per owner", axis), axis, ValueType(Int(), (axis,)), make)
 
     def _make_position(self, axis: Axis) -> fx.Node:
         on_the_whole = self.selected_position(axis)

@@ -48,7 +48,7 @@ def lower(
     returned: list[Any] = [whole_result(context, value) for _, value in program.outputs]
     for axis in program.born_axes:
         context.under(Origin(axis.span, PER_EXAMPLE))
-        returned.append(context.offsets(axis))
+        returned.append(context.edges(axis))
     for term in program.losses:
         returned += _loss(context, term)
     context.finish(returned)

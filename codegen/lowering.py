@@ -70,6 +70,25 @@ class LowerContext(Protocol):
         start)."""
         ...
 
+    def edges(self, axis: Axis, owner: Axis | None = None) -> fx.Node:
+        """int32 `[owner's rows + 1]`: where the rows of a nested axis begin that each row of its parent (or of
+        another owner) has. Of an axis that is not nested, `offsets`."""
+        ...
+
+    def owner(self, axis: Axis, ancestor: Axis | None = None) -> fx.Node:
+        """int64 `[rows]`: the row of its parent (or of an ancestor) that each row of a nested axis belongs to. Of an
+        axis that is not nested, `row_example`."""
+        ...
+
+    def nest(self, axis: Axis, each: int) -> None:
+        """Says that every row of a nested axis' parent owns `each` rows of it."""
+        ...
+
+    def index_at(self, rows: Axis, axis: Axis, which: str) -> fx.Node:
+        """int64 `[rows]`: which row of an owner, or which segment of a cut (`own` or `closed`), counted in the
+        example."""
+        ...
+
     def cut(self, cut: Axis, along: Axis, ends: Any, inside: Any) -> None:
         """Says where a cut's segments end: flags `[rows of along]`, and with gaps which rows are in one. `offsets`,
         `row_example` and `position` of the cut follow from it."""
@@ -115,6 +134,19 @@ class LowerContext(Protocol):
 
     def groups_by(self, cut: Axis, queries: Axis | None, keys: Axis) -> bool:
         """Whether `attend` may take the segments of a cut for examples."""
+        ...
+
+    def scaled_row(self, axis: Axis, which: str) -> fx.Node:
+        """int64: the packed row of a scaled axis that each row of its parent reads: `own`, `before` or `closed`; -1
+        for none."""
+        ...
+
+    def scaled_bounds(self, axis: Axis) -> fx.Node:
+        """int32 `[rows + 1]`: the row of its parent that each row of a scaled axis begins with."""
+        ...
+
+    def windows(self, source: Axis, target: Axis, size: int, stride: int, before: int) -> fx.Node:
+        """int64 `[rows of target, size]`: the packed rows of the source in the window of each; -1 for none."""
         ...
 
     def chosen(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .fact import Fact, Reader, level_of
-from .functions import cuts, packing, selections, shifts
+from .functions import cuts, packing, selections, shifts, windows
 from .origin import origin
 
 
@@ -42,6 +42,12 @@ def _per_segment(read: Reader) -> Fact | None:
     """One number for each segment. Of which cut, only the plan says: what it is made of has other rows, or none."""
     rows = None if (type_ := origin(read.node).type) is None else type_.rows
     return None if rows is None else Fact(rows.name, (), torch.int64)
+
+
+def _per_owner(read: Reader) -> Fact | None:
+    """Offsets without the first: one for each row of the owner, which the plan names."""
+    fact = _per_segment(read)
+    return None if fact is None else replace(fact, dtype=torch.int32)
 
 
 def _chosen(read: Reader) -> Fact | None:
@@ -87,6 +93,8 @@ ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.in_a_run, cuts.first_rows), _flag_of_rows),
     **dict.fromkeys((cuts.own, cuts.before, cuts.closed, cuts.index, cuts.index_or_next), _row_number),
     cuts.begins: _per_segment,
+    packing.per_owner: _per_owner,
+    windows.scaled_row: _row_number,
     selections.has_tag: _flag_of_rows,
     **dict.fromkeys((selections.rows_of, selections.order_of), _chosen),
     selections.take: _take,

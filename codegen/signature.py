@@ -66,7 +66,8 @@ class SelectedRows:
 class Signature:
     """`outputs` of a model; `losses` of an objective. `draws`: the graph takes the draw arguments. `born`: axes whose
     rows the graph makes; it gives their offsets after the outputs. `selected`: axes of inputs whose number of rows
-    follows from a tag."""
+    follows from a tag. `owners`: for each nested axis the one whose rows own its rows; its offsets say where the rows
+    of each owner begin. Owners come before what they own."""
 
     name: str
     inputs: tuple[Slot, ...]
@@ -76,6 +77,12 @@ class Signature:
     draws: bool = False
     born: tuple[str, ...] = ()
     selected: tuple[SelectedRows, ...] = ()
+    owners: tuple[tuple[str, str], ...] = ()
+
+    def chain(self, axis: str) -> tuple[str, ...]:
+        """An axis and what owns its rows, from the one with rows in examples down to it."""
+        owner = dict(self.owners).get(axis)
+        return (axis,) if owner is None else (*self.chain(owner), axis)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -86,6 +93,7 @@ class Signature:
             "losses": list(self.losses),
             "draws": self.draws,
             "born": list(self.born),
+            "owners": [list(pair) for pair in self.owners],
             "selected": [[s.axis, s.parent, s.tag, list(s.members)] for s in self.selected],
         }
 
@@ -99,6 +107,7 @@ class Signature:
             losses=tuple(map(str, data["losses"])),
             draws=bool(data["draws"]),
             born=tuple(map(str, data["born"])),
+            owners=tuple((str(axis), str(owner)) for axis, owner in data.get("owners", ())),
             selected=tuple(
                 SelectedRows(str(axis), str(parent), str(tag), tuple(map(int, members)))
                 for axis, parent, tag, members in data.get("selected", ())
@@ -116,6 +125,11 @@ def signature_of(program: Program, draws: bool = False) -> Signature:
         losses=tuple(term.name for term in program.losses),
         draws=draws,
         born=tuple(axis.name for axis in program.born_axes),
+        owners=tuple(
+            (axis.name, axis.parent.name)
+            for axis in (*program.ordered_axes, *program.born_axes)
+            if axis.parent is not None
+        ),
         selected=_selected(program),
     )
 

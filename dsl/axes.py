@@ -34,10 +34,18 @@ class Nested:
 
 
 @record
+class Side:
+    """One side of a grid: its normal form and its number."""
+
+    length: Length
+    size: int
+
+
+@record
 class Grid:
     """`axis image grid`: height and width per example, row-major. `grid(32, 32)` is static with `sides`."""
 
-    sides: tuple[int, int] | None = None
+    sides: tuple[Side, Side] | None = None
 
 
 @record

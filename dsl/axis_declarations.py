@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from . import syntax
-from .axes import Axis, AxisKind, ByCase, Cut, Grid, Joined, Nested, Ragged, Scaled, Selected, Static
+from .axes import Axis, AxisKind, ByCase, Cut, Grid, Joined, Nested, Ragged, Scaled, Selected, Side, Static
 from .diagnostics import Mistake, Noted
 from .errors.names import StaticArithmetic
 from .errors.signatures import BadType, NotAnAxis
 from .errors.sizes import BadSize
 from .expressions import Expressions
+from .grids import is_grid, scaled_side, sides
 from .length import Length
 from .source import Span
 from .static_math import LARGEST, Measure, measure, number_of
@@ -103,8 +104,7 @@ def _valued(body: Expressions, value: syntax.Expression, name: str, span: Span) 
     if isinstance(value, syntax.Call) and isinstance(value.callee, syntax.Name) and value.callee.text == "grid":
         return _static_grid(body, value, name, span)
     if (scaled := _scaled(body, value)) is not None:
-        parent, divisor = scaled
-        return _ordered(name, Scaled(parent, divisor), span, parent.length.ceil_divided(divisor))
+        return _scaled_axis(*scaled, name, span)
     if (parts := _joined(body, value)) is not None:
         total = Length.number(0)
         for part in parts:
@@ -116,24 +116,36 @@ def _valued(body: Expressions, value: syntax.Expression, name: str, span: Span) 
     return Axis(name, Static(), measured.form, check_length(measured.number, name, value.span), span)
 
 
+def _scaled_axis(parent: Axis, divisor: int, name: str, span: Span) -> Axis:
+    """Rounded up; of a grid, each side is."""
+    kind = Scaled(parent, divisor)
+    if parent.size is None:
+        if is_grid(parent):
+            return _ordered(name, kind, span)
+        return _ordered(name, kind, span, parent.length.ceil_divided(divisor))
+    height, width = (scaled_side(side, divisor) for side in sides(parent))
+    return Axis(name, kind, height.length * width.length, height.size * width.size, span)
+
+
 def _static_grid(body: Expressions, call: syntax.Call, name: str, span: Span) -> Axis:
-    sides = [length(body, argument.value, name) for argument in call.arguments]
-    if len(sides) != 2 or any(side.number is None for side in sides):
+    measures = [length(body, argument.value, name) for argument in call.arguments]
+    found = [Side(side.form, side.number) for side in measures if side.number is not None]
+    if len(measures) != 2 or len(found) != 2:
         raise Mistake(BadType(call.span, "a grid has two static sides: `grid(32, 32)`"))
-    height, width = sides
-    assert height.number is not None
-    assert width.number is not None
-    size = check_length(height.number * width.number, name, call.span)
-    return Axis(name, Grid((height.number, width.number)), height.form * width.form, size, span)
+    height, width = found
+    for side, argument in zip(found, call.arguments, strict=True):
+        check_length(side.size, name, argument.span)
+    size = check_length(height.size * width.size, name, call.span)
+    return Axis(name, Grid((height, width)), height.length * width.length, size, span)
 
 
-def _axis_operand(body: Expressions, e: syntax.Expression) -> Axis | None:
-    """The ordered axis an expression names, if it is one."""
+def _axis_operand(body: Expressions, e: syntax.Expression, or_grid: bool = False) -> Axis | None:
+    """The ordered axis an expression names, if it is one; with `or_grid` a static grid too."""
     if isinstance(e, syntax.Name | syntax.Subscript):
         found = body.evaluate(e)
         if found is UNKNOWN:
             raise Noted
-        if isinstance(found, Axis) and found.is_ordered:
+        if isinstance(found, Axis) and (found.is_ordered or (or_grid and is_grid(found))):
             return found
     return None
 
@@ -141,7 +153,7 @@ def _axis_operand(body: Expressions, e: syntax.Expression) -> Axis | None:
 def _scaled(body: Expressions, e: syntax.Expression) -> tuple[Axis, int] | None:
     if not (isinstance(e, syntax.Binary) and e.operator == "/"):
         return None
-    parent = _axis_operand(body, e.left)
+    parent = _axis_operand(body, e.left, or_grid=True)
     if parent is None:
         return None
     divisor = body.whole(e.right, "the scale of an axis")

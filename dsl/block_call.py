@@ -23,7 +23,7 @@ from .segment_statements import optional_names
 from .signatures import STATIC_KINDS, Signatures, parameter
 from .source import Span
 from .static_math import is_static, number_of
-from .statics import NONE, UNKNOWN, BlockRef, Record, describe
+from .statics import NONE, UNKNOWN, BlockRef, Family, Record, describe
 from .value_type import ordered_first
 
 
@@ -217,9 +217,17 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             return UNKNOWN
         with self.noted():
             items = result if isinstance(result, tuple) else (result,)
-            values = tuple(as_value(self, item, at, "the result") for item in items)
+            # Several results of a block may be families, for a block that takes them as they are.
+            values = tuple(
+                item
+                if isinstance(item, Family) and len(items) > 1 and declaration.form == "block"
+                else as_value(self, item, at, "the result")
+                for item in items
+            )
             for value in values:
-                self._fits_result(declaration, value, at, len(values))
+                for part in value.members.values() if isinstance(value, Family) else (value,):
+                    if isinstance(part, Value):
+                        self._fits_result(declaration, part, at, len(values))
             return values if isinstance(result, tuple) else values[0]
         return UNKNOWN
 
@@ -269,11 +277,14 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             value = given.main if isinstance(given, Record) else given
             if not isinstance(value, Value) or written.type is None or value.type.rows is None:
                 continue
-            for item in written.type.axes or ():
-                if isinstance(item, syntax.Name):
-                    own = home.lookup(item.text)
-                    if isinstance(own, Axis) and own.is_ordered and own is not value.type.rows:
-                        view[item.text] = value.type.rows
+            names = [item.text for item in written.type.axes or () if isinstance(item, syntax.Name)]
+            own = [(name, axis) for name in names if isinstance(axis := home.lookup(name), Axis) and axis.is_ordered]
+            # The lowest of them is where the rows are; its owners are those of the argument's rows.
+            levels = (value.type.rows, *value.type.rows.ancestors)
+            for name, axis in own:
+                depth = sum(axis in other.ancestors for _, other in own)
+                if depth < len(levels) and axis is not levels[depth]:
+                    view[name] = levels[depth]
         if not view:
             return home
         kept = {name: axis for name, axis in home.axes.items() if not isinstance(axis, Axis) or axis.is_static}

@@ -58,6 +58,8 @@ class Build:
     failed: set[int] = field(default_factory=set)  # declarations of blocks with a mistake in them, by id
     expanded: set[int] = field(default_factory=set)  # declarations of blocks that some call expanded, by id
     cuts: dict[Axis, Segmented | None] = field(default_factory=dict)  # what made each cut; None: a mistake did
+    # How many rows of a nested axis each row of its owner has, as far as the text says, and where it does.
+    owned: dict[tuple[Axis, Axis], tuple[Length, Span]] = field(default_factory=dict)
     selected: dict[Axis, tuple[Value, Span]] = field(default_factory=dict)  # the tag of each selected axis, first use
     inputs: dict[str, Value] = field(default_factory=dict)  # of the program
     arms: list[OpenArm] = field(default_factory=list)  # of `match`, around the statement that is run

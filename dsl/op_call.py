@@ -11,6 +11,7 @@ from .axes import Axis
 from .body import Body
 from .diagnostics import Mistake, Noted, SpecError
 from .errors.names import BadArguments, StaticArithmetic, WrongArgument, did_you_mean
+from .errors.nested import RowsPerOwner
 from .errors.syntax import BadMapping
 from .length import Length
 from .masks import Mask
@@ -43,13 +44,13 @@ class Call:
         return Mistake(error)
 
     def weight(
-        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None
+        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None, kernel: int = 0
     ) -> Weight:
         path = ".".join((*self._path, *self._body.site(self._op.name, self._label), name))
         at_site = "init" in self._spans
         type = ValueType(kind or Real(), axes)
         return self._body.build.book.make(
-            path, type, init, outputs, self.span, at_site, name, self._body.users_place(self.span)
+            path, type, init, outputs, self.span, at_site, name, self._body.users_place(self.span), kernel
         )
 
     def emit(self, op: str, **arguments: Any) -> Any:
@@ -60,6 +61,11 @@ class Call:
 
     def segmented(self, axis: Axis) -> Segmented | None:
         return self._body.segmented(axis, self.span)
+
+    def owned(self, axis: Axis, owner: Axis, each: Length) -> None:
+        before, first = self._body.build.owned.setdefault((axis, owner), (each, self.span))
+        if not self.equal(before, each):
+            raise Mistake(RowsPerOwner(self.at("axes"), axis.name, owner.name, str(each), str(before), first))
 
     def selected(self, axis: Axis) -> Value:
         return self._body.selected(axis, self.span)

@@ -104,10 +104,10 @@ class OpCall(Protocol):
         ...
 
     def weight(
-        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None
+        self, name: str, axes: tuple[Axis, ...], init: Distribution, outputs: int = 0, kind: Any = None, kernel: int = 0
     ) -> Weight:
         """A new weight of this call (path: the call's path, then `name`). `init` may be overridden by
-        the spec."""
+        the spec. `kernel`: how many axes at the end are places of a convolution's kernel."""
         ...
 
     def equal(self, left: Length, right: Length) -> bool:
@@ -117,6 +117,10 @@ class OpCall(Protocol):
     def segmented(self, axis: Axis) -> Segmented | None:
         """What the `segment` statement of a cut made; None for an axis that is no cut. Fails where there has been
         none yet."""
+        ...
+
+    def owned(self, axis: Axis, owner: Axis, each: Length) -> None:
+        """Notes that each row of `owner` has so many rows of `axis`. Fails where it was another number."""
         ...
 
     def selected(self, axis: Axis) -> Value:

@@ -68,7 +68,8 @@ class Weight(Value):
     Stored with the shape of `type.axes` in order. `outputs` is how many leading axes are the output side, for weights
     with two
     sides (linear: outputs first); the others are inputs and give `fan_in`. A two-sided weight may name one axis on
-    both sides. `arms`: of a `match` or `routed by` around the call that made it.
+    both sides. `kernel`: how many axes at the end are places of a convolution's kernel. `arms`: of a `match` or
+    `routed by` around the call that made it.
     """
 
     path: str
@@ -76,6 +77,7 @@ class Weight(Value):
     outputs: int
     frozen: bool = False
     arms: tuple[ArmOf, ...] = ()
+    kernel: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,10 +85,12 @@ class Weight(Value):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Two-sided weights are stored as matrices `[outputs, inputs]`, the others as declared."""
+        """Two-sided weights are stored as matrices `[outputs, inputs]`, those of convolutions with the places of the
+        kernel behind, the others as declared."""
         if not self.outputs:
             return self.shape
-        return prod(self.shape[: self.outputs]), prod(self.shape[self.outputs :])
+        inputs = len(self.shape) - self.kernel
+        return prod(self.shape[: self.outputs]), prod(self.shape[self.outputs : inputs]), *self.shape[inputs:]
 
     @property
     def fan_in(self) -> int:
@@ -219,15 +223,19 @@ class Program:
 
     @property
     def ordered_axes(self) -> tuple[Axis, ...]:
-        """Ordered axes of the inputs, as first met: each is bound to offsets at a call."""
-        axes = [axis for value in self.inputs for axis in value.type.axes if axis.is_ordered]
-        return tuple(dict.fromkeys(axes))
+        """Ordered axes of the inputs and those that own them, owners first: each is bound to offsets at a call."""
+        return _with_owners(axis for value in self.inputs for axis in value.type.axes if axis.is_ordered)
 
     @property
     def born_axes(self) -> tuple[Axis, ...]:
         """Ordered axes of the outputs that no input has: the program itself makes their rows."""
         axes = [value.type.rows for _, value in self.outputs]
-        return tuple(dict.fromkeys(axis for axis in axes if axis is not None and axis not in self.ordered_axes))
+        known = self.ordered_axes
+        return tuple(axis for axis in _with_owners(axis for axis in axes if axis is not None) if axis not in known)
+
+
+def _with_owners(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+    return tuple(dict.fromkeys(one for axis in axes for one in (*reversed(axis.ancestors), axis)))
 
 
 def _size(axis: Axis) -> int:

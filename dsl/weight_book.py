@@ -57,7 +57,7 @@ class WeightBook:
 
     def make(
         self, path: str, type: ValueType, init: Distribution, outputs: int, span: Span, at_site: bool, name: str,
-        site: Span | None = None,
+        site: Span | None = None, kernel: int = 0,
     ) -> Weight:  # fmt: skip
         """The weight at `path`. `at_site`: the init was written at the call and beats the patterns. `site` is the call
         that makes it, as the user would point at it."""
@@ -66,14 +66,14 @@ class WeightBook:
         if path in sites:
             raise Mistake(DuplicatePath(site, path, sites[path]))
         sites[path] = site
-        weight = Weight(name, type, span, path, init, outputs, arms=tuple(self.arms))
+        weight = Weight(name, type, span, path, init, outputs, arms=tuple(self.arms), kernel=kernel)
         known = self.weights.get(path)
         if known is not None:
             if known.shape != weight.shape:
                 raise Mistake(SharedShape(span, path, str(known.shape), str(weight.shape), known.span))
             # The same numbers, seen through the axes of this call.
             same = type.axes == known.type.axes
-            return known if same else Weight(name, type, span, path, known.init, outputs, known.frozen, known.arms)
+            return known if same else replace(weight, init=known.init, frozen=known.frozen, arms=known.arms)
         weight = self._ruled(weight, at_site)
         self.weights[path] = weight
         return weight
@@ -93,7 +93,7 @@ class WeightBook:
                     init = replace(init, source=self._copied(rule, init.source, weight.path))
         if init == weight.init and not frozen:
             return weight
-        return Weight(weight.name, weight.type, weight.span, weight.path, init, weight.outputs, frozen, weight.arms)
+        return replace(weight, init=init, frozen=frozen)
 
     def _copied(self, rule: Rule, source: str, path: str) -> str:
         """The path that `copy(source)` means for the weight at `path`."""

@@ -4,6 +4,8 @@ An input along a ragged axis may be
     a list        of tensors (or lists of numbers), one per example
     nested        a `torch.nested` tensor with layout=torch.jagged
     packed        `(values, offsets)`: rows of all examples end to end, int32 offsets [batch + 1]
+Along a nested axis an example is a list itself, with one entry for each row that owns rows; packed, it has the offsets
+of every level: `(values, offsets of owners, offsets of rows [owners + 1])`.
 Everything is checked here, before anything is computed. Letters: N rows of all examples, B examples.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -30,13 +32,15 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """A checked call: arguments in the signature's order, offsets per axis, and the form the outputs go back in."""
+    """A checked call: arguments in the signature's order, offsets and lengths per axis (of a nested one for each
+    owner), and the form the outputs go back in."""
 
     values: tuple[Any, ...]
     offsets: Mapping[str, Tensor]
     lengths: Mapping[str, tuple[int, ...]]
     form: str  # "list", "nested", "packed" or "plain"
     size: int | None  # examples; None when no input has any
+    signature: Signature
 
     def arguments(self, signature: Signature) -> list[Any]:
         return [*self.values, *(self.offsets[axis] for axis in signature.axes)]
@@ -61,29 +65,33 @@ def pack(
         if slot.rows is None:
             values.append(_unpacked(slot, given[slot.name], dtype, device))
             continue
-        rows, counts, slot_form = _rows(slot, given[slot.name], dtype)
-        if slot.rows in lengths:
-            _same_lengths(slot, counts, lengths[slot.rows], first_along[slot.rows])
-        else:
-            lengths[slot.rows], first_along[slot.rows] = counts, slot.name
-            offsets[slot.rows] = offsets_of(counts).to(device)
+        chain = signature.chain(slot.rows)
+        rows, counts, slot_form = _levels(slot, given[slot.name], dtype, chain)
+        for axis, own in zip(chain, counts, strict=True):
+            if axis in lengths:
+                _same_lengths(slot, axis, own, lengths[axis], first_along[axis], dict(signature.owners).get(axis))
+            else:
+                lengths[axis], first_along[axis] = own, slot.name
+                offsets[axis] = offsets_of(own).to(device)
         form = form or slot_form
-        _in_range(slot, rows, counts)
+        _in_range(slot, rows, counts[0] if len(counts) == 1 else None)
         values.append(_placed(slot, rows, device))
     size = _batch_size(signature, values, lengths)
     for selected in signature.selected:
         _want_selected(signature, selected, values, lengths)
-    return Batch(tuple(values), offsets, lengths, form or "plain", size)
+    return Batch(tuple(values), offsets, lengths, form or "plain", size, signature)
 
 
 def require_rows(batch: Batch) -> None:
     """Refuses an example without a single row: it is a mistake of whoever made the batch, and has no result. An
     example may lack the rows of one axis (a picture) while it has those of another."""
-    if not batch.lengths:
+    owned = dict(batch.signature.owners)
+    lengths = {axis: counts for axis, counts in batch.lengths.items() if axis not in owned}
+    if not lengths:
         return
-    for i, counts in enumerate(zip(*batch.lengths.values(), strict=True)):
+    for i, counts in enumerate(zip(*lengths.values(), strict=True)):
         if not any(counts):
-            raise InputFault(f"example {i} is empty: it has no rows of {' or '.join(batch.lengths)}")
+            raise InputFault(f"example {i} is empty: it has no rows of {' or '.join(lengths)}")
 
 
 def named_outputs(signature: Signature, results: Sequence[Tensor], batch: Batch) -> Any:
@@ -99,13 +107,21 @@ def unpack(output: Tensor, slot: Slot, batch: Batch) -> Any:
     """An output in the form of the inputs. Outputs per example or for the whole call are plain tensors."""
     if slot.rows is None or slot.rows not in batch.offsets:
         return output
+    chain = batch.signature.chain(slot.rows)
     match batch.form:
         case "list":
-            return list(torch.split(output, list(batch.lengths[slot.rows])))
-        case "nested":
+            parts: list[Any] = list(torch.split(output, list(batch.lengths[slot.rows])))
+            for axis in reversed(chain[:-1]):
+                counts = batch.lengths[axis]
+                starts = [0, *accumulate(counts)]
+                parts = [parts[start : start + count] for start, count in zip(starts, counts, strict=False)]
+            return parts
+        case "nested" if len(chain) == 1:
             return torch.nested.nested_tensor_from_jagged(output, batch.offsets[slot.rows].to(torch.int64))
-        case _:
+        case _ if len(chain) == 1:
             return Packed(output, batch.offsets[slot.rows])
+        case _:
+            return (output, *(batch.offsets[axis] for axis in chain))
 
 
 def offsets_of(lengths: Sequence[int]) -> Tensor:
@@ -163,7 +179,7 @@ def _batch_size(signature: Signature, values: Sequence[Tensor], lengths: Mapping
     sizes: dict[str, int] = {}
     for slot, value in zip(signature.inputs, values, strict=True):
         if slot.rows is not None:
-            sizes[slot.name] = len(lengths[slot.rows])
+            sizes[slot.name] = len(lengths[signature.chain(slot.rows)[0]])
         elif slot.per_example:
             sizes[slot.name] = len(value)
     if not sizes:
@@ -178,6 +194,37 @@ def _batch_size(signature: Signature, values: Sequence[Tensor], lengths: Mapping
 
 
 # -- forms -----------------------------------------------------------------------------------------
+
+
+def _levels(
+    slot: Slot, given: Any, dtype: torch.dtype, chain: tuple[str, ...]
+) -> tuple[Tensor, list[tuple[int, ...]], str]:
+    """Packed rows; for each axis of the chain, owners first, the lengths; and the form they came in."""
+    if len(chain) == 1:
+        rows, counts, form = _rows(slot, given, dtype)
+        return rows, [counts], form
+    if isinstance(given, tuple):
+        if len(given) != len(chain) + 1 or not all(isinstance(part, Tensor) for part in given):
+            wanted = ", ".join(("values", *(f"offsets of {axis}" for axis in chain)))
+            raise InputFault(f"{slot.name} is a tuple, which means ({wanted}), all tensors; give examples as a list")
+        rows, counts = _packed(slot, given[0], given[-1], dtype)
+        found = [counts]
+        for axis, offsets in zip(reversed(chain[:-1]), reversed(given[1:-1]), strict=True):
+            found.insert(0, _lengths(f"the offsets of {axis} in {slot.name}", offsets, len(found[0])))
+        return rows, found, "packed"
+    found, parts = [], given
+    for axis in chain[:-1]:
+        if not isinstance(parts, Sequence) or not all(isinstance(part, Sequence) for part in parts):
+            raise InputFault(f"{slot.name} is a list of examples, each a list with one entry for each row of {axis}")
+        found.append(tuple(len(part) for part in parts))
+        parts = [entry for part in parts for entry in part]
+    if not given:
+        raise InputFault(f"{slot.name} has no examples: a batch needs at least one")
+    if not parts:
+        empty = torch.empty((0, *slot.shape), dtype=_stored(slot, dtype))
+        return empty, [*found, ()], "list"
+    rows, counts, form = _rows(slot, parts, dtype)
+    return rows, [*found, counts], form
 
 
 def _rows(slot: Slot, given: Any, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...], str]:
@@ -221,7 +268,10 @@ def _nested(slot: Slot, given: Any, dtype: torch.dtype) -> tuple[Tensor, tuple[i
 
 def _packed(slot: Slot, values: Tensor, offsets: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
     rows = _entries(slot, values, dtype, f"the packed values of {slot.name}", (None, *slot.shape))
-    what = f"the offsets of {slot.name}"
+    return rows, _lengths(f"the offsets of {slot.name}", offsets, len(rows))
+
+
+def _lengths(what: str, offsets: Tensor, count: int) -> tuple[int, ...]:
     if offsets.dtype not in (torch.int32, torch.int64):
         raise InputFault(f"{what} are {_dtype(offsets)}, not int32")
     if offsets.dim() != 1 or len(offsets) < 1:
@@ -232,9 +282,9 @@ def _packed(slot: Slot, values: Tensor, offsets: Tensor, dtype: torch.dtype) -> 
     for i, (begin, end) in enumerate(pairwise(listed)):
         if end < begin:
             raise InputFault(f"{what} fall from {begin} to {end} at example {i}")
-    if listed[-1] != len(rows):
-        raise InputFault(f"{what} end at {listed[-1]}, but there are {len(rows)} rows")
-    return rows, tuple(end - begin for begin, end in pairwise(listed))
+    if listed[-1] != count:
+        raise InputFault(f"{what} end at {listed[-1]}, but there are {count} rows")
+    return tuple(end - begin for begin, end in pairwise(listed))
 
 
 def _unpacked(slot: Slot, given: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -325,12 +375,15 @@ def _in_range(slot: Slot, rows: Tensor, counts: Sequence[int] | None) -> None:
     raise InputFault(f"{slot.name} has {value}{where}: {slot.describe()} allows 0 to {slot.limit - 1}")
 
 
-def _same_lengths(slot: Slot, counts: tuple[int, ...], known: tuple[int, ...], other: str) -> None:
+def _same_lengths(
+    slot: Slot, axis: str, counts: tuple[int, ...], known: tuple[int, ...], other: str, owner: str | None
+) -> None:
     if len(counts) != len(known):
         raise InputFault(f"{other} has {len(known)} examples, {slot.name} has {len(counts)}")
+    unit = "example" if owner is None else f"row {owner}"
     for i, (have, want) in enumerate(zip(counts, known, strict=True)):
         if have != want:
-            raise InputFault(f"example {i} has {want} rows of {slot.rows} in {other}, but {have} in {slot.name}")
+            raise InputFault(f"{unit} {i} has {want} rows of {axis} in {other}, but {have} in {slot.name}")
 
 
 def _stored(slot: Slot, dtype: torch.dtype) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..codegen.signature import Signature, Slot
 from .draws import Draws, draw_arguments
 from .packed import offsets_of
 
+# Rows of each example, or of each owner of a nested axis. Axes with rows in examples come first.
 Lengths = Mapping[str, tuple[int, ...]]
 
 
@@ -18,7 +20,24 @@ def equal_examples(shape: Signature, rows: int, length: int) -> dict[str, tuple[
     """`rows` rows along every axis, in examples of `length` each; the last may be shorter."""
     whole, rest = divmod(rows, length)
     lengths = (length,) * whole + ((rest,) if rest else ())
-    return dict.fromkeys(shape.axes, lengths)
+    found: dict[str, tuple[int, ...]] = {}
+    owners = dict(shape.owners)
+    for axis in shape.axes:
+        # As many rows as there are owners: one each.
+        found[axis] = (1,) * rows if axis in owners else lengths
+    return found
+
+
+def unequal_examples(shape: Signature, pattern: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Lengths as in `pattern`, turned by one place from axis to axis; of a nested axis for each owner, over and
+    over."""
+    found: dict[str, tuple[int, ...]] = {}
+    owners = dict(shape.owners)
+    for number, axis in enumerate(shape.axes):
+        count = sum(found[owners[axis]]) if axis in owners else len(pattern)
+        turn = number % len(pattern)
+        found[axis] = tuple(islice(cycle(pattern[turn:] + pattern[:turn]), count))
+    return found
 
 
 def sample_inputs(shape: Signature, lengths: Lengths, seed: int, device: torch.device) -> list[Tensor]:

@@ -34,7 +34,6 @@ from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
 from ..codegen.rowwise.fused import FusedOp
-from ..codegen.signature import Signature
 from ..codegen.spec_comment import comment
 from ..dsl.check import Checked
 from ..dsl.diagnostics import SpecErrors
@@ -46,7 +45,7 @@ from .errors import GenerateFault, RuntimeFault
 from .kernels import attach_kernels
 from .model import Model
 from .packed import offsets_of
-from .sample_inputs import sample_inputs, settled
+from .sample_inputs import sample_inputs, settled, unequal_examples
 
 # Of the largest entry of the truth: rounding of one region, whose statistics are summed in at least float32.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-3}
@@ -156,7 +155,7 @@ class _Check:
         self.calls = _calls(self.fused)
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
-        self.lengths = settled(self.signature, _lengths(self.signature), seed)
+        self.lengths = settled(self.signature, unequal_examples(self.signature, LENGTHS), seed)
         self.inputs = sample_inputs(self.signature, self.lengths, seed, model.device)
 
     def arguments(self, dtype: torch.dtype) -> list[Tensor]:
@@ -435,13 +434,6 @@ def _in_pieces(
         made.append([list(output.split(sizes)) for output in outputs])
     first, second = made
     return [torch.cat([x for both in zip(*two, strict=True) for x in both]) for two in zip(first, second, strict=True)]
-
-
-# -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-def _lengths(shape: Signature) -> dict[str, tuple[int, ...]]:
-    return {axis: LENGTHS[number:] + LENGTHS[:number] for number, axis in enumerate(shape.axes)}
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------

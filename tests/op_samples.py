@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from torch import Tensor
 from weft.codegen.lower import lower
 from weft.codegen.ops import OPS
 from weft.codegen.ops.cut import SegmentAttrs
+from weft.codegen.ops.nested import RowsAttrs
 from weft.codegen.origin import origin
 from weft.codegen.signature import Signature
+from weft.dsl.axes import Scaled
 from weft.dsl.check import check
 from weft.dsl.opdef import OpDef
 from weft.dsl.program import Program, Value
@@ -40,18 +43,26 @@ axis dim_again = dim
 axis dim_pair = dim * dim
 axis width = heads * head_dim
 axis dim_and_heads = dim + heads
+axis cell = grid(4, 3)
+axis half_cell = cell / 2
 enum modality: text, image
 block tanh_of(x: real) -> real:
     return 3 * tanh(x / 3)
 axis seq
 axis other
 axis patch cut from seq
+axis pair = seq / 2
+axis six = pair / 3
+axis item in other
+axis part in other
 axis word = seq where kind == text
 axis spot = seq where kind == image
 """
 
 # Rows of each example along each ordered axis: odd sizes, an empty example first, in the middle and last.
-LENGTHS = {"seq": (0, 5, 1, 0, 3, 0), "other": (2, 3, 0, 0, 1, 2)}
+# Of `item`, rows of each row of `other`.
+LENGTHS = {"seq": (0, 5, 1, 0, 3, 0), "other": (2, 3, 0, 0, 1, 2), "item": (2, 0, 3, 1, 0, 4, 0, 1)}
+OWNERS = {"item": "other", "part": "other"}
 
 
 Lengths = Mapping[str, tuple[int, ...]]
@@ -65,6 +76,21 @@ class Sample:
     @property
     def id(self) -> str:
         return f"{self.op.name}: {self.text}"
+
+
+def lengths_of(seq: tuple[int, ...], other: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Lengths of examples, and of what is nested in them."""
+    return {"seq": seq, "other": other, "item": tuple(islice(cycle((2, 1, 0, 3)), sum(other)))}
+
+
+def alone(number: int, lengths: Lengths = LENGTHS) -> dict[str, tuple[int, ...]]:
+    """Lengths of one example."""
+    found = {}
+    for axis, counts in lengths.items():
+        owner = OWNERS.get(axis)
+        before, count = (number, 1) if owner is None else (sum(lengths[owner][:number]), lengths[owner][number])
+        found[axis] = counts[before : before + count]
+    return found
 
 
 SAMPLES = tuple(Sample(op, text) for op in OPS.ops.values() for text in op.samples)
@@ -144,6 +170,12 @@ def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths)
             tags = iter(made[node.inputs[1]].tolist())
             counts = [[next(tags) for _ in range(count)] for count in found[node.attrs.source.name]]
             found[node.attrs.target.name] = tuple(sum(tag in node.attrs.members for tag in own) for own in counts)
+        for axis in (value.type.rows for value in node.outputs):
+            if axis is not None and isinstance(axis.kind, Scaled):
+                found[axis.name] = tuple(-(-n // axis.kind.divisor) for n in found[axis.kind.parent.name])
+        if isinstance(node.attrs, RowsAttrs):
+            owners = sum(lengths[node.attrs.outer.name])
+            found[node.attrs.rows.name] = (math.prod(axis.size or 0 for axis in node.attrs.inner),) * owners
     for node in program.nodes:
         if isinstance(node.attrs, SegmentAttrs):
             cut, along = node.attrs.cut.name, node.attrs.along.name
@@ -161,7 +193,7 @@ def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths)
 
 
 def lead(type: ValueType, lengths: Lengths) -> tuple[int, ...]:
-    """The dimension in front of the static axes."""
+    """The dimension in front of the static axes: of all examples together."""
     if type.rows is not None:
         return (sum(lengths[type.rows.name]),)
     return (len(next(iter(lengths.values()))),) if type.per_example else ()
@@ -221,8 +253,10 @@ def example(values: list[Tensor], program: Program, number: int, lengths: Length
 def part(tensor: Tensor, type: ValueType, number: int, lengths: Lengths = LENGTHS) -> Tensor:
     if type.rows is not None:
         counts = lengths[type.rows.name]
-        start = sum(counts[:number])
-        return tensor[start : start + counts[number]]
+        owner = OWNERS.get(type.rows.name)
+        # Rows of one example: of a nested axis those of all its owners.
+        first, last = (number, number + 1) if owner is None else (sum(lengths[owner][: number + i]) for i in (0, 1))
+        return tensor[sum(counts[:first]) : sum(counts[:last])]
     return tensor[number : number + 1] if type.per_example else tensor
 
 

@@ -5,13 +5,14 @@ As in random_axes.py: a function takes the writer and gives a value whose text i
 
 from __future__ import annotations
 
+from .random_pictures import pictured
 from .random_values import REAL, Typed, Writer, joined
 
 
 def segmented(writer: Writer) -> Typed | None:
-    """A pool, now and then something made of it, and back to the rows."""
+    """A pool, now and then something made of it, and back to the rows. Without a cut, what grids and the like do."""
     if writer.cut is None:
-        return None
+        return pictured(writer)
     x = writer.real(lambda v: v.level == writer.row)
     if x is None:
         return None

@@ -17,7 +17,7 @@ from random import Random
 
 from hypothesis import strategies as st
 
-from . import random_axes, random_pointwise
+from . import random_axes, random_pictures, random_pointwise
 from .random_blocks import BLOCKS, MASKS, SCORES
 from .random_routes import DECLARED, KIND, route
 from .random_values import EXAMPLE, FLAG, INT, REAL, TAG, Typed, Writer, joined, listed
@@ -122,7 +122,7 @@ class _Spec:
             "",
             "axis seq",
             "axis other",
-            *(("axis patch cut from seq",) if self.writer.cut else ()),
+            *(("axis patch cut from seq",) if self.writer.cut else random_pictures.DECLARATIONS),
             *(DECLARED if self.is_routed else ()),
             "axis two = 2",
             "axis three = 3",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ def run(checked: Checked) -> int:
     for program in checked.models.values():
         results = model.run(program, **inputs(program))
         for result in results.values() if isinstance(results, dict) else (results,):
-            for part in result if isinstance(result, list) else (result,):
+            for part in _parts(result):
                 assert not part.is_floating_point() or torch.isfinite(part).all(), program.name
             count += 1
     for name, program in checked.objectives.items():
@@ -36,13 +38,21 @@ def run(checked: Checked) -> int:
     return count
 
 
+def _parts(result: Any) -> Iterator[Tensor]:
+    """The tensors of a result: of its examples, and of what is nested in them."""
+    for part in result if isinstance(result, list) else ():
+        yield from _parts(part)
+    if not isinstance(result, list):
+        yield result
+
+
 def inputs(program: Program) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     lengths: dict[Axis, tuple[int, ...]] = {}
-    for value in program.inputs:
-        if value.type.rows is not None:
-            shift = len(lengths)
-            lengths.setdefault(value.type.rows, LENGTHS[shift:] + LENGTHS[:shift])
+    for axis in program.ordered_axes:
+        count = len(LENGTHS) if axis.parent is None else sum(lengths[axis.parent])
+        shift = len(lengths) % len(LENGTHS)
+        lengths[axis] = tuple(islice(cycle(LENGTHS[shift:] + LENGTHS[:shift]), count))
     tags: dict[str, Any] = {
         tag.name: _input(tag, lengths, draw) for tag in program.selected.values() if tag in program.inputs
     }
@@ -59,7 +69,11 @@ def _input(value: Value, lengths: dict[Axis, tuple[int, ...]], draw: torch.Gener
     type = value.type
     shape = tuple(axis.size for axis in type.static_axes)
     if type.rows is not None:
-        return [_entries(value, (rows, *shape), draw) for rows in lengths[type.rows]]
+        parts: list[Any] = [_entries(value, (rows, *shape), draw) for rows in lengths[type.rows]]
+        for owner in type.rows.ancestors:
+            taken = iter(parts)
+            parts = [list(islice(taken, count)) for count in lengths[owner]]
+        return parts
     return _entries(value, (len(LENGTHS), *shape) if type.per_example else shape, draw)
 
 

@@ -79,14 +79,15 @@ def test_examples_do_not_meet(sample: Sample) -> None:
     program = op_samples.elaborate(sample.text)
     graph = op_samples.module(program)
     values = op_samples.inputs(program)
-    whole = graph(*op_samples.arguments(graph, values))[0]
-    type = program.outputs[0][1].type
+    arguments, type = op_samples.arguments(graph, values), program.outputs[0][1].type
+    whole = graph(*arguments)[0]
     if type.is_weight_level:
         return
+    known = op_samples.with_cuts(program, op_samples.values_of(graph, arguments), LENGTHS)
     for number in range(len(LENGTHS["seq"])):
-        lengths = {axis: (counts[number],) for axis, counts in LENGTHS.items()}
+        lengths = op_samples.alone(number)
         alone = graph(*op_samples.arguments(graph, op_samples.example(values, program, number), lengths, [number]))[0]
-        torch.testing.assert_close(op_samples.part(whole, type, number), alone, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(op_samples.part(whole, type, number, known), alone, rtol=1e-12, atol=1e-12)
 
 
 @EACH
@@ -94,8 +95,10 @@ def test_no_examples(sample: Sample) -> None:
     """A batch of empty examples works and has gradients."""
     program = op_samples.elaborate(sample.text)
     graph = op_samples.module(program)
-    lengths = dict.fromkeys(LENGTHS, (0, 0))
-    result = graph(*op_samples.arguments(graph, op_samples.inputs(program, lengths), lengths))[0]
+    lengths = op_samples.lengths_of((0, 0), (0, 0))
+    arguments = op_samples.arguments(graph, op_samples.inputs(program, lengths), lengths)
+    result = graph(*arguments)[0]
+    lengths = op_samples.with_cuts(program, op_samples.values_of(graph, arguments), lengths)
     assert tuple(result.shape) == op_samples.shape(program.outputs[0][1].type, lengths)
     if result.is_floating_point():
         assert not result.isnan().any()
@@ -134,7 +137,7 @@ def test_gradients(sample: Sample) -> None:
     """Gradients in every real input and weight agree with differences, in float64."""
     program = op_samples.elaborate(sample.text)
     graph = op_samples.module(program)
-    lengths = {"seq": (2, 0, 3), "other": (1, 2, 0)}
+    lengths = op_samples.lengths_of((2, 0, 3), (1, 2, 0))
     values = op_samples.inputs(program, lengths)
     given = [i for i, tensor in enumerate(values) if tensor.is_floating_point()]
     if not isinstance(program.outputs[0][1].type.kind, Real) or not given:

@@ -29,6 +29,30 @@ def position(offsets: Tensor, row_example: Tensor) -> Tensor:
     return torch.arange(row_example.shape[0], device=offsets.device) - begins[row_example]
 
 
+def per_owner(edges: Tensor) -> Tensor:
+    """[P]: a tensor with one entry for each row that owns rows of a nested axis, whose `edges [P + 1]` are given."""
+    return edges[1:]
+
+
+def even_edges(owners: Tensor, each: int) -> Tensor:
+    """int32 [P + 1]: where rows begin that each of P rows owns `each` of. `owners` [P, ...]."""
+    return torch.arange(owners.shape[0] + 1, device=owners.device, dtype=torch.int32) * each
+
+
+def want_each(x: Tensor, edges: Tensor, each: int) -> Tensor:
+    """`x [rows, ...]` as it is, if every owner has `each` rows of it."""
+    owners = edges.shape[0] - 1
+    # Whether their number is right is known without waiting for a device; of which owner one is missing is not.
+    if x.shape[0] != owners * each:
+        raise ValueError(f"{x.shape[0]} rows of {owners} owners, where each has {each}")
+    if edges.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = ((edges[1:] - edges[:-1]) != each).nonzero()
+        if len(wrong):
+            owner = int(wrong[0])
+            raise ValueError(f"owner {owner} has {int(edges[owner + 1] - edges[owner])} rows, not {each}")
+    return x
+
+
 def expand(x: Tensor, like: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
     """`x`, which broadcasts against [N, *sizes], expanded to it; N is the length of `like`. Without it, to [*sizes]."""
     lead = () if like is None else (like.shape[0],)

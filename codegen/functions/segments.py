@@ -30,6 +30,22 @@ def min_rows(x: Tensor, row_example: Tensor, offsets: Tensor, present: Tensor | 
     return _extreme(x, row_example, offsets, present, "amin")
 
 
+def first_rows(x: Tensor, row_example: Tensor, offsets: Tensor) -> Tensor:
+    """The first row of each example; 0 without rows."""
+    return _picked(x, offsets[:-1], offsets)
+
+
+def last_rows(x: Tensor, row_example: Tensor, offsets: Tensor) -> Tensor:
+    """The last row of each example; 0 without rows."""
+    return _picked(x, offsets[1:] - 1, offsets)
+
+
+def _picked(x: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
+    # A row of zeros behind the others, for examples without rows.
+    rows = torch.cat((x, x.new_zeros((1, *x.shape[1:]))))
+    return rows.index_select(0, torch.where(offsets[1:] > offsets[:-1], index, len(x)))
+
+
 def any_rows(x: Tensor, row_example: Tensor, offsets: Tensor, present: Tensor | None = None) -> Tensor:
     return _add(_kept(x, present, False).to(torch.int64), row_example, offsets) > 0
 

@@ -6,6 +6,7 @@ from ...dsl.opdef import OpDef, OpTable
 from .arithmetic import ARITHMETIC
 from .attend import ATTEND
 from .comparison import COMPARISON
+from .conv import CONV
 from .conversion import CONVERSION
 from .cut import CUTS
 from .draw import DRAWS
@@ -27,6 +28,7 @@ ALL_OPS: tuple[OpDef, ...] = (
     *ELEMENTWISE,
     *CONVERSION,
     *LINEAR_OPS,
+    CONV,
     ATTEND,
     *GATHERS,
     *REDUCTIONS,

@@ -161,14 +161,9 @@ def _infer(
 def _check_levels(call: OpCall, q: Value, k: Value, v: Value, along: Axis) -> None:
     if along.is_static:
         return
-    if along.parent is not None:
-        raise call.fail(NotBuiltYet(call.at("along"), f"`attend` along the nested axis {along.name}"))
     for name, value in (("k", k), ("v", v)):
         if value.type.rows is not along:
             raise call.fail(NotAlong(call.at("along"), "attend", along.name, level_words(value.type), call.at(name)))
-    rows = q.type.rows
-    if rows is not None and rows.parent is not None:
-        raise call.fail(NotBuiltYet(call.at("q"), f"`attend` from the nested axis {rows.name}"))
 
 
 def _ordered(call: OpCall, q: Value, k: Value, v: Value, along: Axis) -> tuple[tuple[Axis, ...], Axis | None]:
@@ -177,8 +172,6 @@ def _ordered(call: OpCall, q: Value, k: Value, v: Value, along: Axis) -> tuple[t
         return tuple(axis for axis in q.type.axes if axis.is_ordered), q.type.rows
     given = tuple(Operand(value, call.at(name)) for name, value in (("q", q), ("k", k), ("v", v)))
     ordered = lowest_rows(call, "attend", given)
-    if ordered and ordered[-1].parent is not None and any(o.type.rows not in (None, ordered[-1]) for o in given):
-        raise call.fail(NotBuiltYet(call.span, "`attend` across levels of nested axes"))
     return ordered, ordered[-1] if ordered else None
 
 
@@ -301,10 +294,10 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
 
 
 def _segment_offsets(ctx: LowerContext, cut: Axis, rows: Axis) -> Any:
-    """Offsets of the rows of each segment: with them, segments are examples."""
+    """Offsets of the rows of each segment, or that each owner has: with them, segments are examples."""
     if rows is cut:
         return ctx.call(cuts.each_alone, ctx.per_segment(cut))
-    return ctx.segment_bounds(cut)
+    return ctx.edges(rows, cut) if cut in rows.ancestors else ctx.segment_bounds(cut)
 
 
 def _bias(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> Any:
@@ -441,6 +434,18 @@ ATTEND = OpDef(
         ),
         "q: real[seq, heads, dim] => attend(q, q, q, over=dim, along=seq, mask=causal and window(3), score=tanh_of)",
         "q: real[seq, three, dim] => attend(q, q, q, over=dim, along=three, score=silu)",
+        "x: real[seq, three, dim]; q = tanh(x) => attend(q, q, q, over=dim, along=three)",
+        "x: real[item, dim] => attend(x, x, x, over=dim, along=item)",
+        "x: real[item, dim] => attend(x, x, x, over=dim, along=item, mask=same(other))",
+        "x: real[item, dim] => attend(x, x, x, over=dim, along=item, mask=causal and same(other))",
+        "x: real[item, dim] => attend(x, x, x, over=dim, along=item, mask=causal or same(other))",
+        "q: real[other, heads, dim], x: real[item, dim] => attend(q, x, x, over=dim, along=item, mask=same(other))",
+        "q: real[item, dim], x: real[other, dim] => attend(q, x, x, over=dim, along=other, mask=same(other))",
+        (
+            "x: real[item, dim], y: real[other, three, dim]; p = flatten(y, (other, three) -> part) => "
+            "attend(p, x, x, over=dim, along=item, mask=same(other))"
+        ),
+        "q: real[item, dim], k: real[other, three, dim] => attend(q, k, k, over=dim, along=three)",
         "q: real[seq, heads, dim], b: real[seq, heads] => attend(q, q, q, over=dim, along=seq, bias=b, mask=causal)",
     ),
     row_wise=False,

@@ -141,7 +141,9 @@ class _Predicates:
                     # Rows that were not selected are in no segment: no row has the number of a row of the other side.
                     return (side, self.ctx.segment_index_on_whole(axis, -1 if side == "query" else -2))
                 # The row number of a side that runs along the cut is the index of its own row.
-                return (side, "position" if self._rows(side) is axis else self.ctx.segment_index(axis, which))
+                rows = self._rows(side)
+                assert rows is not None
+                return (side, "position" if rows is axis else self.ctx.index_at(rows, axis, which))
             case Arithmetic("abs", left, _):
                 return ("abs", self.term(left))
             case Arithmetic(_, left, None):

@@ -10,10 +10,10 @@ from ...dsl.value_type import ValueType
 from .joining import axis_names, level_words
 
 
-def one_pair(call: OpCall, operator: str, axes: AxisMapping) -> tuple[Axis, Axis]:
+def one_pair(call: OpCall, operator: str, axes: AxisMapping, parameter: str = "axes") -> tuple[Axis, Axis]:
     if len(axes.left) != 1 or len(axes.right) != 1:
         names = " and ".join(axis_names((*axes.left, *axes.right)))
-        raise call.fail(WrongAxisKind(call.at("axes"), operator, names, "one axis on each side", "a list"))
+        raise call.fail(WrongAxisKind(call.at(parameter), operator, names, "one axis on each side", "a list"))
     return axes.left[0], axes.right[0]
 
 

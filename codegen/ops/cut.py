@@ -11,7 +11,6 @@ from typing import Any
 from ...dsl import frontier
 from ...dsl.axes import Axis, Cut
 from ...dsl.errors.axes import KindMismatch
-from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier, Segments
 from ...dsl.opdef import Accepts, AxisMapping, Inferred, OpCall, OpDef, Param
@@ -22,8 +21,15 @@ from ..functions_lazy import cuts, segments
 from ..lazy import torch
 from ..lowering import LowerContext
 from .axis_pairs import moved, one_pair, want_along
+from .grid_parts import GridAttrs, infer_pool, infer_spread, is_between_grids, lower_grid
 from .joining import Operand, join, kind_words, want_flag, want_real, want_whole
+from .nested import OwnedAttrs, frontier_owned, lower_owned
+from .nested import infer_pool as infer_owned_pool
+from .nested import infer_spread as infer_owned_spread
 from .operands import cost_per_entry, own, sizes
+from .scaled import ScaledAttrs, frontier_scaled, is_scaled_pair, lower_scaled
+from .scaled import infer_pool as infer_scaled_pool
+from .scaled import infer_spread as infer_scaled_spread
 
 
 def read_cut(call: OpCall, axis: Axis) -> tuple[Value, ...]:
@@ -167,9 +173,13 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
     want_real(call, "pool", x=x)
     want_whole(call, "pool", x=x)
     source, cut = one_pair(call, "pool", axes)
+    if source.is_static:
+        return infer_pool(call, x, source, cut, by)
     want_along(call, "pool", x, source)
     if source.parent is cut:
-        raise call.fail(NotBuiltYet(call.at("axes"), f"`pool` of the nested axis {source.name}"))
+        return infer_owned_pool(call, x, source, cut, by)
+    if is_scaled_pair(source, cut):
+        return infer_scaled_pool(x, source, cut, by)
     if not (isinstance(cut.kind, Cut) and cut.kind.parent is source):
         raise call.fail(NotACut(call.at("axes"), "pool", source.name, cut.name, "a cut of"))
     return Inferred(PoolAttrs(source, cut, by), (x, *read_cut(call, cut)), (moved(x, source, cut),))
@@ -177,6 +187,15 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
 
 def _lower_pool(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
+    if isinstance(attrs, GridAttrs):
+        lower_grid(ctx, node, attrs)
+        return
+    if isinstance(attrs, OwnedAttrs):
+        lower_owned(ctx, node, attrs)
+        return
+    if isinstance(attrs, ScaledAttrs):
+        lower_scaled(ctx, node, attrs)
+        return
     assert isinstance(attrs, PoolAttrs)
     x = node.inputs[0]
     rows = ctx.segment_values(attrs.cut, x, own(ctx, x), sizes(x.type.static_axes))
@@ -191,8 +210,14 @@ def _lower_pool(ctx: LowerContext, node: Node) -> None:
 
 def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
-    assert isinstance(attrs, PoolAttrs)
     read, *made = given
+    if isinstance(attrs, GridAttrs):
+        return read
+    if isinstance(attrs, OwnedAttrs):
+        return frontier_owned(attrs, read)
+    if isinstance(attrs, ScaledAttrs):
+        return frontier_scaled(attrs, read)
+    assert isinstance(attrs, PoolAttrs)
     return frontier.pool(read, seen_cut(attrs.cut, attrs.source, tuple(made)), attrs.by)
 
 
@@ -207,9 +232,19 @@ POOL = OpDef(
     frontier=_frontier_pool,
     lower=_lower_pool,
     row_wise=False,
+    row_wise_when=is_between_grids,
     cost=cost_per_entry(1),
-    doc="`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows.",
+    doc=(
+        "`pool(x, seq -> patch, by=max)`: one value for each segment of a cut, from its rows; or for each row of an "
+        "axis scaled from that of x, from as many rows, of a grid from a square of places; or for each row that owns "
+        "rows of the nested axis of x."
+    ),
     samples=tuple(
+        f"x: real[seq, cell, dim] => pool(x, cell -> half_cell, by={by})"
+        for by in ("max", "mean", "sum", "first", "last")
+    )
+    + tuple(f"x: real[item, dim] => pool(x, item -> other, by={by})" for by in ("max", "mean", "sum", "first", "last"))
+    + tuple(
         f"x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f, at most 3; "
         f"p = pool(x, seq -> patch, by={by}) => spread(p, patch -> seq, own)"
         for by in ("max", "mean", "sum", "first", "last")
@@ -230,7 +265,13 @@ class SpreadAttrs:
 def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Inferred:
     want_whole(call, "spread", x=x)
     cut, target = one_pair(call, "spread", axes)
+    if cut.is_static:
+        return infer_spread(call, x, cut, target, which)
     want_along(call, "spread", x, cut)
+    if target.parent is cut:
+        return infer_owned_spread(call, x, cut, target, which)
+    if is_scaled_pair(target, cut):
+        return infer_scaled_spread(x, cut, target, which)
     if not (isinstance(cut.kind, Cut) and cut.kind.parent is target):
         raise call.fail(NotACut(call.at("axes"), "spread", target.name, cut.name, "a cut of"))
     return Inferred(SpreadAttrs(cut, target, which), (x, *read_cut(call, cut)), (moved(x, cut, target),))
@@ -238,6 +279,15 @@ def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Infe
 
 def _lower_spread(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
+    if isinstance(attrs, GridAttrs):
+        lower_grid(ctx, node, attrs)
+        return
+    if isinstance(attrs, OwnedAttrs):
+        lower_owned(ctx, node, attrs)
+        return
+    if isinstance(attrs, ScaledAttrs):
+        lower_scaled(ctx, node, attrs)
+        return
     assert isinstance(attrs, SpreadAttrs)
     number = ctx.segment_of(attrs.cut, attrs.which)
     ctx.define(node.outputs[0], ctx.call(cuts.spread, own(ctx, node.inputs[0]), number))
@@ -245,8 +295,14 @@ def _lower_spread(ctx: LowerContext, node: Node) -> None:
 
 def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
-    assert isinstance(attrs, SpreadAttrs)
     read, *made = given
+    if isinstance(attrs, GridAttrs):
+        return read
+    if isinstance(attrs, OwnedAttrs):
+        return frontier_owned(attrs, read)
+    if isinstance(attrs, ScaledAttrs):
+        return frontier_scaled(attrs, read)
+    assert isinstance(attrs, SpreadAttrs)
     return frontier.spread(read, seen_cut(attrs.cut, attrs.target, tuple(made)), attrs.which)
 
 
@@ -261,12 +317,28 @@ SPREAD = OpDef(
     frontier=_frontier_spread,
     lower=_lower_spread,
     row_wise=False,
+    row_wise_when=is_between_grids,
     cost=cost_per_entry(0),
     doc=(
         "`spread(p, patch -> seq, own)`: the value of a row's own segment, of the one `before`, or of the last one "
-        "`closed`. Where there is none, 0."
+        "`closed`. Where there is none, 0. The same from an axis to the one that it is scaled from; each place of a "
+        "grid reads the square it is in (nearest neighbour). From an axis to one nested in it, each row reads its "
+        "owner."
     ),
     samples=(
+        "x: real[other, dim], y: real[item, dim] => y + spread(x, other -> item)",
+        "x: real[seq, dim]; p = pool(x, seq -> pair, by=sum) => spread(p, pair -> seq, own)",
+        "x: real[seq, dim]; p = pool(x, seq -> pair, by=first) => spread(p, pair -> seq, own)",
+        (
+            "x: real[seq, dim]; p = pool(pool(x, seq -> pair, by=max), pair -> six, by=mean); "
+            "y = spread(spread(p, six -> pair, closed), pair -> seq, closed) => y + x"
+        ),
+        (
+            "x: real[seq, dim]; p = pool(x, seq -> pair, by=last) => "
+            "spread(p, pair -> seq, before) + 2 * spread(p, pair -> seq, closed)"
+        ),
+        "x: real[seq, half_cell, dim] => spread(x, half_cell -> cell)",
+        "x: real[half_cell, dim] => spread(x, half_cell -> cell)",
         (
             "x: real[seq, dim], f: flag[seq]; segment seq into patch ends where f; p = pool(x, seq -> patch, by=sum); "
             "y = spread(p, patch -> seq, before) => y + 2 * spread(p, patch -> seq, closed)"

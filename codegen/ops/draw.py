@@ -98,7 +98,11 @@ NORMAL = OpDef(
     ),
     cost=cost_per_entry(20),
     is_random=True,
-    samples=("x: real[seq, dim] => x + normal(like=x)", "x: real[dim] => x + normal()"),
+    samples=(
+        "x: real[seq, dim] => x + normal(like=x)",
+        "x: real[dim] => x + normal()",
+        "x: real[item, dim] => x + normal(like=x) * normal(per=other)",
+    ),
 )
 UNIFORM = OpDef(
     name="uniform",

@@ -14,8 +14,9 @@ from ..lowering import LowerContext
 
 @record
 class MaskCut:
-    """A cut that a mask reads. `inputs`: how many of the node's inputs say where its segments are; if `selected`, the
-    last of them is the tag of the selection that was cut, and `along` is the axis it was selected from."""
+    """A cut that a mask reads, or an owner of rows. `inputs`: how many of the node's inputs say where its segments are;
+    if `selected`, the last of them is the tag of the selection that was cut, and `along` is the axis it was selected
+    from."""
 
     axis: Axis
     along: Axis
@@ -28,33 +29,39 @@ def mask_cuts(
 ) -> tuple[tuple[MaskCut, ...], tuple[Value, ...]]:
     """The cuts of a mask, and what made them. Each side that reads one runs along the cut or along the axis it cuts."""
     found: dict[Axis, tuple[Value, ...]] = {}
+    grouped_by: dict[Axis, Axis] = {}
     along_of: dict[Axis, Axis] = {}
     for side, axis in dict.fromkeys(_reads(mask.formula)):
-        if not isinstance(axis.kind, Cut):
-            raise call.fail(NotBuiltYet(call.at("mask"), f"a mask that compares rows of {axis.name}, which is no cut,"))
         rows = query_rows if side == "query" else along
-        cut_from = axis.kind.parent
+        grouped = axis.kind.parent if isinstance(axis.kind, Cut) else _nested_in(axis, (along, query_rows))
+        if grouped is None:
+            what = f"a mask that compares rows of {axis.name}, which is no cut and owns no rows here,"
+            raise call.fail(NotBuiltYet(call.at("mask"), what))
         # Pictures of a text: rows of the text that are in none are in a gap.
-        is_whole = isinstance(cut_from.kind, Selected) and rows is cut_from.kind.parent
+        is_whole = isinstance(axis.kind, Cut) and isinstance(grouped.kind, Selected) and rows is grouped.kind.parent
         if is_whole and not _is_compared(mask.formula, axis):
             raise call.fail(NotBuiltYet(call.at("mask"), f"a mask by numbers of {axis.name}, cut from a selection,"))
-        if rows is not axis and rows is not cut_from and not is_whole:
+        if not is_whole and rows is not axis and rows is not grouped and (rows is None or axis not in rows.ancestors):
             place = "lie along no ordered axis" if rows is None else f"lie along {rows.name}"
             what = f"`{side}({axis.name})`: the {'queries' if side == 'query' else 'keys'} {place}"
-            raise call.fail(
-                BadMask(mask.span or call.at("mask"), what, f"{axis.name} is cut from {axis.kind.parent.name}")
-            )
+            relation = "is cut from" if isinstance(axis.kind, Cut) else "owns the rows of"
+            raise call.fail(BadMask(mask.span or call.at("mask"), what, f"{axis.name} {relation} {grouped.name}"))
         made = call.segmented(axis)
         found.setdefault(axis, () if made is None else made.values)
+        grouped_by.setdefault(axis, grouped)
         if is_whole and axis not in along_of and rows is not None:
             along_of[axis] = rows
-            found[axis] = (*found[axis], call.selected(cut_from))
+            found[axis] = (*found[axis], call.selected(grouped))
     cuts = tuple(
-        MaskCut(axis, along_of.get(axis, axis.kind.parent), len(values), axis in along_of)
+        MaskCut(axis, along_of.get(axis, grouped_by[axis]), len(values), axis in along_of)
         for axis, values in found.items()
-        if isinstance(axis.kind, Cut)
     )
     return cuts, tuple(value for values in found.values() for value in values)
+
+
+def _nested_in(owner: Axis, sides: tuple[Axis | None, ...]) -> Axis | None:
+    """The first side whose rows belong to rows of `owner`."""
+    return next((rows for rows in sides if rows is not None and owner in rows.ancestors), None)
 
 
 def _is_compared(formula: Formula | None, cut: Axis) -> bool:

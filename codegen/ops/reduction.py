@@ -13,7 +13,6 @@ from typing import Any
 from ...dsl import frontier
 from ...dsl.axes import Axis
 from ...dsl.errors.axes import NotAlong, OverNeeded, WrongAxisKind
-from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.operators import BadNumber
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
@@ -58,8 +57,6 @@ def chosen_axes(call: OpCall, operator: str, x: Value, over: tuple[Axis, ...] | 
     for axis in ordered:
         if axis is not x.type.rows:
             raise call.fail(NotAlong(call.at("over"), operator, axis.name, level_words(x.type), call.at("x")))
-        if axis.parent is not None:
-            raise call.fail(NotBuiltYet(call.at("over"), f"`{operator}` over the nested axis {axis.name}"))
     want_axes(call, operator, "x", x, call.at("over"), over)
     return OverAttrs(tuple(axis for axis in over if axis.is_static), ordered[0] if ordered else None)
 
@@ -93,7 +90,7 @@ def _lower_reduction(static: Callable[[], Any], rows: Callable[[], Any]) -> Call
         if attrs.static:
             read = ctx.call(static(), read, _dims(x.type, x.type.static_axes, attrs.static))
         if attrs.ordered is not None:
-            args = (ctx.row_example(attrs.ordered), ctx.offsets(attrs.ordered), ctx.present(x))
+            args = (ctx.owner(attrs.ordered), ctx.edges(attrs.ordered), ctx.present(x))
             read = ctx.call(rows(), read, *args)
         ctx.define(node.outputs[0], read, presence(ctx, node) if result_type(node).missing else None)
 
@@ -149,6 +146,8 @@ def _samples(name: str) -> tuple[str, ...]:
         f"x: real[seq, dim] => {name}(x, over=seq)",
         f"x: real[seq, dim] => {name}(x, over=(seq, dim))",
         f"x: real[seq, dim] => {name}(next(x), over=seq)",
+        f"x: real[item, dim] => {name}(x, over=(item, dim))",
+        f"x: real[item, dim] => x * {name}({name}(x, over=item), over=other)",
         f"x: real[heads, dim] => {name}(x, over=dim)",
     )
 
@@ -212,9 +211,7 @@ def _lower_softmax(ctx: LowerContext, node: Node) -> None:
     assert isinstance(attrs, OverAttrs)
     axes = x.type.static_axes
     if attrs.ordered is not None:
-        result = ctx.call(
-            segments.softmax_rows, own(ctx, x), ctx.row_example(attrs.ordered), ctx.offsets(attrs.ordered)
-        )
+        result = ctx.call(segments.softmax_rows, own(ctx, x), ctx.owner(attrs.ordered), ctx.edges(attrs.ordered))
     else:
         # Several axes must lie side by side to be one.
         order = axes if len(attrs.static) == 1 else (*(a for a in axes if a not in attrs.static), *attrs.static)
@@ -247,7 +244,7 @@ def _lower_index(ctx: LowerContext, node: Node) -> Any:
     attrs, x = node.attrs, node.inputs[0]
     assert isinstance(attrs, OverAttrs)
     if attrs.ordered is not None:
-        return ctx.call(segments.argmax_rows, own(ctx, x), ctx.row_example(attrs.ordered), ctx.offsets(attrs.ordered))
+        return ctx.call(segments.argmax_rows, own(ctx, x), ctx.owner(attrs.ordered), ctx.edges(attrs.ordered))
     return ctx.call(statics.argmax_static, own(ctx, x), _dims(x.type, x.type.static_axes, attrs.static)[0])
 
 
@@ -268,7 +265,7 @@ def _lower_best(ctx: LowerContext, node: Node) -> None:
     ctx.define(node.outputs[0], _lower_index(ctx, node))
     read = own(ctx, x)
     if attrs.ordered is not None:
-        score = ctx.call(segments.max_rows, read, ctx.row_example(attrs.ordered), ctx.offsets(attrs.ordered))
+        score = ctx.call(segments.max_rows, read, ctx.owner(attrs.ordered), ctx.edges(attrs.ordered))
     else:
         score = ctx.call(statics.max_static, read, _dims(x.type, x.type.static_axes, attrs.static))
     ctx.define(node.outputs[1], score)
@@ -289,6 +286,7 @@ SOFTMAX = OpDef(
         "x: real[seq, heads, dim] => softmax(x, over=heads)",
         "x: real[seq, heads, ffn, dim] => softmax(x, over=(heads, dim))",
         "x: real[seq, dim] => softmax(x, over=seq)",
+        "x: real[item, dim] => softmax(x, over=item)",
     ),
 )
 ARGMAX = OpDef(

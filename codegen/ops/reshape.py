@@ -17,6 +17,7 @@ from ...dsl.record import record
 from ..lazy import torch
 from ..lowering import LowerContext
 from .joining import axis_names, want_axes, want_static
+from .nested import RowsAttrs, frontier_rows, infer_rows, is_rows, lower_rows
 from .operands import cost_per_entry, has_leading, own, presence, result_type, sizes
 
 
@@ -109,7 +110,7 @@ def _frontier_rename(node: Node, given: tuple[Frontier, ...]) -> Frontier:
 
 def _infer_flatten(call: OpCall, x: Value, axes: AxisMapping) -> Inferred:
     if any(axis.is_ordered for axis in (*axes.left, *axes.right)):
-        raise call.fail(NotBuiltYet(call.at("axes"), "`flatten` of ordered axes"))
+        return infer_rows(call, "flatten", x, axes)
     if len(axes.right) != 1:
         names = " and ".join(axis_names(axes.right))
         raise call.fail(WrongAxisKind(call.at("axes"), "flatten", names, "one axis on the right", "several"))
@@ -120,6 +121,8 @@ def _infer_flatten(call: OpCall, x: Value, axes: AxisMapping) -> Inferred:
 
 
 def _infer_unflatten(call: OpCall, x: Value, axes: AxisMapping) -> Inferred:
+    if any(axis.is_ordered for axis in (*axes.left, *axes.right)):
+        return infer_rows(call, "unflatten", x, axes)
     want_static(call, "unflatten", call.at("axes"), (*axes.left, *axes.right))
     if len(axes.left) != 1:
         names = " and ".join(axis_names(axes.left))
@@ -132,6 +135,9 @@ def _infer_unflatten(call: OpCall, x: Value, axes: AxisMapping) -> Inferred:
 
 def _lower_regroup(ctx: LowerContext, node: Node) -> None:
     attrs, x, place = node.attrs, node.inputs[0], result_type(node)
+    if isinstance(attrs, RowsAttrs):
+        lower_rows(ctx, node, attrs)
+        return
     assert isinstance(attrs, MappingAttrs)
     # The result's order with the left side written out in place of the right one.
     start = place.static_axes.index(attrs.right[0])
@@ -143,6 +149,10 @@ def _lower_regroup(ctx: LowerContext, node: Node) -> None:
     else:
         result = ctx.call(torch.unflatten, read, dim, sizes(attrs.right))
     ctx.define(node.outputs[0], result, presence(ctx, node))
+
+
+def _frontier_regroup(node: Node, given: tuple[Frontier, ...]) -> Frontier:
+    return frontier_rows(node.attrs, given[0]) if isinstance(node.attrs, RowsAttrs) else given[0]
 
 
 X, AXES = Param("x", Accepts.VALUE), Param("axes", Accepts.MAPPING)
@@ -166,21 +176,33 @@ FLATTEN = OpDef(
     name="flatten",
     params=(X, AXES),
     infer=_infer_flatten,
-    frontier=frontier.row_wise,
+    frontier=_frontier_regroup,
     lower=_lower_regroup,
+    row_wise_when=lambda node: not is_rows(node),
     cost=cost_per_entry(0),
-    doc="`flatten(x, (A, B) -> C)`: several axes as one whose length is their product; the first is the slowest.",
-    samples=("x: real[seq, heads, ffn, head_dim] => flatten(x, (heads, head_dim) -> width)",),
+    doc=(
+        "`flatten(x, (A, B) -> C)`: several axes as one whose length is their product; the first is the slowest. An "
+        "ordered A owns the rows of C then, which is declared `axis C in A`."
+    ),
+    samples=(
+        "x: real[seq, heads, ffn, head_dim] => flatten(x, (heads, head_dim) -> width)",
+        "x: real[other, dim, two] => flatten(x, (other, two) -> part)",
+        "x: real[other, two, cell, dim] => sum(flatten(x, (other, two, cell) -> part), over=part)",
+    ),
 )
 UNFLATTEN = OpDef(
     name="unflatten",
     params=(X, AXES),
     infer=_infer_unflatten,
-    frontier=frontier.row_wise,
+    frontier=_frontier_regroup,
     lower=_lower_regroup,
+    row_wise_when=lambda node: not is_rows(node),
     cost=cost_per_entry(0),
     doc="`unflatten(x, C -> (A, B))`: one axis as several whose product is its length; the first is the slowest.",
-    samples=("x: real[seq, width, ffn] => unflatten(x, width -> (heads, head_dim))",),
+    samples=(
+        "x: real[seq, width, ffn] => unflatten(x, width -> (heads, head_dim))",
+        "x: real[other, three, dim]; y = flatten(x, (other, three) -> part) => unflatten(y, part -> (other, three))",
+    ),
 )
 
 RESHAPES = (RENAME, FLATTEN, UNFLATTEN)

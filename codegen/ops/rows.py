@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ...dsl import frontier
 from ...dsl.axes import Axis, Cut
-from ...dsl.errors.later import NotBuiltYet
 from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Node
@@ -29,9 +28,10 @@ def _infer_position(call: OpCall, axis: Axis) -> Inferred:
 
 
 def _infer_length(call: OpCall, axis: Axis) -> Inferred:
-    if axis.parent is not None:
-        raise call.fail(NotBuiltYet(call.span, f"`length` of the nested axis {axis.name}"))
-    return Inferred(RowAttrs(axis), read_tag(call, axis), (ValueType(Int(), (), axis.is_ordered),))
+    # Of a nested axis, one length for each row that owns rows of it.
+    owners = () if axis.parent is None else (axis.parent,)
+    type = ValueType(Int(), owners, axis.is_ordered and not owners)
+    return Inferred(RowAttrs(axis), read_tag(call, axis), (type,))
 
 
 def _lower_position(ctx: LowerContext, node: Node) -> None:
@@ -50,7 +50,7 @@ def _lower_length(ctx: LowerContext, node: Node) -> None:
     if axis.is_static:
         ctx.define(node.outputs[0], ctx.call(torch.tensor, axis.size))
     else:
-        ctx.define(node.outputs[0], ctx.call(shifts.lengths, ctx.offsets(axis)))
+        ctx.define(node.outputs[0], ctx.call(shifts.lengths, ctx.edges(axis)))
 
 
 def _frontier_position(node: Node, given: tuple[Frontier, ...]) -> Frontier:
@@ -78,7 +78,11 @@ POSITION = OpDef(
         "`position(seq)`: the number of a row in its example, from 0; of an entry along a static axis too. An int "
         "along the axis."
     ),
-    samples=("x: real[seq, dim] => x + real(position(seq))", "x: real[seq, dim] => x + real(position(dim))"),
+    samples=(
+        "x: real[seq, dim] => x + real(position(seq))",
+        "x: real[seq, dim] => x + real(position(dim))",
+        "x: real[item] => x + real(position(item))",
+    ),
 )
 LENGTH = OpDef(
     name="length",
@@ -87,8 +91,14 @@ LENGTH = OpDef(
     frontier=_frontier_length,
     lower=_lower_length,
     cost=cost_per_entry(0),
-    doc="`length(seq)`: how many rows an axis has: an int per example for an ordered axis, one int for a static one.",
-    samples=("x: real[seq, dim] => x / real(length(seq))",),
+    doc=(
+        "`length(seq)`: how many rows an axis has: an int per example for an ordered axis, per row of its owner for a "
+        "nested one, one int for a static one."
+    ),
+    samples=(
+        "x: real[seq, dim] => x / real(length(seq))",
+        "x: real[item, dim], y: real[other] => x + y / (1 + real(length(item)))",
+    ),
 )
 
 ROWS = (POSITION, LENGTH)

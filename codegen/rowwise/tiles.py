@@ -34,6 +34,9 @@ class Tiles:
         self.program = program
         self.axes = program.axes
         self.values = program.values
+        # What a value is stored at may have axes that it lacks: the gradient of a mean, entry by entry.
+        stored = (frozenset(axes_of(store.layout)) | store.value.axes for store in program.stores)
+        self.spans: tuple[frozenset[Axis], ...] = (*(frozenset(value.axes) for value in self.values), *stored)
         self.room = room
         self.cut: Axis | None = None
         self.is_looped = False
@@ -43,11 +46,13 @@ class Tiles:
     def _cut(self) -> Axis | None:
         if not self.axes:
             return None
-        entries = max((padded(value.axes) for value in self.values), default=1)
+        entries = max(map(padded, self.spans), default=1)
         free = [axis for axis in self.axes if self._is_free(axis)]
         longest = max(free, key=lambda axis: axis.size, default=None)
         if longest is not None and entries > TILE and longest.size > COLUMNS // 2:
             return longest
+        if longest is not None and RESIDENT < entries <= RESIDENT * power_of_two(longest.size):
+            return longest  # of a group norm each group, which a program holds whole
         is_long = self.room is not None or entries > RESIDENT or self.live > MOST_LIVE
         return max(self.axes, key=lambda axis: axis.size) if is_long else None
 
@@ -60,14 +65,14 @@ class Tiles:
     def block(self, axis: Axis) -> int:
         if axis is not self.cut:
             return power_of_two(axis.size)
-        others = max((padded(value.axes - {axis}) for value in self.values if axis in value.axes), default=1)
+        others = max((padded(axes - {axis}) for axes in self.spans if axis in axes), default=1)
         room = min(RESIDENT // 4 if self.is_looped else COLUMNS, self.room or RESIDENT)
-        largest = min(power_of_two(axis.size), max(16, room // others))
+        largest = min(power_of_two(axis.size), max(1, room // others, min(16, RESIDENT // others)))
         if not self.is_looped:
             return largest
         # The last block may be mostly padding: 5,120 entries are 2 blocks of 4,096, or 5 of 1,024 with none.
         smaller = [largest]
-        while smaller[-1] * others > FEWEST_LOOPED:
+        while smaller[-1] > 1 and smaller[-1] * others > FEWEST_LOOPED:
             smaller.append(smaller[-1] // 2)
         return min(smaller, key=lambda block: -(-axis.size // block) * block)
 
@@ -77,7 +82,7 @@ class Tiles:
     @property
     def held(self) -> int:
         """Entries of one row that a program holds of its largest value."""
-        return max((self._held(value.axes) for value in self.values), default=1)
+        return max(map(self._held, self.spans), default=1)
 
     def _held(self, axes: Iterable[Axis]) -> int:
         total = 1

@@ -209,6 +209,9 @@ def _value_attend(b: Builder, node: fx.Node, where: Where) -> Val:
     """Each row's own queries and keys: scores, their softmax over the keys, and the sum of values it weighs."""
     q, k, v, scale = args(node)
     keys, entries = _of(b, k, (0,)), _of(b, q, (2,))
+    if not {*keys}.isdisjoint(_of(b, q, (0, 1, 2))):
+        # Places of a grid attend to places of the grid: both are one axis here, and pairs of it have no name.
+        raise CannotFuse("attention along an axis that the queries have too")
 
     def known(what: str, w: Where, of: Callable[[], Val]) -> Val:
         key = (what, node, frozenset(w.items()), b.shift)
