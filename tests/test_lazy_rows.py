@@ -90,6 +90,7 @@ def test_a_step_may_be_clipped_and_divided() -> None:
             for _ in range(2):  # micro-batches
                 (row_tables.bag(table, index, weight) ** 2).sum().backward()
         by_rows.divide_gradient(4.0)
+        assert dense.grad is not None
         dense.grad.div_(4.0)
         norm = torch.nn.utils.clip_grad_norm_([dense], 0.5)
         torch.testing.assert_close(by_rows.gradient_norm(), norm)

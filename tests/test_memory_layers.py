@@ -30,8 +30,8 @@ def checked(size: str, **choices: object) -> Checked:
     return check(read_source(SPEC), OPS, size, choices).value()
 
 
-def tiny(seed: int = 0, **choices: object) -> Model:
-    model = load(SPEC, "tiny", choices or None, torch.float64, seed=seed)
+def tiny(choices: dict[str, object] | None = None) -> Model:
+    model = load(SPEC, "tiny", choices, torch.float64)
     assert isinstance(model, Model)
     return model
 
@@ -219,7 +219,7 @@ def test_three_layers_read_one_table() -> None:
 
 @pytest.mark.parametrize("choices", [{}, {"gated": False}, {"experts": True, "gated": False}], ids=str)
 def test_fast_is_plain(choices: dict[str, object]) -> None:
-    model = tiny(**choices)
+    model = tiny(choices)
     loss, gradients = losses_and_gradients(model, ())
     fast, found = losses_and_gradients(model, CPU_PASSES)
     torch.testing.assert_close(fast, loss)
@@ -243,7 +243,7 @@ def test_fast_is_plain(choices: dict[str, object]) -> None:
     ids=str,
 )
 def test_variants_learn(choices: dict[str, object]) -> None:
-    model = tiny(**choices)
+    model = tiny(choices)
     _, gradients = losses_and_gradients(model, CPU_PASSES)
     assert gradients.keys() == weights_of(model).keys()
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients.values())
@@ -254,7 +254,7 @@ def test_variants_learn(choices: dict[str, object]) -> None:
 
 def test_start() -> None:
     """rms(y) of what is read is sqrt(h / (k v)), as weights are almost equal (2.9)."""
-    model = tiny(half=64, lookups=4, top=32, key=256, width=512)
+    model = tiny({"half": 64, "lookups": 4, "top": 32, "key": 256, "width": 512})
     table = weights_of(model)["values"].detach()
     assert table.std() == pytest.approx(512**-0.5, rel=0.01)
     keys = weights_of(model)["layer.1.memory.keys"].detach()

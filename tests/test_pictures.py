@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -214,9 +215,9 @@ SHAPES = [
 @pytest.mark.parametrize(("overrides", "shape", "side"), SHAPES)
 def test_unet_is_torchs(overrides: dict, shape: tuple, side: int) -> None:
     """One text for any depth: a loop over families of axes, kept values and widths."""
-    model = weft.load(UNET, size="tiny", overrides=overrides, dtype=torch.float64)
+    model: Any = weft.load(UNET, size="tiny", overrides=overrides, dtype=torch.float64)
     theirs = UNet(*shape).double()
-    weights = dict(model.by_path())
+    weights: dict[str, torch.nn.Parameter] = dict(model.by_path())
     with torch.no_grad():
         for weight in weights.values():
             weight.copy_(torch.randn(weight.shape, dtype=torch.float64) * weight[0].numel() ** -0.5)

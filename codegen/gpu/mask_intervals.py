@@ -108,7 +108,8 @@ def _conjunction(parts: list[Predicate], rows: Sides) -> Hull:
                 used.add(other)
                 there = flags if there is None else there & flags
             seen.append((tensor, there))
-        found = _met(found, _runs(*seen[0], *seen[1], rows))
+        (query, query_there), (key, key_there) = seen
+        found = _met(found, _runs(query, query_there, key, key_there, rows))
     for place, part in enumerate(parts):
         if place not in used:
             found = _met(found, _atom(part, rows))
