@@ -16,8 +16,9 @@ PREFIX = "part_"
 # What a root has beside its parameters, so that a part of that name is not found in its place. Every weight that an
 # objective makes is below `objective`.
 OF_ROOTS = frozenset({
-    "add", "by_path", "checked", "decoders", "device", "dtype", "given", "graph", "load", "loss", "loss_and_cuts", "loss_and_reads",
-    "objective", "parameter_count", "passes", "program", "reference", "reset", "run", "signature", "values", "weights",
+    "add", "by_path", "checked", "decoders", "device", "dtype", "given", "graph", "load", "loss", "loss_and_cuts",
+    "loss_and_reads", "objective", "parameter_count", "passes", "program", "reference", "reset", "run", "signature",
+    "values", "weights",
 })  # fmt: skip
 
 

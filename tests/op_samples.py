@@ -19,9 +19,11 @@ from weft.codegen.lower import lower
 from weft.codegen.ops import OPS
 from weft.codegen.ops.cut import SegmentAttrs
 from weft.codegen.ops.nested import RowsAttrs
+from weft.codegen.ops.rows import RowAttrs
+from weft.codegen.ops.selection import members_of_axis
 from weft.codegen.origin import origin
 from weft.codegen.signature import Signature
-from weft.dsl.axes import Scaled
+from weft.dsl.axes import Axis, Scaled, Selected
 from weft.dsl.check import check
 from weft.dsl.opdef import OpDef
 from weft.dsl.program import Program, Value
@@ -165,11 +167,18 @@ def flags_of_cut(program: Program, made: Mapping[object, Tensor], cut: str) -> t
 def with_cuts(program: Program, made: Mapping[object, Tensor], lengths: Lengths) -> Lengths:
     """`lengths`, and how many segments and selected rows each example has, counted row by row."""
     found = dict(lengths)
+
+    def select(target: Axis, source: Axis, tag: Value, members: tuple[int, ...]) -> None:
+        tags = iter(made[tag].tolist())
+        counts = [[next(tags) for _ in range(count)] for count in found[source.name]]
+        found[target.name] = tuple(sum(tag in members for tag in own) for own in counts)
+
     for node in program.nodes:
         if isinstance(node.attrs, TakeAttrs) and node.attrs.source is not None and node.attrs.target is not None:
-            tags = iter(made[node.inputs[1]].tolist())
-            counts = [[next(tags) for _ in range(count)] for count in found[node.attrs.source.name]]
-            found[node.attrs.target.name] = tuple(sum(tag in node.attrs.members for tag in own) for own in counts)
+            select(node.attrs.target, node.attrs.source, node.inputs[1], node.attrs.members)
+        if isinstance(node.attrs, RowAttrs) and isinstance(node.attrs.axis.kind, Selected) and node.inputs:
+            axis, tag = node.attrs.axis, node.inputs[0]
+            select(axis, node.attrs.axis.kind.parent, tag, members_of_axis(tag, axis))
         for axis in (value.type.rows for value in node.outputs):
             if axis is not None and isinstance(axis.kind, Scaled):
                 found[axis.name] = tuple(-(-n // axis.kind.divisor) for n in found[axis.kind.parent.name])
