@@ -386,8 +386,7 @@ NEAREST = OpDef(
     lower=_lower_nearest,
     doc=(
         "`nearest(x, table, over=D, along=K)`: the first entry of the table along K at the least squared distance, "
-        "measured over D: `.index in K`, `.score` (the distance) and `.value` (the entry). The scores are never "
-        "stored on devices."
+        "measured over D: `.index in K`, `.score` (the distance) and `.value` (the entry)."
     ),
     cost=_cost_nearest,
     samples=("x: real[seq, dim]; param t: real[vocab, dim] => nearest(x, t, over=dim, along=vocab).value",),
