@@ -13,7 +13,7 @@ import torch
 
 from ..gpu.rowwise import PROGRAMS, most_registers
 from ..gpu.triton_types import TRITON_TYPES
-from .row_program import Map, Reduce, RowProgram, Val, axes_of
+from .row_program import Load, Map, Part, Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
 from .tiles import tiling
 
@@ -116,11 +116,17 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
 
 
 def _is_waited_for(value: Val) -> bool:
-    """A reduction needs all entries of a thread, and a function with a branch of its own all in one place; others the
-    assembler computes one after the other."""
-    return isinstance(value, Reduce) or (
-        isinstance(value, Map) and value.function is not None and value.function.scratch > 0
-    )
+    """A reduction needs all entries of a thread, a function with a branch of its own all in one place, and the parts of
+    an axis that is written out need each other; what is left the assembler computes one after the other."""
+    match value:
+        case Reduce():
+            return True
+        case Map(function=function):
+            return function is not None and function.scratch > 0
+        case Load(layout=layout):
+            return any(isinstance(axis, Part) for axis in layout)
+        case _:
+            return False
 
 
 def _arguments(write: Writer) -> tuple[Argument, ...]:
