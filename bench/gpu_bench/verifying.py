@@ -21,9 +21,12 @@ from .results import Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DTYPES = (torch.bfloat16, torch.float32)
-# Settings that make a spec small enough for an interpreter: of a plain transformer, and the number of layers of any.
+# Settings that make a spec small enough for an interpreter: of a plain transformer, of pictures, and the number of
+# layers of any. A memory's table is checked in float64, which no device has room for at its real size.
 SMALL = {"layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn": 48, "vocab": 40}
-LAYERS = ("layers", "decoder_layers", "patcher_layers")
+PICTURE = {"side": 4, "base": 16}
+LAYERS = ("layers", "decoder_layers", "patcher_layers", "blocks")
+KEYS = {"half": 64}
 _MOST_NAMED = 20
 
 
@@ -56,7 +59,9 @@ def _settings(path: Path, preset: str, tiny: bool) -> dict[str, int]:
     sizes = check_file(path, preset).sizes
     if tiny and SMALL.keys() <= sizes.keys():
         return dict(SMALL)
-    return {name: 1 for name in LAYERS if name in sizes}
+    fewer = {name: 1 for name in LAYERS if name in sizes}
+    smaller = PICTURE if tiny else KEYS
+    return fewer | {name: size for name, size in smaller.items() if name in sizes}
 
 
 def _of_spec(context: Context, path: Path, preset: str, dtype: torch.dtype) -> Row:
