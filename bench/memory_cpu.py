@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,13 +169,14 @@ def check_equal(half: int, rounds: int) -> None:
     print(f"after {rounds} steps the tables of ours and dense are {apart:.1e} apart at most (float64)")
 
 
-def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
+def alternate(sides: Mapping[str, Callable[[Step], object]], draw: Callable[[], Step], rounds: int) -> dict[str, float]:
+    """Median seconds of each, taking turns, each with a step of its own."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 2):
         for name, run in sides.items():
+            step = draw()
             begin = time.perf_counter()
-            run()
+            run(step)
             if turn > 1:
                 times[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -189,8 +190,7 @@ def report(what: str, times: dict[str, float]) -> None:
 
 def compare_training(half: int, rounds: int) -> None:
     made = {name: make(half) for name, make in SIDES.items()}
-    draw = steps(1)
-    report("train", alternate({name: lambda side=side: side.train(draw()) for name, side in made.items()}, rounds))
+    report("train", alternate({name: side.train for name, side in made.items()}, steps(1), rounds))
 
 
 def compare_lookup(half: int, rounds: int) -> None:
@@ -198,7 +198,8 @@ def compare_lookup(half: int, rounds: int) -> None:
     with torch.no_grad():
         x = draw().x
         assert (ours.lookup(x) - plain.lookup(x)).abs().max() < 1e-5
-        times = alternate({"ours": lambda: ours.lookup(draw().x), "plain": lambda: plain.lookup(draw().x)}, rounds)
+        sides = {"ours": lambda step: ours.lookup(step.x), "plain": lambda step: plain.lookup(step.x)}
+        times = alternate(sides, draw, rounds)
     report("lookup", times)
 
 
