@@ -175,7 +175,7 @@ class Fused:
                 key = gathered.index, gathered.index_result, like.shape[0]
                 if key not in runs:
                     runs[key] = find_runs(index, like.shape[0])
-                part = sum_runs(rows.reshape(rows.shape[0], -1), runs[key])
+                part = sum_runs(rows.reshape(rows.shape[0], rows.shape[1:].numel()), runs[key])
             else:
                 part = add_rows(index, rows, like.shape[0])
             part = part.reshape(like.shape)

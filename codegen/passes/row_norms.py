@@ -41,11 +41,19 @@ def join_residuals(module: fx.GraphModule) -> None:
     """After `recognise_rms_norms`. Only where the norm has no other reader: it would be computed twice."""
     for node in list(module.graph.nodes):
         for residual, norm in sums(node):
-            if is_call(norm, rms_norm) and only_reader(norm) is node and isinstance(residual, fx.Node):
+            if not is_call(norm, rms_norm) or only_reader(norm) is not node or not isinstance(residual, fx.Node):
+                continue
+            if _shape(residual) == _shape(norm) is not None:
                 with module.graph.inserting_before(node):
                     new = module.graph.call_function(add_rms_norm, (node_of(node, residual), *norm.args))
                 replace(node, inherit(new, node))
                 break
+
+
+def _shape(node: fx.Node) -> tuple[object, ...] | None:
+    """What a node has rows and dimensions of; None where its origin does not tell."""
+    type = origin(node).type
+    return None if type is None else (type.rows, type.per_example, type.static_axes)
 
 
 def node_of(reader: fx.Node, operand: fx.Node) -> fx.Node:
