@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import small_models
 from weft.codegen.cpu.attention import decode_attention, left_pad_mask, packed_attention, plan_documents
 from weft.codegen.cpu.fixed_norm import FixedNorm
 from weft.codegen.cpu.head import linear_cross_entropy
@@ -14,6 +15,7 @@ from weft.codegen.cpu.joined import joined_linear
 from weft.codegen.cpu.linear import linear
 from weft.codegen.cpu.packed_linear import PackedLinear, strips_of
 from weft.codegen.cpu.rowwise import add_rms_norm, gated_unit, rms_norm, rope, rope_pairs, rope_tables
+from weft.codegen.pipeline import CPU_PASSES, REFERENCE_PASSES
 
 # Allowed error relative to the largest entry of the wanted tensor.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2e-2}
@@ -402,3 +404,27 @@ def test_linear_cross_entropy_with_large_logits_and_without_gradients():
         ce, z, _ = linear_cross_entropy(x, torch.eye(2), torch.tensor([0, 0]))
     assert ce.item() == pytest.approx(200)
     assert z.item() == pytest.approx(2 * 200**2)
+
+
+BESIDE_A_TABLE = """
+size vocab = 2
+size dim = 3
+axis seq
+shared table: real[vocab, dim] = normal(0.5)
+
+model m(x: real[seq, dim]) -> real[seq, vocab, dim]:
+    return x + rms_norm(table, over=dim, eps=0.01) as norm
+"""
+
+
+def test_a_residual_with_more_rows_than_the_norm() -> None:
+    """They meet by a broadcast, so the two are no one function (found by random specs)."""
+    x, offsets = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 5], dtype=torch.int32)
+    found = []
+    for passes in (REFERENCE_PASSES, CPU_PASSES):
+        model = small_models.model(BESIDE_A_TABLE, passes=passes)
+        result = model((x, offsets)).values
+        result.square().sum().backward()
+        found.append([result.detach(), *(weight.grad for _, weight in model.by_path())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
