@@ -206,7 +206,8 @@ def largest(writer: Writer) -> Typed | None:
     score = joined(REAL, f"{best}.score", [x], axes=axes, size=x.size)
     writer.values += [found, score]
     table = writer.real(lambda v: over in v.axes and k not in v.axes and v.level is None)
-    if table is not None and not {*table.axes} & {*rest} and writer.maybe(0.7):
+    # What a generic block is called with may be one per example, and a table is one for all.
+    if table is not None and not writer.is_generic and not {*table.axes} & {*rest} and writer.maybe(0.7):
         others = tuple(axis for axis in table.axes if axis != over)
         if writer.fits((*rest, *others, k)):
             text = f"bag({table.text}, {found.text}, weight=softmax({score.text}, over={k}), over={k})"
