@@ -79,21 +79,31 @@ class WeightBook:
         return weight
 
     def _ruled(self, weight: Weight, at_site: bool) -> Weight:
-        init, frozen = weight.init, False
+        init, frozen, last = weight.init, False, None
         for rule in self._rules:
             if not self.holds(rule, weight):
                 continue
-            self.matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
+            key = (rule.pattern.span.source.name, rule.pattern.span.start)
+            is_new = key not in self.matched
+            self.matched.add(key)
             if isinstance(rule.declaration, syntax.Freeze):
                 frozen = True
             elif not at_site:
-                fan_out = weight.stored_shape[0] if weight.outputs else 1
-                init = self._evaluate(rule, weight.fan_in, fan_out, _turn(weight.path))
-                if init.source is not None:
-                    init = replace(init, source=self._copied(rule, init.source, weight.path))
+                last = rule
+                if is_new:
+                    self._by_rule(rule, weight)  # for its mistakes, should it win nowhere
+        if last is not None:
+            init = self._by_rule(last, weight)
         if init == weight.init and not frozen:
             return weight
         return replace(weight, init=init, frozen=frozen)
+
+    def _by_rule(self, rule: Rule, weight: Weight) -> Distribution:
+        fan_out = weight.stored_shape[0] if weight.outputs else 1
+        init = self._evaluate(rule, weight.fan_in, fan_out, _turn(weight.path))
+        if init.source is None:
+            return init
+        return replace(init, source=self._copied(rule, init.source, weight.path))
 
     def _copied(self, rule: Rule, source: str, path: str) -> str:
         """The path that `copy(source)` means for the weight at `path`."""
