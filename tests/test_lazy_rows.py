@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import small_models
 from tests.counted_memory import allocated
 from weft.codegen.functions import row_tables
 from weft.codegen.functions.gathers import bag as plain_bag
+from weft.codegen.pipeline import CPU_PASSES
 from weft.runtime.lazy_rows import LazyRows, RowSettings
 
 WIDTH = 8
@@ -139,6 +141,34 @@ def test_bag_is_a_gather_and_a_sum() -> None:
     torch.testing.assert_close(row_tables.rows_of_table(table, index), table[index])
     assert torch.autograd.gradcheck(lambda t, w: row_tables.bag(t, index, w), (table, weight))
     assert torch.autograd.gradcheck(lambda t: row_tables.rows_of_table(t, index), (table,))
+
+
+SEVERAL_AXES = """
+size vocab = 5
+size heads = 2
+size dim = 3
+axis seq
+shared table: real[vocab, heads, dim] = normal(0.5)
+
+model m(i: id[seq] in vocab) -> real[seq, heads, dim]:
+    return {read}
+"""
+
+
+@pytest.mark.parametrize("read", ["embed(i, vocab -> (heads, dim), weight=table)", "table[i]"])
+def test_entries_with_several_axes(read: str) -> None:
+    """Read by rows as they are read otherwise."""
+    model = small_models.model(SEVERAL_AXES.format(read=read), passes=CPU_PASSES)
+    index, offsets = torch.tensor([4, 0, 0, 2, 1]), torch.tensor([0, 2, 5], dtype=torch.int32)
+    ((_, table),) = model.by_path()
+    by_rows = LazyRows(table, RowSettings((0.9, 0.95), 1e-8, 0.1))
+    setattr(table, row_tables.ATTRIBUTE, by_rows)
+    found = model((index, offsets)).values
+    assert torch.equal(found, table[index])
+    found.square().sum().backward()
+    assert table.grad is None
+    wanted = torch.zeros_like(table).index_add(0, index, 2 * table.detach()[index])
+    torch.testing.assert_close(by_rows.dense_gradient().view_as(table), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -137,8 +137,9 @@ def products_of_rows(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
 
 
 def embedding(index: Tensor, table: Tensor) -> Tensor:
-    """`rows_of_table` with the operands of `torch.nn.functional.embedding`."""
-    return rows_of_table(table, index)
+    """`table [entries, *rest]` at `index [...]` as `torch.nn.functional.embedding` has it, each entry a row of a
+    matrix: `[..., width]`."""
+    return rows_of_table(_flat(table), index)
 
 
 def rows_of_table(table: Tensor, index: Tensor) -> Tensor:

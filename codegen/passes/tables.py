@@ -48,7 +48,7 @@ def read_by_rows(module: fx.GraphModule) -> None:
         if node.op != "call_function" or node.target not in _BY_ROWS or node.kwargs:
             continue
         function, place = _BY_ROWS[node.target]
-        table, dtype = _weight_below(node.args[place])
+        table, dtype = _weight_below(node.args[place], may_be_matrix=node.target is functional.embedding)
         if table is None or not module.get_parameter(str(table.target)).requires_grad:
             continue
         if not is_read_by_rows(module, table) and node.target is not gathers.bag:
@@ -95,13 +95,14 @@ def is_read_by_rows(module: fx.GraphModule, table: fx.Node) -> bool:
     return row_tables.step_rows(module.get_parameter(str(table.target))) is not None
 
 
-def _weight_below(node: object) -> tuple[fx.Node | None, torch.dtype | None]:
-    """The weight that is read as it lies, but for its type, and the type it is read in; None: its own."""
+def _weight_below(node: object, may_be_matrix: bool = False) -> tuple[fx.Node | None, torch.dtype | None]:
+    """The weight that is read as it lies, but for its type, and the type it is read in; None: its own.
+    `may_be_matrix`: its entries may also be laid out as rows of a matrix."""
     dtype = None
     while isinstance(node, fx.Node) and node.op == "call_function":
         if is_call(node, torch.Tensor.to) and isinstance(node.args[1], torch.dtype):
             dtype = dtype or node.args[1]
-        elif not is_call(node, torch.reshape):
+        elif not may_be_matrix or not is_call(node, torch.reshape):
             return None, None
         node = node_at(node, 0)
     return (node, dtype) if isinstance(node, fx.Node) and node.op == "get_attr" else (None, None)
