@@ -159,6 +159,36 @@ SEGMENT_BY = OpDef(
 )
 
 
+# -- pool and spread between other axes than a cut and its rows ------------------------------------
+
+
+def _lowers_elsewhere(ctx: LowerContext, node: Node) -> bool:
+    """Lowers what is between grids, scaled axes, or an axis and its owner; false for a cut."""
+    match node.attrs:
+        case GridAttrs() as attrs:
+            lower_grid(ctx, node, attrs)
+        case OwnedAttrs() as attrs:
+            lower_owned(ctx, node, attrs)
+        case ScaledAttrs() as attrs:
+            lower_scaled(ctx, node, attrs)
+        case _:
+            return False
+    return True
+
+
+def _frontier_elsewhere(node: Node, read: Frontier) -> Frontier | None:
+    """Of what `_lowers_elsewhere` lowers; None for a cut."""
+    match node.attrs:
+        case GridAttrs():
+            return read
+        case OwnedAttrs() as attrs:
+            return frontier_owned(attrs, read)
+        case ScaledAttrs() as attrs:
+            return frontier_scaled(attrs, read)
+        case _:
+            return None
+
+
 # -- pool ------------------------------------------------------------------------------------------
 
 
@@ -187,14 +217,7 @@ def _infer_pool(call: OpCall, x: Value, axes: AxisMapping, by: str) -> Inferred:
 
 def _lower_pool(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
-    if isinstance(attrs, GridAttrs):
-        lower_grid(ctx, node, attrs)
-        return
-    if isinstance(attrs, OwnedAttrs):
-        lower_owned(ctx, node, attrs)
-        return
-    if isinstance(attrs, ScaledAttrs):
-        lower_scaled(ctx, node, attrs)
+    if _lowers_elsewhere(ctx, node):
         return
     assert isinstance(attrs, PoolAttrs)
     x = node.inputs[0]
@@ -211,12 +234,9 @@ def _lower_pool(ctx: LowerContext, node: Node) -> None:
 def _frontier_pool(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     read, *made = given
-    if isinstance(attrs, GridAttrs):
-        return read
-    if isinstance(attrs, OwnedAttrs):
-        return frontier_owned(attrs, read)
-    if isinstance(attrs, ScaledAttrs):
-        return frontier_scaled(attrs, read)
+    elsewhere = _frontier_elsewhere(node, read)
+    if elsewhere is not None:
+        return elsewhere
     assert isinstance(attrs, PoolAttrs)
     return frontier.pool(read, seen_cut(attrs.cut, attrs.source, tuple(made)), attrs.by)
 
@@ -279,14 +299,7 @@ def _infer_spread(call: OpCall, x: Value, axes: AxisMapping, which: str) -> Infe
 
 def _lower_spread(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
-    if isinstance(attrs, GridAttrs):
-        lower_grid(ctx, node, attrs)
-        return
-    if isinstance(attrs, OwnedAttrs):
-        lower_owned(ctx, node, attrs)
-        return
-    if isinstance(attrs, ScaledAttrs):
-        lower_scaled(ctx, node, attrs)
+    if _lowers_elsewhere(ctx, node):
         return
     assert isinstance(attrs, SpreadAttrs)
     number = ctx.segment_of(attrs.cut, attrs.which)
@@ -296,12 +309,9 @@ def _lower_spread(ctx: LowerContext, node: Node) -> None:
 def _frontier_spread(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     attrs = node.attrs
     read, *made = given
-    if isinstance(attrs, GridAttrs):
-        return read
-    if isinstance(attrs, OwnedAttrs):
-        return frontier_owned(attrs, read)
-    if isinstance(attrs, ScaledAttrs):
-        return frontier_scaled(attrs, read)
+    elsewhere = _frontier_elsewhere(node, read)
+    if elsewhere is not None:
+        return elsewhere
     assert isinstance(attrs, SpreadAttrs)
     return frontier.spread(read, seen_cut(attrs.cut, attrs.target, tuple(made)), attrs.which)
 
