@@ -31,6 +31,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.process_memory import high_water  # noqa: E402
 from weft.runtime.decoder import Decoder, decoder_of  # noqa: E402
 from weft.runtime.model import Model, load  # noqa: E402
 from weft.runtime.transfer import import_checkpoint  # noqa: E402
@@ -287,19 +288,6 @@ def peak(what: str, length: int) -> None:
         run(row)
     patches = int(us.model.values(("ends",), [row])["ends"][0].sum())
     print(found.peak, found.largest, resident, patches)
-
-
-def high_water(run: Callable[[], object]) -> int:
-    """How far a process rises above what it holds, in bytes; Linux alone counts it from here."""
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return status("VmHWM") - before
-
-
-def status(field: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> int:

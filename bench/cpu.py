@@ -35,6 +35,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.compiled_olmo2 import Sizes, compiled, continued, logits, loss
+from bench.process_memory import held
 
 SIZES = Sizes()
 ROWS, LENGTH, PROMPT = 8, 256, 64
@@ -292,14 +293,6 @@ def compare_decoding(rounds: int, with_compile: bool) -> None:
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-def memory_mib(field: str) -> float:
-    """VmRSS or VmHWM of this process. (The maximum getrusage reports may be that of the process that started it.)"""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise SystemExit(f"/proc/self/status has no {field}: peak memory is measured on Linux only")
-    return int(found[1]) / 1024
-
-
 def measure_memory(side: str, lengths: list[int]) -> None:
     """Print the high-water mark of three training steps, over the level before the model and in all."""
     b = batch(lengths)
@@ -307,12 +300,12 @@ def measure_memory(side: str, lengths: list[int]) -> None:
         import transformers  # noqa: F401  the library itself is not counted
 
     gc.collect()
-    before = memory_mib("VmRSS")
+    before = held("VmRSS")
     model = Theirs() if side == "transformers" else Ours(random_state())
     for _ in range(3):
         model.train(b)
-    peak = memory_mib("VmHWM")
-    print(f"{peak - before:.0f} {peak:.0f}")
+    peak = held("VmHWM")
+    print(f"{(peak - before) / 2**20:.0f} {peak / 2**20:.0f}")
 
 
 def random_state() -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.process_memory import high_water  # noqa: E402
 from weft.codegen.functions import row_tables  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl.check import check  # noqa: E402
@@ -203,12 +204,6 @@ def compare_lookup(half: int, rounds: int) -> None:
     report("lookup", times)
 
 
-def status(field: str) -> float:
-    """MiB of a line of /proc/self/status."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
 def measure_memory(name: str, half: int) -> None:
     """Prints what steps need above what stays between them, in MiB."""
     side, draw = SIDES[name](half), steps(3)
@@ -218,11 +213,12 @@ def measure_memory(name: str, half: int) -> None:
     side.train(draw())
     if isinstance(side, Plain):
         side.table.grad = None
-    Path("/proc/self/clear_refs").write_text("5")  # the highest mark is now what is in use
-    before = status("VmRSS")
-    for _ in range(3):
-        side.train(draw())
-    print(status("VmHWM") - before)
+
+    def train() -> None:
+        for _ in range(3):
+            side.train(draw())
+
+    print(high_water(train) / 2**20)
 
 
 def compare_memory(half: int) -> None:
