@@ -79,7 +79,7 @@ class WeightBook:
         return weight
 
     def _ruled(self, weight: Weight, at_site: bool) -> Weight:
-        init, frozen, last = weight.init, False, None
+        init, frozen, last, made = weight.init, False, None, None
         for rule in self._rules:
             if not self.holds(rule, weight):
                 continue
@@ -89,11 +89,10 @@ class WeightBook:
             if isinstance(rule.declaration, syntax.Freeze):
                 frozen = True
             elif not at_site:
-                last = rule
-                if is_new:
-                    self._by_rule(rule, weight)  # for its mistakes, should it win nowhere
+                # One that is met first is evaluated for its mistakes, should it win nowhere.
+                last, made = rule, self._by_rule(rule, weight) if is_new else None
         if last is not None:
-            init = self._by_rule(last, weight)
+            init = made or self._by_rule(last, weight)
         if init == weight.init and not frozen:
             return weight
         return replace(weight, init=init, frozen=frozen)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,9 +131,18 @@ def _is_made_in(node: Node | None, block: str) -> bool:
     return node is not None and bool(node.scope) and node.scope[-1].name == block
 
 
-def add_counts(counted: Iterable[Mapping[str, CountedLengths]]) -> dict[str, CountedLengths]:
-    """The counts of micro-batches, added."""
-    sums: dict[str, CountedLengths] = {}
+class _Counted(Protocol):
+    """Counts that can be added to others of their kind."""
+
+    def __add__(self, other: Self, /) -> Self: ...
+
+
+_Counts = TypeVar("_Counts", bound=_Counted)
+
+
+def add_counts(counted: Iterable[Mapping[str, _Counts]]) -> dict[str, _Counts]:
+    """Counts by name, of micro-batches or of several readers, added."""
+    sums: dict[str, _Counts] = {}
     for counts in counted:
         for name, value in counts.items():
             sums[name] = sums[name] + value if name in sums else value

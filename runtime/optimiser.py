@@ -98,9 +98,10 @@ class WeightOptimiser:
         if not self.weights:
             raise RuntimeFault("nothing to train: every weight is frozen or outside what the objective trains")
         self._dense = tuple(group for group in self.groups if not group.settings.lazy)
+        self._by_rows = tuple(group for group in self.groups if group.settings.lazy)
         self.lazy: dict[str, LazyRows] = {}
-        for group in self.groups:
-            for path in group.paths if group.settings.lazy else ():
+        for group in self._by_rows:
+            for path in group.paths:
                 settings = group.settings
                 rows = LazyRows(weights[path], RowSettings(settings.betas, settings.eps, settings.decay))
                 self.lazy[path] = rows
@@ -166,8 +167,8 @@ class WeightOptimiser:
                 clip_grads_with_norm_(torch_group["params"], group.settings.clip, norms[group.clip_group])
         if self._adamw is not None:
             self._adamw.step()
-        for group in self.groups:
-            for path in group.paths if group.settings.lazy else ():
+        for group in self._by_rows:
+            for path in group.paths:
                 limit = group.settings.clip
                 scale = min(1.0, limit / (float(norms[group.clip_group]) + 1e-6)) if limit > 0 else 1.0
                 self.lazy[path].step(group.rate(at), scale)

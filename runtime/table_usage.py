@@ -8,7 +8,7 @@ any other, so that distance is given beside it (`floor`); only what is above it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..codegen.lower import live_nodes, loss_values
 from ..codegen.ops.gather import BagAttrs
 from ..dsl.program import Node, Program, Value, Weight
+from .cut_lengths import add_counts
 
 SHARES = (0.5, 0.9, 0.99)
 
@@ -102,7 +103,7 @@ def with_lookups(program: Program, bags: Sequence[Node]) -> Program:
 def reads_of(bags: Sequence[Node], values: Sequence[Tensor]) -> dict[str, Reads]:
     """Reads by table, from the outputs of `with_lookups`: all readers of a table together."""
     left = iter(values)
-    found: dict[str, Reads] = {}
+    found: list[dict[str, Reads]] = []
     for bag in bags:
         table = bag.inputs[0]
         assert isinstance(table, Weight)
@@ -114,9 +115,8 @@ def reads_of(bags: Sequence[Node], values: Sequence[Tensor]) -> dict[str, Reads]
         entries = bag.attrs.axis.size or 0
         weights = torch.zeros(entries, dtype=torch.float64, device=index.device)
         weights.index_add_(0, index, weight.reshape(-1).double())
-        reads = Reads(torch.bincount(index, minlength=entries), weights)
-        found[table.path] = found[table.path] + reads if table.path in found else reads
-    return found
+        found.append({table.path: Reads(torch.bincount(index, minlength=entries), weights)})
+    return add_counts(found)
 
 
 def _beside(of_weight: Value, weight: Tensor, of_index: Value, index: Tensor) -> Tensor:
@@ -141,15 +141,7 @@ class ReadCounter:
         self._sums: dict[str, Reads] = {}
 
     def add(self, reads: Mapping[str, Reads]) -> None:
-        self._sums = add_reads((self._sums, reads))
+        self._sums = add_counts((self._sums, reads))
 
     def usage(self) -> dict[str, TableUsage]:
         return {path: usage(reads) for path, reads in self._sums.items()}
-
-
-def add_reads(parts: Iterable[Mapping[str, Reads]]) -> dict[str, Reads]:
-    sums: dict[str, Reads] = {}
-    for part in parts:
-        for path, reads in part.items():
-            sums[path] = sums[path] + reads if path in sums else reads
-    return sums
