@@ -22,6 +22,7 @@ from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
+from .passes.bag_kernels import use_bag_kernels
 from .passes.bands import recognise_bands
 from .passes.cached_attention import use_cached_attention
 from .passes.canonicalize import canonicalize
@@ -80,6 +81,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     SORTED_ROWS,
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("bags", use_bag_kernels, "rows that are read and not stored; readers of a table share one sum of gradients"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),

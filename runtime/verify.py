@@ -24,12 +24,14 @@ from torch.nn import functional
 
 from ..codegen.decode import DecodeGraphs
 from ..codegen.decode_stages import modules
+from ..codegen.functions import row_tables
 from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu import linear_tiles
 from ..codegen.gpu.attention import attend
 from ..codegen.gpu.attention_library import attend_by_torch
 from ..codegen.gpu.run_attention import attend_runs
 from ..codegen.gpu.run_attention import by_torch as attend_runs_by_torch
+from ..codegen.gpu.shared_tables import Shared, bag, products_of_rows
 from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
@@ -337,6 +339,10 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
             found[node.name] = _Call(lambda args, kwargs: attend_packed(*args, **kwargs), [node], [node])
         elif node.target is attend_runs:
             found[node.name] = _Call(lambda args, kwargs: attend_runs_by_torch(*args), [node], [node])
+        elif node.target is bag:
+            found[node.name] = _Call(lambda args, kwargs: row_tables.bag(*args), [node], [node])
+        elif node.target is products_of_rows:
+            found[node.name] = _Call(lambda args, kwargs: row_tables.products_of_rows(*args), [node], [node])
         elif node.target is linear_tiles.linear:
             found[node.name] = _Call(_linear, [node], [node])
     return found
@@ -377,7 +383,8 @@ def _leaf(value: Any, dtype: torch.dtype | None) -> Any:
     """An operand of its own, with a gradient where there may be one."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().clone().to(dtype or value.dtype).requires_grad_()
-    return value
+    # A call by itself has a whole gradient, not a part of one.
+    return None if isinstance(value, Shared) else value
 
 
 def _filled(args: Any, values: Mapping[fx.Node, Any]) -> Any:
