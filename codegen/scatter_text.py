@@ -18,6 +18,7 @@ from .gpu.scatter import BLOCK_T, TILE, WARPS, block_entries, longest_tile
 from .gpu.triton_types import TRITON_TYPES
 from .kernel_text import KernelText
 from .rowwise.fused import FusedOp
+from .selection_text import SCORES, selection_calls
 
 _FILE = Path(__file__).parent / "gpu" / "scatter_kernels.py"
 
@@ -77,7 +78,7 @@ def table_gradients(module: fx.GraphModule) -> list[tuple[TableGradient, fx.Node
             index, table = node.args if node.target is tables.embedding else reversed(node.args)
             gradient = _of_reader(known.get(index), known.get(table))
             found += [] if gradient is None else [(gradient, node)]
-    return found + _of_bags(module)
+    return found + _of_bags(module) + _of_selections(module)
 
 
 def _of_bags(module: fx.GraphModule) -> list[tuple[TableGradient, fx.Node]]:
@@ -93,6 +94,15 @@ def _of_bags(module: fx.GraphModule) -> list[tuple[TableGradient, fx.Node]]:
         (one, node), made = calls[0], [call for call, _ in calls]
         per_row, lines = sum(call.lines * call.n for call in made), sum(call.lines for call in made)
         found.append((TableGradient(one.count, one.width, per_row, one.dtype, one.weight, lines), node))
+    return found
+
+
+def _of_selections(module: fx.GraphModule) -> list[tuple[TableGradient, fx.Node]]:
+    """Of keys whose scores were selected."""
+    found = []
+    for call, node in selection_calls(module):
+        keys, per_row = call.groups * call.entries, call.groups * call.count
+        found.append((TableGradient(keys, call.width, per_row, call.dtype, SCORES, call.groups), node))
     return found
 
 

@@ -30,11 +30,11 @@ from weft.codegen.score.cost import Rows, kernel_cost
 from weft.codegen.score.graph_keys import attention_keys
 from weft.codegen.score.kernels import KERNELS, plan_of
 from weft.runtime.graph_walk import Call, GraphWalk, meanings_of
+from weft.runtime.kernel_calls import run_wide
 from weft.runtime.kernels import attach_kernels
 from weft.runtime.measured import choices_for, device_name, table_for
 from weft.runtime.model import check_file
 from weft.runtime.sample_inputs import equal_examples
-from weft.runtime.verify import run_wide
 
 from . import patches, peers
 from .contest import Contest, Work, run

@@ -93,7 +93,7 @@ def decoding_step(program: Program, dtype: torch.dtype) -> DecodeGraph | None:
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
     """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention, of
-    bags, of gradients of tables and of segments; calls that share a kernel are counted."""
+    selections, of bags, of gradients of tables and of segments; calls that share a kernel are counted."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
@@ -108,7 +108,7 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
     made = [one for both in found.values() for one in both]
-    more = (of_attention, of_run_attention, of_bags, of_tables, of_segments)
+    more = (of_attention, of_run_attention, of_selections, of_bags, of_tables, of_segments)
     return made + [one for kernels in more for one in kernels(module, target, rows)]
 
 
@@ -184,6 +184,34 @@ def of_tables(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
     return [replace(one, count=len(all_) // 2) for all_ in found.values() for one in all_[:2]]
 
 
+def of_selections(module: fx.GraphModule, target: str, rows: int, is_step: bool = False) -> list[Planned]:
+    """The kernels that select the largest scores, and the sums of keys that are the gradients of rows."""
+    from weft.codegen.bag_text import bag_work, forward_kernels
+    from weft.codegen.origin import user_span
+    from weft.codegen.selection_text import (
+        SelectionCall,
+        gradient_bag,
+        selection_calls,
+        selection_kernels,
+        selection_work,
+    )
+
+    found: dict[tuple[SelectionCall, str], list[fx.Node]] = {}
+    for call, node in selection_calls(module):
+        found.setdefault((call, _place(user_span(node))), []).append(node)
+    planned = []
+    for (call, place), nodes in found.items():
+        count, line, of_rows = len(nodes), _line(user_span(nodes[0])), rows if is_step else _rows_of(nodes[0], rows)
+        forward: Direction = "decode" if is_step else "forward"
+        for kernel in selection_kernels(call, target, of_rows):
+            work = selection_work(call, kernel.name, of_rows)
+            planned.append(Planned(kernel, target, place, forward, work, count, line))
+        for kernel in () if is_step else forward_kernels(gradient_bag(call), of_rows):
+            work = bag_work(gradient_bag(call), kernel.name, of_rows)
+            planned.append(Planned(kernel, target, place, "backward", work, count, line))
+    return planned
+
+
 def of_bags(module: fx.GraphModule, target: str, rows: int, is_step: bool = False) -> list[Planned]:
     """The kernels that sum rows of tables, or multiply by them, without storing what they read."""
     from weft.codegen.bag_text import BagCall, backward_kernels, bag_calls, bag_work, forward_kernels
@@ -242,7 +270,8 @@ def of_step(step: DecodeGraph, target: str) -> list[Planned]:
                 made = replace(of_op(node.target, user_span(node), target, SEQUENCES)[0], direction="decode")
                 known = found.get(made.kernel)
                 found[made.kernel] = made if known is None else replace(known, count=known.count + 1)
-        found |= {one.kernel: one for one in of_bags(module, target, SEQUENCES, is_step=True)}
+        for kernels in (of_selections, of_bags):
+            found |= {one.kernel: one for one in kernels(module, target, SEQUENCES, is_step=True)}
         for key, nodes in decode_keys(module, module.meta[WORKING]).items():
             attentions.setdefault(key, []).extend(nodes)
     planned = list(found.values())
