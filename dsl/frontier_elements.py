@@ -123,6 +123,16 @@ def fine_axis(cut: Axis) -> Axis | None:
     return cut.kind.parent if isinstance(cut.kind, Cut | Scaled) else None
 
 
+def is_unbroken(cut: Axis) -> bool:
+    """Rows of one segment have no others between them, wherever they are counted."""
+    return owner_of(cut) is not None
+
+
+def owner_of(cut: Axis) -> Axis | None:
+    """The axis whose rows have segments of a cut for rows of theirs."""
+    return cut.kind.owner if isinstance(cut.kind, Cut) else None
+
+
 def on_level(axis: Axis, cut: Axis) -> bool:
     """Rows of `axis` are segments of `cut`, or some of them."""
     return is_part_of(axis, cut)
@@ -250,7 +260,9 @@ def settle(f: Frontier, axes: tuple[Axis, ...], source: Axis | None) -> Frontier
                 return brought_down(f, rows)
             return f if any(on_level(axis, own) for axis in levels) else ALL
         case _:
-            return f if source is not None and any(_related(axis, source) for axis in levels) else ALL
+            if source is None:
+                return ALL
+            return f if owner_of(own) is source or any(_related(axis, source) for axis in levels) else ALL
 
 
 def _related(axis: Axis, source: Axis) -> bool:

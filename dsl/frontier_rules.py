@@ -22,10 +22,12 @@ from .frontier_elements import (
     first,
     is_part_of,
     is_run_of,
+    is_unbroken,
     join,
     last,
     leq,
     on_level,
+    owner_of,
     row,
     selects,
     touches,
@@ -136,9 +138,10 @@ def previous(f: Frontier, k: int, along: Axis | None = None) -> Frontier:
 def so_far(f: Frontier, along: Axis | None = None) -> Frontier:
     """F of a value that reads rows up to its own: elements are monotone, so the last row read has the latest.
 
-    All but one: rows between two rows of a segment may be in no segment where a cut groups the rows of a selection.
+    All but one: rows between two rows of a segment may be in no segment where a cut groups the rows of a selection, and
+    has no owner.
     """
-    if f.kind is not Kind.END or f.axis is None:
+    if f.kind is not Kind.END or f.axis is None or is_unbroken(f.axis):
         return f
     grouped = fine_axis(f.axis)
     if grouped is None or not selects(grouped) or (along is not None and is_part_of(along, grouped)):
@@ -299,6 +302,27 @@ def _read_closed(f: Frontier, cut: Segments) -> Frontier:
 
 
 # -- selections
+
+
+def shown_rows(f: Frontier, cut: Axis, parts: bool) -> Frontier:
+    """`flatten(z, (picture, spot) -> place)` with places selected from other rows, and back (`parts`). All rows of a
+    picture are there together, so what one knows of its own picture is known at the end of its segment."""
+    owner, along = owner_of(cut), fine_axis(cut)
+    assert owner is not None
+    assert along is not None
+    if not parts:
+        return end(cut, along) if f.kind is Kind.ROW and f.axis is owner and f.shift <= 0 else _unless_none(f)
+    match f.kind:
+        case Kind.END if f.axis is cut:
+            return last(owner)
+        case Kind.ROW if f.shift <= 0 and touches(f, along):
+            return last(owner)
+        case _:
+            return _unless_none(f)
+
+
+def _unless_none(f: Frontier) -> Frontier:
+    return NONE if f.is_none else ALL
 
 
 def take(f: Frontier, to: Axis, tag: Frontier = NONE) -> Frontier:

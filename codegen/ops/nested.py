@@ -73,12 +73,14 @@ def frontier_owned(attrs: OwnedAttrs, given: Frontier) -> Frontier:
 
 @record
 class RowsAttrs:
-    """`outer`'s rows times the entries of `inner` are rows of `rows`. `parts`: whether rows are taken apart."""
+    """`outer`'s rows times the entries of `inner` are rows of `rows`. `parts`: whether rows are taken apart.
+    `shown`: where `rows` are selected, the cut whose segments are those of each row of `outer`."""
 
     outer: Axis
     inner: tuple[Axis, ...]
     rows: Axis
     parts: bool
+    shown: Axis | None = None
 
 
 def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Inferred:
@@ -98,10 +100,12 @@ def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Infe
     want_along(call, operator, x, rows if parts else outer)
     want_axes(call, operator, "x", x, call.at("axes"), () if parts else inner)
     call.owned(rows, outer, math.prod((axis.length for axis in inner), start=Length.number(1)))
+    each = math.prod(sizes(inner))
     kept = tuple(axis for axis in x.type.static_axes if axis not in inner)
     made = (outer, *inner, *x.type.static_axes) if parts else (rows, *kept)
     type = replace(x.type, axes=ordered_first(made))
-    return Inferred(RowsAttrs(outer, inner, rows, parts), (x,), (type,))
+    shown = call.shown(rows, outer, each) if isinstance(rows.kind, Selected) else None
+    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x,), (type,))
 
 
 def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
@@ -118,6 +122,8 @@ def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
 
 
 def frontier_rows(attrs: RowsAttrs, given: Frontier) -> Frontier:
+    if attrs.shown is not None:
+        return frontier.shown_rows(given, attrs.shown, attrs.parts)
     if not attrs.parts:
         return given
     return frontier.pool(given, frontier.segments(attrs.outer, None, attrs.rows), "sum")
