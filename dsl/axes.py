@@ -60,9 +60,9 @@ class Scaled:
 class Cut:
     """`axis patch cut from seq`: born in `segment`.
 
-    With an `owner`, what the rows of its rows are among others: `flatten(z, (picture, spot) -> place)`, where places are
-    selected from seq, makes a segment of each picture's. Its rows are neighbours on seq too, and are there together.
-    That is the data's to keep, and checked in every batch.
+    With an `owner`, where its rows' own rows stand among others: `flatten(z, (picture, spot) -> place)`, with places
+    selected from seq, makes a segment of each picture's. They are neighbours on seq too, and are there together. That
+    is the data's to keep, and checked in every batch.
     """
 
     parent: Axis
