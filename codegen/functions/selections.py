@@ -41,6 +41,13 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
+def want_as_many(x: Tensor, rows: Tensor, name: str) -> Tensor:
+    """`x [W, ...]` as it is, if as many rows are chosen. Raises ValueError."""
+    if x.shape[0] != rows.shape[0]:
+        raise ValueError(f"{x.shape[0]} rows of {name} are made, but {rows.shape[0]} rows have its tag")
+    return x
+
+
 def placed(x: Tensor, rows: Tensor, like: Tensor) -> Tensor:
     """`x [W, ...]` at its rows of the whole axis, which has those of `like [N]`; 0 elsewhere."""
     return x.new_zeros(like.shape[0], *x.shape[1:]).index_copy(0, rows, x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...dsl import frontier
-from ...dsl.axes import Axis, Cut
+from ...dsl.axes import Axis, Cut, Selected
 from ...dsl.errors.axes import KindMismatch
 from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier, Segments
@@ -30,6 +30,7 @@ from .operands import cost_per_entry, own, sizes
 from .scaled import ScaledAttrs, frontier_scaled, is_scaled_pair, lower_scaled
 from .scaled import infer_pool as infer_scaled_pool
 from .scaled import infer_spread as infer_scaled_spread
+from .selection import members_of_axis
 
 
 def read_cut(call: OpCall, axis: Axis) -> tuple[Value, ...]:
@@ -59,7 +60,7 @@ class SegmentAttrs:
 
 
 def _parent(cut: Axis) -> Axis:
-    assert isinstance(cut.kind, Cut)
+    assert isinstance(cut.kind, Cut | Selected)
     return cut.kind.parent
 
 
@@ -169,9 +170,9 @@ def _infer_segment_each(call: OpCall, cut: Axis, each: int) -> Inferred:
 def _lower_segment_each(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, SegmentAttrs)
-    along = attrs.along
-    place = ctx.chosen_rows(along), ctx.row_example(along), ctx.offsets(along)
-    ends = ctx.call(cuts.ends_of_each, *place, attrs.each, attrs.cut.name)
+    along, tag = attrs.along, node.inputs[0]
+    chosen = ctx.chosen(along, _parent(along), tag, members_of_axis(tag, along), None)
+    ends = ctx.call(cuts.ends_of_each, chosen, ctx.row_example(along), ctx.offsets(along), attrs.each, attrs.cut.name)
     ctx.define(node.outputs[0], ends)
     ctx.cut(attrs.cut, along, ends, None)
 

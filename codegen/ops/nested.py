@@ -18,7 +18,7 @@ from ...dsl.opdef import AxisMapping, Inferred, OpCall
 from ...dsl.program import Node, Value
 from ...dsl.record import record
 from ...dsl.value_type import ordered_first
-from ..functions_lazy import packing, segments
+from ..functions_lazy import packing, segments, selections
 from ..lazy import torch
 from ..lowering import LowerContext
 from .axis_pairs import moved, want_along
@@ -110,6 +110,9 @@ def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Infe
 
 def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
     x, each = node.inputs[0], math.prod(sizes(attrs.inner))
+    if attrs.parts and attrs.shown is not None:
+        ctx.define(node.outputs[0], ctx.call(torch.unflatten, own(ctx, x), 0, (-1, *sizes(attrs.inner))))
+        return
     if attrs.parts:
         # Rows that an input gives are as many as the text says, or refused.
         read = ctx.call(packing.want_each, own(ctx, x), ctx.edges(attrs.rows, attrs.outer), each)
@@ -117,7 +120,10 @@ def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
         return
     kept = tuple(axis for axis in x.type.static_axes if axis not in attrs.inner)
     read = ctx.call(torch.flatten, own(ctx, x, (*attrs.inner, *kept)), 0, len(attrs.inner))
-    ctx.nest(attrs.rows, each)
+    if attrs.shown is not None:
+        read = ctx.call(selections.want_as_many, read, ctx.chosen_rows(attrs.rows), attrs.rows.name)
+    else:
+        ctx.nest(attrs.rows, each)
     ctx.define(node.outputs[0], read)
 
 
