@@ -141,7 +141,7 @@ def test_what_is_looked_at_leaves_no_trace(mask: str) -> None:
     after = decoder.extend(state, between(given, second, third))[0]
     with torch.no_grad():
         whole = subject(**between(given, [0] * 3, third))
-    expected = torch.cat([value[-n:] for value, n in zip(whole["logits"], (1, 2, 1), strict=True)])
+    expected = torch.cat([value[-n:] for value, n in zip(whole["logits"], (1, 2, 2), strict=True)])
     torch.testing.assert_close(after["logits"], expected, rtol=1e-12, atol=1e-12)
 
 
