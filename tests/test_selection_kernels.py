@@ -60,9 +60,10 @@ def test_largest_scores(sizes: tuple[int, ...], ties: bool, dtype: torch.dtype) 
     ours = [random(rows, groups, width, seed=1, dtype=dtype, ties=ties).requires_grad_(),
             random(groups, entries, width, seed=2, dtype=dtype, ties=ties).requires_grad_()]  # fmt: skip
     theirs = [x.detach().double().requires_grad_() for x in ours]
-    got = selection.top(*ours, count, 0.5)
-    check(got, gathers.top(all_scores(*theirs, 0.5), count), ours, theirs)
-    assert all(torch.equal(one, two) for one, two in zip(got, selection.top(*ours, count, 0.5), strict=True))
+    (x, keys), (x_, keys_) = ours, theirs
+    got = selection.top(x, keys, count, 0.5)
+    check(got, gathers.top(all_scores(x_, keys_, 0.5), count), ours, theirs)
+    assert all(torch.equal(one, two) for one, two in zip(got, selection.top(x, keys, count, 0.5), strict=True))
 
 
 @EACH_TYPE
@@ -78,7 +79,7 @@ def test_largest_pairs(sizes: tuple[int, ...], ties: bool, dtype: torch.dtype) -
     theirs = [x.detach().double().requires_grad_() for x in ours]
     scores = torch.einsum("rgsd,gsnd->rgsn", *theirs)
     want = gathers.top_pairs(scores[:, :, 0], scores[:, :, 1], count)
-    check(selection.top_pairs(*ours, count, 1.0), want, ours, theirs)
+    check(selection.top_pairs(ours[0], ours[1], count, 1.0), want, ours, theirs)
 
 
 def test_sums_that_rounding_makes_equal() -> None:

@@ -88,12 +88,13 @@ def zipf(shape: Shape) -> Tensor:
 def _bag(ids: Callable[[Shape], Tensor], context: Context, shape: Shape, name: str, labels: Row) -> Contest:
     """Bytes are planned for ids that differ: skewed ones may be served by a cache, and attain more."""
     index = ids(shape).to(context.device)
-    table = torch.randn(shape.half**2, shape.width, device=context.device, dtype=DTYPE)
+    count, width, n = shape.half**2, shape.width, index.shape[1]
+    table = torch.randn(count, width, device=context.device, dtype=DTYPE)
     weight = torch.rand(index.shape, device=context.device, dtype=DTYPE)
-    call = BagCall(False, index.shape[1], *table.shape, DTYPE, DTYPE)
+    call = BagCall(False, n, count, width, DTYPE, DTYPE)
     forward = sum(bag_work(call, kernel.name, shape.rows).bytes for kernel in forward_kernels(call, shape.rows))
     both = forward + sum(bag_work(call, one.name, shape.rows).bytes for one in backward_kernels(call, shape.rows))
-    both += _of_gradient(TableGradient(*table.shape, index.shape[1], DTYPE, DTYPE, 1), shape.rows)
+    both += _of_gradient(TableGradient(count, width, n, DTYPE, DTYPE, 1), shape.rows)
 
     def ours(table: Tensor, weight: Tensor) -> Tensor:
         return shared_tables.bag(table, index, weight)

@@ -202,13 +202,16 @@ def of_selections(module: fx.GraphModule, target: str, rows: int, is_step: bool 
     planned = []
     for (call, place), nodes in found.items():
         count, line, of_rows = len(nodes), _line(user_span(nodes[0])), rows if is_step else _rows_of(nodes[0], rows)
-        forward: Direction = "decode" if is_step else "forward"
-        for kernel in selection_kernels(call, target, of_rows):
-            work = selection_work(call, kernel.name, of_rows)
-            planned.append(Planned(kernel, target, place, forward, work, count, line))
-        for kernel in () if is_step else forward_kernels(gradient_bag(call), of_rows):
-            work = bag_work(gradient_bag(call), kernel.name, of_rows)
-            planned.append(Planned(kernel, target, place, "backward", work, count, line))
+        direction: Direction = "decode" if is_step else "forward"
+        planned += [
+            Planned(kernel, target, place, direction, selection_work(call, kernel.name, of_rows), count, line)
+            for kernel in selection_kernels(call, target, of_rows)
+        ]
+        bag = gradient_bag(call)
+        planned += [
+            Planned(kernel, target, place, "backward", bag_work(bag, kernel.name, of_rows), count, line)
+            for kernel in (() if is_step else forward_kernels(bag, of_rows))
+        ]
     return planned
 
 
@@ -223,13 +226,14 @@ def of_bags(module: fx.GraphModule, target: str, rows: int, is_step: bool = Fals
     planned = []
     for (call, place), nodes in found.items():
         line, of_rows = _line(user_span(nodes[0])), rows if is_step else _rows_of(nodes[0], rows)
-        forward: Direction = "decode" if is_step else "forward"
-        launched = [(forward, kernel) for kernel in forward_kernels(call, of_rows)]
-        if not is_step:
-            launched += [("backward", kernel) for kernel in backward_kernels(call, of_rows)]
+        direction: Direction = "decode" if is_step else "forward"
         planned += [
             Planned(kernel, target, place, direction, bag_work(call, kernel.name, of_rows), len(nodes), line)
-            for direction, kernel in launched
+            for kernel in forward_kernels(call, of_rows)
+        ]
+        planned += [
+            Planned(kernel, target, place, "backward", bag_work(call, kernel.name, of_rows), len(nodes), line)
+            for kernel in (() if is_step else backward_kernels(call, of_rows))
         ]
     return planned
 
