@@ -135,24 +135,23 @@ def test_operators() -> None:
 
 
 def test_operators_compiled_and_exported() -> None:
-    def run(given: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        words = capped(cuts.packed(given), offsets, given, 5)
-        found = scan(words, None, offsets, given, True, False)
+    def run(words: Tensor, rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        found = scan(capped(words, offsets, rows, 5), None, offsets, rows, True, False)
         return found.bounds * 2, found.closed + found.own
 
-    given, offsets = flags(70, 0.2), offsets_of((30, 0, 40))
+    given = cuts.packed(flags(70, 0.2)), torch.empty(70), offsets_of((30, 0, 40))
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    for got, want in zip(compiled(given, offsets), run(given, offsets), strict=True):
+    for got, want in zip(compiled(*given), run(*given), strict=True):
         assert torch.equal(got, want)
 
     class Module(torch.nn.Module):
-        def forward(self, given, offsets):
-            return run(given, offsets)
+        def forward(self, words, rows, offsets):
+            return run(words, rows, offsets)
 
-    dynamic = {0: torch.export.Dim("rows", min=2, max=4096)}, {0: torch.export.Dim("examples", min=2, max=64)}
-    exported = torch.export.export(Module(), (given, offsets), dynamic_shapes=dynamic).module()
-    given, offsets = flags(99, 0.1), offsets_of((1, 2, 0, 96))
-    for got, want in zip(exported(given, offsets), run(given, offsets), strict=True):
+    dynamic = tuple({0: torch.export.Dim(name, min=2, max=4096)} for name in ("words", "rows", "examples"))
+    exported = torch.export.export(Module(), given, dynamic_shapes=dynamic).module()
+    given = cuts.packed(flags(99, 0.1)), torch.empty(99), offsets_of((1, 2, 0, 96))
+    for got, want in zip(exported(*given), run(*given), strict=True):
         assert torch.equal(got, want)
 
 

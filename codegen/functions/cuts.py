@@ -136,8 +136,7 @@ def _within(number: Tensor, row_example: Tensor, cut_offsets: Tensor) -> Tensor:
 
 def packed(flags: Tensor) -> Tensor:
     """int32 [words]: flags [N], that of row r in bit r % 32 of word r // 32."""
-    words = (flags.shape[0] + 31) // 32
-    whole = torch.cat((flags, flags.new_zeros(32 * words - flags.shape[0]))).reshape(words, 32).to(torch.int32)
+    whole = functional.pad(flags, (0, -flags.shape[0] % 32)).reshape(-1, 32).to(torch.int32)
     return (whole << torch.arange(32, dtype=torch.int32, device=flags.device)).sum(1, dtype=torch.int32)
 
 
