@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from tests import op_samples
 from tests.counted_memory import counted
 from tests.fused_models import assert_equal, gradients
+from weft.codegen.artifact import copied_modules
 from weft.codegen.cut_scan_text import CAP, SCAN, CutScan, cut_scan_kernel, cut_scan_work
 from weft.codegen.functions import cuts
 from weft.codegen.functions.packing import row_example
@@ -256,6 +257,11 @@ def test_numbers_that_are_counted_with_are_wide() -> None:
         {"x": x, "f": f}.get(name, offsets) for name in (n.target for n in made.graph.find_nodes(op="placeholder"))
     ]
     assert torch.equal(made(*arguments)[0], 1000000007 * (f.cumsum(0) - 1))
+
+
+def test_an_artifact_has_all_that_the_scan_needs() -> None:
+    files = copied_modules([("gpu", "cut_scans")])
+    assert {"gpu/cut_scan_kernels.py", "gpu/segments.py", "functions/cuts.py", "functions/packing.py"} <= files.keys()
 
 
 # -- as others see them ------------------------------------------------------------------------------------------------

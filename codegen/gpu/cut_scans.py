@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functions import cuts
+from ..functions.cuts import before as before_by_torch
+from ..functions.cuts import begins, bounds_inside, cut_offsets, first_rows, own, packed, rows_inside, unpacked
+from ..functions.cuts import bounds as bounds_by_torch
+from ..functions.cuts import capped as flags_capped
+from ..functions.cuts import closed as closed_by_torch
 from ..functions.packing import row_example
 from .segments import launches
 
@@ -50,7 +54,7 @@ def capped(ends: Tensor, offsets: Tensor, rows: Tensor, at_most: int) -> Tensor:
 
 def flags_of(words: Tensor, rows: Tensor) -> Tensor:
     """bool [N]: what was packed, for `rows [N, ...]`."""
-    return cuts.unpacked(words, rows.shape[0])
+    return unpacked(words, rows.shape[0])
 
 
 # -- the operators -----------------------------------------------------------------------------------------------------
@@ -61,21 +65,21 @@ def _scan(
     ends: Tensor, inside: Tensor | None, offsets: Tensor, rows: int, closed: bool, before: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not launches(ends):
-        own, last, earlier, bounds, members = scan_by_torch(ends, inside, offsets, ends.new_empty(rows), closed, before)
-        return own, last, earlier, bounds, members
-    own, last, earlier, members = (
+        made = scan_by_torch(ends, inside, offsets, ends.new_empty(rows), closed, before)
+        return made.own, made.closed, made.before, made.bounds, made.rows
+    number, last, earlier, members = (
         ends.new_empty(rows if is_made else 0) for is_made in (True, closed, before, inside is not None)
     )
     bounds, counts = ends.new_empty(rows + 1), ends.new_empty(2)
     if not rows:
-        return own, last, earlier, bounds.zero_(), members
+        return number, last, earlier, bounds.zero_(), members
     _kernels().scan_cuts[(-(-rows // BLOCK_N),)](
-        ends, ends if inside is None else inside, offsets, own, last, earlier, bounds, members, counts,
+        ends, ends if inside is None else inside, offsets, number, last, earlier, bounds, members, counts,
         rows, offsets.shape[0] - 1, HAS_GAPS=inside is not None, CLOSED=closed, BEFORE=before, BLOCK_N=BLOCK_N,
         BLOCK_W=BLOCK_W, num_warps=WARPS,
     )  # fmt: skip
     segments, in_one = counts.tolist()
-    return own, last, earlier, bounds[: segments + 1], members if inside is None else members[:in_one]
+    return number, last, earlier, bounds[: segments + 1], members if inside is None else members[:in_one]
 
 
 @_scan.register_fake
@@ -86,8 +90,8 @@ def _(
     bounds = context.new_dynamic_size(min=1)
     members = 0 if inside is None else context.new_dynamic_size()
     sizes = (rows, rows if closed else 0, rows if before else 0, bounds, members)
-    own, last, earlier, first, of_segments = (ends.new_empty(size) for size in sizes)
-    return own, last, earlier, first, of_segments
+    number, last, earlier, first, of_segments = (ends.new_empty(size) for size in sizes)
+    return number, last, earlier, first, of_segments
 
 
 @torch.library.custom_op(f"{LIBRARY}::capped", mutates_args=())
@@ -117,21 +121,21 @@ def scan_by_torch(
     """`scan`, function by function."""
     example = row_example(offsets, rows)
     flags, there = flags_of(ends, rows), None if inside is None else flags_of(inside, rows)
-    first = cuts.first_rows(flags, there, example)
-    number, begins = cuts.own(first, there), cuts.begins(first)
-    members, bounds = ends.new_empty(0), cuts.bounds(begins, number)
+    first = first_rows(flags, there, example)
+    number, first_of_each = own(first, there), begins(first)
+    members, bounds = ends.new_empty(0), bounds_by_torch(first_of_each, number)
     if there is not None:
-        members = cuts.rows_inside(there)
-        bounds = cuts.bounds_inside(begins, members)
-    place = first, there, example, cuts.cut_offsets(first, offsets)
-    last = cuts.closed(flags, *place) if closed else ends.new_empty(0)
-    earlier = cuts.before(*place) if before else ends.new_empty(0)
+        members = rows_inside(there)
+        bounds = bounds_inside(first_of_each, members)
+    place = first, there, example, cut_offsets(first, offsets)
+    last = closed_by_torch(flags, *place) if closed else ends.new_empty(0)
+    earlier = before_by_torch(*place) if before else ends.new_empty(0)
     return Scan(*(made.to(torch.int32) for made in (number, last, earlier, bounds, members)))
 
 
 def capped_by_torch(ends: Tensor, offsets: Tensor, rows: Tensor, at_most: int) -> Tensor:
     """`capped`, of flags."""
-    return cuts.packed(cuts.capped(flags_of(ends, rows), row_example(offsets, rows), at_most))
+    return packed(flags_capped(flags_of(ends, rows), row_example(offsets, rows), at_most))
 
 
 def _kernels() -> Any:
