@@ -24,6 +24,7 @@ from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
 from .passes.bands import recognise_bands
 from .passes.cached_attention import use_cached_attention
+from .passes.cached_masks import use_cached_masks
 from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
@@ -97,6 +98,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
+    Pass("cached-masks", use_cached_masks, "masked attention over caches; one plan for all layers"),
     Pass("few-keys", read_few_keys, "attention to a few keys of each row's own; while reshapes have their facts"),
     Pass("segments", spread_segments, "values of segments that no attention reads; after few keys, which read some"),
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
