@@ -17,6 +17,7 @@ from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu import linear_tiles, selection, shared_tables
 from ..codegen.gpu.attention import attend
 from ..codegen.gpu.attention_library import attend_by_torch
+from ..codegen.gpu.cut_scans import capped, capped_by_torch, scan, scan_by_torch
 from ..codegen.gpu.run_attention import attend_runs
 from ..codegen.gpu.run_attention import by_torch as attend_runs_by_torch
 from ..codegen.origin import user_span
@@ -99,5 +100,7 @@ _MEANINGS: dict[Any, Callable[[Any, Any], Any]] = {
     # In float64 they compute and sort all scores.
     selection.top: lambda args, kwargs: selection.top(*args),
     selection.top_pairs: lambda args, kwargs: selection.top_pairs(*args),
+    scan: lambda args, kwargs: scan_by_torch(*args),
+    capped: lambda args, kwargs: capped_by_torch(*args),
     linear_tiles.linear: _linear,
 }
