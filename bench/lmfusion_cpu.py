@@ -113,7 +113,8 @@ def train_plain(model: TorchLMFusion) -> Callable[[Rows], None]:
         drawn = torch.randn_like(rows.latent)
         left = 0.5 + 0 * rows.time[:, None, None]
         noisy = replace(rows, latent=left.sqrt() * rows.latent + (1 - left).sqrt() * drawn)
-        losses_of(*model(noisy), drawn, text_targets(rows)).backward()
+        logits, noise = model(noisy)
+        losses_of(logits, noise, drawn, text_targets(rows)).backward()
         optimiser.step()
         optimiser.zero_grad()
 
@@ -126,10 +127,9 @@ def train_ours(model: Model) -> Callable[[Rows], None]:
     cap = torch.full((len(CAPTIONS),), STEPS)
 
     def step(rows: Rows) -> None:
-        given = per_document(rows, CAPTIONS)
-        del given["time"]
+        given: dict[str, Any] = {name: x for name, x in per_document(rows, CAPTIONS).items() if name != "time"}
         sums = model.loss(**given, cap=cap)
-        sum(total / count for total, count in sums.values()).backward()
+        torch.stack([total / count for total, count in sums.values()]).sum().backward()
         optimiser.step()
         optimiser.zero_grad()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,8 @@ class TorchLMFusion(nn.Module):
         x[~is_text] = z.flatten(2).transpose(1, 2).flatten(0, 1)
         head_dim, mask = s.dim // s.heads, rows.mask
         turn = self._turn(rows.position, head_dim, x.dtype)
-        for towers in self.layers:
+        for layer in self.layers:
+            towers = cast(nn.ModuleList, layer)
             joined = self.route(towers, Tower.read, x, rows.kind)
             q, k, v = joined.split([s.dim, s.kv_heads * head_dim, s.kv_heads * head_dim], -1)
             q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(0, 1) for part in (q, k, v))

@@ -38,7 +38,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(struct.pack("<Q", len(text)))
         file.write(text)
         for name in order:
-            file.write(memoryview(plain[name].reshape(-1).view(torch.uint8).numpy()))
+            file.write(plain[name].reshape(-1).view(torch.uint8).numpy().data)
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:

@@ -6,8 +6,6 @@ them, as those of a picture behind a text do, torch's fused kernel needs no mask
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -70,8 +68,9 @@ def attend_cached(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, flags: Tensor | None, scale: float) -> Tensor:
-    heads: Any = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    query, key, value = (x.transpose(0, 1)[None] for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    result = functional.scaled_dot_product_attention(*heads, flags, scale=scale, enable_gqa=grouped)[0].transpose(0, 1)
+    mixed = functional.scaled_dot_product_attention(query, key, value, flags, scale=scale, enable_gqa=grouped)
+    result = mixed[0].transpose(0, 1)
     # A softmax over nothing is not a number.
     return result if flags is None else torch.where(flags.any(-1)[:, None, None], result, 0)

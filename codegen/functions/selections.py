@@ -59,8 +59,8 @@ class _Take(torch.autograd.Function):
         ctx.save_for_backward(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (rows,), (gradient,) = ctx.saved_tensors, gradients
         return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None
 
 
@@ -126,8 +126,8 @@ class _Join(torch.autograd.Function):
         ctx.save_for_backward(order)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (order,) = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (order,), (gradient,) = ctx.saved_tensors, gradients
         back = torch.empty_like(order).index_put_((order,), torch.arange(len(order), device=order.device))
         return None, *gradient.index_select(0, back).split(ctx.lengths)
 
