@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -135,6 +135,11 @@ class Model(WeightTree):
         """From now on weights are read within the levels of the tree that hold them, by path (codegen/stages.py)."""
         self._levels = dict(levels)
         self._graphs.clear()
+
+    def let_go(self) -> None:
+        """After a pass without gradients, which leaves weights of several ranks gathered for one that may follow."""
+        if self._levels is not None:
+            cast(Any, self).reshard()
 
     def reference(self, program: Program | None = None, working: torch.dtype | None = None) -> fx.GraphModule:
         """The unfused graph: what every pass, kernel and decoder is compared with."""

@@ -175,10 +175,11 @@ def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
 
 def _read(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     shards: TableShards | None = getattr(table, SHARDS, None)
-    return sum_rows(_flat(table), index, weight) if shards is None else shards.bag(index, weight)
+    return sum_rows(flat(table), index, weight) if shards is None else shards.bag(index, weight)
 
 
-def _flat(table: Tensor) -> Tensor:
+def flat(table: Tensor) -> Tensor:
+    """`[entries, width]`, read by rows as the table is."""
     if table.dim() == 2:
         return table
     flat = table.reshape(table.shape[0], table.shape[1:].numel())
