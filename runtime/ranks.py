@@ -5,16 +5,17 @@ anything is divided, so that the number of ranks changes results by rounding onl
 asked to add up it gives back.
 
 **When one ends.** A rank that fails claims the word, says why and closes its connections; the others notice that,
-find the word taken and end in silence. A rank that was killed says nothing: those that lost it call the roll, and the
-first of them names who is missing. So a run ends with one message, within seconds.
+find the word taken and end in silence. A rank that was killed says nothing: whoever loses it calls the roll, and the
+first to do so names who is missing. So a run ends with one message, within seconds.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,8 +27,12 @@ from .errors import RuntimeFault
 
 SILENT = 3  # exit code of a rank that leaves the word to another
 PATIENCE = timedelta(minutes=30)  # with ranks that are connected: the first writes checkpoints alone
-ROLL_CALL = 3.0  # seconds in which every rank that is left must have noticed
+ROLL_CALL = 4.0  # seconds in which every rank that is alive answers
+LISTENING = 0.3  # seconds between looks whether the roll is called
 BY_THE_ENVIRONMENT = "env://"  # how torchrun has ranks meet
+
+# What the store of a run holds.
+_WORD, _CALLED, _HERE = "weft/word", "weft/called", "weft/here/{}"
 
 
 class RankLost(RuntimeFault):
@@ -116,25 +121,25 @@ class Ranks:
             raise self._lost() from None
 
     def _lost(self) -> RankLost:
-        self.store.set(f"left/{self.number}", "1")
+        self.store.set(_CALLED, "")
         until = time.monotonic() + ROLL_CALL
         missing = list(range(self.count))
-        while missing and time.monotonic() < until and not self.store.check(["word"]):
-            missing = [number for number in missing if not self.store.check([f"left/{number}"])]
+        while missing and time.monotonic() < until and not self.store.check([_WORD]):
+            missing = [number for number in missing if not self.store.check([_HERE.format(number)])]
             time.sleep(0.05)
-        if not missing or self.store.check(["word"]):
+        if not missing or self.store.check([_WORD]):
             return RankLost(f"the connection between the {self.count} processes broke")
         names = " and ".join(str(number) for number in missing)
         have = "has" if len(missing) == 1 else "have"
         return RankLost(
-            f"process {names} of {self.count} (counted from 0) {have} died, so the others stopped: it was killed, or "
-            "memory ran out"
+            f"process {names} of {self.count} (counted from 0) {have} died, killed or out of memory, so all stopped: the "
+            "same command with --resume goes on, on any number of processes"
         )
 
     def claim_the_word(self) -> bool:
         """Whether this rank is the one to say why the run ends."""
         try:
-            return self.is_alone or self.store.add("word", 1) == 1
+            return self.is_alone or self.store.add(_WORD, 1) == 1
         except RuntimeError:  # the store went with the rank that held it
             return True
 
@@ -148,12 +153,13 @@ def joined(place: Place | None, device: str) -> Iterator[Ranks]:
     if place is None or place.count == 1:
         yield ALONE
         return
-    where = _device_of(place, device)
-    store = _meet(place, where)
-    ranks = Ranks(place.number, place.count, where, store)
+    ranks = Ranks(place.number, place.count, _kind_of(device), _meet(place))
     try:
         with ranks.watched():
-            yield ranks
+            ranks = replace(ranks, device=_own_device(place, ranks.device))
+            _connect(ranks)
+            with _answering(ranks):
+                yield ranks
     except BaseException as error:
         # The connections are closed by the end of this process: orderly goodbyes could wait for one that is dead.
         if isinstance(error, SystemExit) or ranks.claim_the_word():
@@ -162,36 +168,65 @@ def joined(place: Place | None, device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _meet(place: Place, device: torch.device) -> Any:
+def _meet(place: Place) -> dist.Store:
     """What ranks tell each other beside tensors."""
     from torch.distributed.rendezvous import rendezvous  # there are systems without
 
     try:
-        store, number, count = next(rendezvous(place.meeting, place.number, place.count, timeout=PATIENCE))
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("torch", store),
-            rank=number,
-            world_size=count,
-            timeout=PATIENCE,
-            device_id=device if device.type == "cuda" else None,
-        )
+        store, _, _ = next(rendezvous(place.meeting, place.number, place.count, timeout=PATIENCE))
     except (RuntimeError, ValueError) as error:
         what = str(error).splitlines()[0]
         raise RuntimeFault(f"process {place.number} of {place.count} did not find the others: {what}") from None
-    return dist.PrefixStore("weft", store)
+    return store
 
 
-def _device_of(place: Place, device: str) -> torch.device:
+def _connect(ranks: Ranks) -> None:
+    on_gpu = ranks.device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("torch", ranks.store),
+        rank=ranks.number,
+        world_size=ranks.count,
+        timeout=PATIENCE,
+        device_id=ranks.device if on_gpu else None,
+    )
+
+
+@contextmanager
+def _answering(ranks: Ranks) -> Iterator[None]:
+    """A thread that answers when the roll is called: this rank may be waiting for one that waits in turn."""
+    is_over = threading.Event()
+
+    def listen() -> None:
+        with suppress(RuntimeError):  # the store has gone with the rank that held it
+            while not is_over.wait(LISTENING):
+                if ranks.store.check([_CALLED]):
+                    ranks.store.set(_HERE.format(ranks.number), "")
+                    return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _kind_of(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        return torch.device("cpu")
-    if device != "cuda":
-        raise RuntimeFault(f"each of {place.count} processes has a device of its own: cpu, cuda or auto, not {device}")
+    if device not in ("cpu", "cuda"):
+        raise RuntimeFault(f"several processes have a device each: give cpu, cuda or auto, not {device}")
+    return torch.device(device)
+
+
+def _own_device(place: Place, kind: torch.device) -> torch.device:
+    if kind.type == "cpu":
+        return kind
     there = torch.cuda.device_count()
     if place.on_machine >= there:
-        raise RuntimeFault(f"process {place.on_machine} on this machine has no GPU: there are {there}, counted from 0")
+        raise RuntimeFault(f"{place.on_machine + 1} processes or more on a machine with {there} GPUs")
     torch.cuda.set_device(place.on_machine)
     return torch.device("cuda", place.on_machine)
 

@@ -1,0 +1,76 @@
+"""Training runs on several processes, for tests: `python -m tests.rank_runs JOBS.json`.
+
+The jobs, `[{"ranks": 2, "config": {..}, "kills": null}, ..]`, are done one after another. Ranks are forks of this
+process, which has imported everything and computed nothing, so a run starts in no time. `kills` is a rank that is
+killed in the middle of its fourth step. The exit codes are printed as JSON, a list for each job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# Torch imports this with the first optimiser; imported here, no rank has to.
+import torch._dynamo  # noqa: F401
+
+from weft.faults import report
+from weft.runtime import shards, train_step  # noqa: F401
+from weft.runtime.ranks import Place, joined
+from weft.runtime.run_config import make_config
+from weft.runtime.train import train
+
+KILLED_AT = 4
+
+
+def main() -> None:
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps([_run(job) for job in jobs]))
+
+
+def _run(job: dict[str, Any]) -> list[int]:
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [_fork(job, number, f"file://{folder}/meeting") for number in range(job["ranks"])]
+        return [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+
+
+def _fork(job: dict[str, Any], number: int, meeting: str) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if job.get("kills") == number:
+            _die_in_a_step()
+        torch.set_num_threads(1)
+        with joined(Place(number, job["ranks"], number, meeting), "cpu") as ranks:
+            train(make_config({**job["config"], "processes": job["ranks"]}), ranks=ranks)
+        code = 0
+    except BaseException as error:
+        code = report(error)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _die_in_a_step() -> None:
+    """Between the forward and the backward."""
+    add_up = train_step._of_all
+
+    def killed(ranks: Any, parts: Any) -> Any:
+        killed.calls += 1
+        if killed.calls == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return add_up(ranks, parts)
+
+    killed.calls = 0
+    train_step._of_all = killed
+
+
+if __name__ == "__main__":
+    main()
