@@ -1,8 +1,8 @@
 """Training runs on several processes, for tests: `python -m tests.rank_runs JOBS.json`.
 
-The jobs, `[{"ranks": 2, "config": {..}, "kills": null}, ..]`, are done one after another. Ranks are forks of this
+Jobs, `{name: {"ranks": 2, "config": {..}, "kills": null}, ..}`, are done one after another. Ranks are forks of this
 process, which has imported everything and computed nothing, so a run starts in no time. `kills` is a rank that is
-killed in the middle of its fourth step. The exit codes are printed as JSON, a list for each job.
+killed in the middle of its fourth step. Printed as JSON, by name: the exit codes, and what was said on stderr.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ KILLED_AT = 4
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    print(json.dumps([_run(job) for job in jobs]))
+    print(json.dumps({name: _run(job) for name, job in jobs.items()}))
 
 
-def _run(job: dict[str, Any]) -> list[int]:
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [_fork(job, number, f"file://{folder}/meeting") for number in range(job["ranks"])]
-        return [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+def _run(job: dict[str, Any]) -> tuple[list[int], str]:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
+        ranks = [_fork(job, number, f"file://{folder}/meeting", said.fileno()) for number in range(job["ranks"])]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+        said.seek(0)
+        return codes, said.read().decode()
 
 
-def _fork(job: dict[str, Any], number: int, meeting: str) -> int:
+def _fork(job: dict[str, Any], number: int, meeting: str, stderr: int) -> int:
     child = os.fork()
     if child:
         return child
     code = 1
     try:
+        os.dup2(stderr, 2)
         if job.get("kills") == number:
             _die_in_a_step()
         torch.set_num_threads(1)
@@ -53,7 +56,6 @@ def _fork(job: dict[str, Any], number: int, meeting: str) -> int:
     except BaseException as error:
         code = report(error)
     finally:
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 

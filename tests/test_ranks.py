@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,11 @@ from weft.runtime.model import load
 from weft.runtime.run_folder import latest_checkpoint
 
 ROOT = Path(__file__).parent.parent
+MODELS = ("olmo2", "blt", "memory_layers")
+TABLES = ("columns", "rows")
+STEPS = 3
 # A weight of every kind: dense, of turns of a loop, one number, and a table by rows; losses that count different rows.
+# Widths that a processor's vectors divide, or a part would be rounded otherwise than the whole.
 EVERY_KIND = """size tiny: dim = 16, vocab = 260
 
 axis seq
@@ -46,28 +50,11 @@ optimise by adamw(lr=1e-2, decay=0.1, clip=CLIP):
     table: lr=3e-2, lazy=true
     head: clip=CLIP
 """
-MODELS = ("olmo2", "blt", "memory_layers")
-STEPS = 3
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL", **more}
-
-
-def runs(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
-    """Exit codes of the ranks of each job, and what they printed."""
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "tests.rank_runs", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
-
-
-def run(folder: Path, jobs: list[dict[str, Any]]) -> None:
-    codes, said = runs(folder, jobs)
-    assert not any(code for of_job in codes for code in of_job), said
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -81,41 +68,86 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def base(text: Path, **settings: Any) -> dict[str, Any]:
-    return {
+def spec(folder: Path, clip: float) -> str:
+    path = folder / f"toy-{clip}.weft"
+    path.write_text(EVERY_KIND.replace("CLIP", str(clip)))
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of the jobs: a folder for each, the exit codes of its ranks, and what they said."""
+
+    folder: Path
+    results: dict[str, tuple[list[int], str]]
+
+    def out(self, name: str) -> Path:
+        codes, said = self.results[name]
+        assert not any(codes), said
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Done:
+    """All runs of this file but those of the command: in one process, as importing takes longer than they do."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = {
         "data": [str(text)], "size": "tiny", "max_length": 48, "tokens_per_step": 400, "steps": STEPS, "lr": 1e-3,
-        "eval_every": STEPS, "eval_tokens": 600, "eval_fraction": 0.2, "threads": 1, "tensorboard": "off", **settings,
+        "eval_every": STEPS, "eval_tokens": 600, "eval_fraction": 0.2, "threads": 1, "tensorboard": "off",
     }  # fmt: skip
+    jobs: dict[str, Any] = {}
+
+    def add(name: str, ranks: int, kills: int | None = None, out: str = "", **settings: Any) -> None:
+        config = {**base, "out": str(folder / (out or name)), **settings}
+        jobs[name] = {"ranks": ranks, "config": config, "kills": kills}
+
+    of_models = {
+        "olmo2": {"accumulate": 2, "overrides": {"layers": 2, "dim": 32, "ffn": 48}},
+        "blt": {"tokenizer": "bytes4", "begin_mark": True},
+        "memory_layers": {"overrides": {"layers": 3, "dim": 32, "ffn": 48, "stride": 1, "memories": 2}},
+    }
+    for name, settings in of_models.items():
+        for ranks in (1, 2, 4):
+            add(f"{name}-{ranks}", ranks, spec=f"specs/{name}.weft", **settings)
+
+    single = {"spec": spec(folder, 0.0), "tokens_per_step": None, "examples_per_step": 1, "steps": 6, "eval_every": 0}
+    add("single", 1, save_every=2, **single)
+    for tables in TABLES:
+        parts = {**single, "save_every": 2, "tables": tables, "out": f"parts-{tables}"}
+        for ranks, end in ((3, 2), (2, 4), (1, 6)):
+            add(f"parts-{tables}" if end == 6 else f"parts-{tables}-{end}", ranks, stop_after=end, resume=end > 2, **parts)
+
+    kinds = {"spec": spec(folder, 0.05), "precision": "float64", "steps": 4, "accumulate": 3}
+    add("kinds", 1, **kinds)
+    for tables, ranks in zip(TABLES, (4, 2), strict=True):
+        add(f"kinds-{tables}", ranks, tables=tables, **kinds)
+
+    killed = {"spec": spec(folder, 1.0), "steps": 6, "save_every": 2, "eval_every": 0}
+    add("undisturbed", 1, **killed)
+    add("killed", 4, kills=2, **killed)
+    add("resumed", 3, out="killed", resume=True, **killed)
+
+    for name, mistake in MISTAKES.items():
+        add(name, 3, **{"spec": spec(folder, 1.0), **mistake})
+
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "tests.rank_runs", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    return Done(folder, json.loads(ended.stdout))
 
 
 # --- the same losses -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
-    """The three models on 1, 2 and 4 processes."""
-    folder = tmp_path_factory.mktemp("models")
-    of = {
-        "olmo2": {"accumulate": 2, "overrides": {"layers": 2, "dim": 32, "ffn": 48}},
-        "blt": {"tokenizer": "bytes4", "begin_mark": True},
-        "memory_layers": {"overrides": {"layers": 3, "dim": 32, "ffn": 48, "stride": 1, "memories": 2}},
-    }
-    jobs = [
-        {"ranks": ranks, "config": base(text, spec=f"specs/{name}.weft", out=str(folder / f"{name}-{ranks}"), **more)}
-        for name, more in of.items()
-        for ranks in (1, 2, 4)
-    ]
-    run(folder, jobs)
-    return folder
-
-
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_are_those_of_one_process(trained: Path, name: str, ranks: int) -> None:
-    one, many = lines(trained / f"{name}-1"), lines(trained / f"{name}-{ranks}")
+def test_losses_are_those_of_one_process(done: Done, name: str, ranks: int) -> None:
+    one, many = lines(done.out(f"{name}-1")), lines(done.out(f"{name}-{ranks}"))
     assert [line["kind"] for line in many] == ["train"] * STEPS + ["held_out"]
     for wanted, found in zip(one, many, strict=True):
-        assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-6, abs=1e-6)
+        assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-6, abs=0)
         assert found.get("tokens") == wanted.get("tokens")
         assert found.get("cuts") == wanted.get("cuts")
         assert found.get("gradient_norm", 0) == pytest.approx(wanted.get("gradient_norm", 0), rel=1e-5)
@@ -123,15 +155,15 @@ def test_losses_are_those_of_one_process(trained: Path, name: str, ranks: int) -
         assert found == {**wanted, "kl_weights": pytest.approx(wanted["kl_weights"], rel=1e-5)}
 
 
-def test_what_is_compared_is_there(trained: Path) -> None:
-    assert lines(trained / "blt-4")[0]["cuts"]
-    assert lines(trained / "memory_layers-4")[-1]["tables"]
+def test_what_is_compared_is_there(done: Done) -> None:
+    assert lines(done.out("blt-4"))[0]["cuts"]
+    assert lines(done.out("memory_layers-4"))[-1]["tables"]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_checkpoints_have_one_form(trained: Path, name: str) -> None:
+def test_checkpoints_have_one_form(done: Done, name: str) -> None:
     """Whole weights and moments, by the same names; `load` does not ask who wrote them."""
-    one, many = (latest_checkpoint(trained / f"{name}-{ranks}") for ranks in (1, 4))
+    one, many = (latest_checkpoint(done.out(f"{name}-{ranks}")) for ranks in (1, 4))
     first, second = read_training(one).optimiser, read_training(many).optimiser
     assert first.updates == second.updates == STEPS
     assert first.moments.keys() == second.moments.keys()
@@ -140,88 +172,68 @@ def test_checkpoints_have_one_form(trained: Path, name: str) -> None:
         if path in first.moments:
             torch.testing.assert_close(second.moments[path], first.moments[path], rtol=1e-4, atol=1e-6)
     assert read_manifest(many).model == read_manifest(one).model
-    assert load(trained / f"{name}-4").parameter_count() == load(trained / f"{name}-1").parameter_count()
+    assert load(many).parameter_count() == load(one).parameter_count()
+
+
+@pytest.mark.parametrize("tables", TABLES)
+def test_every_kind_of_weight(done: Done, tables: str) -> None:
+    """With clipping by two norms, micro-batches, and losses whose rows are counted apart; in float64, to its digits."""
+    one, many = done.out("kinds"), done.out(f"kinds-{tables}")
+    for wanted, found in zip(lines(one), lines(many), strict=True):
+        assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-12)
+        assert found.get("gradient_norm", 1) == pytest.approx(wanted.get("gradient_norm", 1), rel=1e-12)
+    weights = read_weights(latest_checkpoint(many))
+    for path, weight in read_weights(latest_checkpoint(one)).items():
+        torch.testing.assert_close(weights[path], weight, rtol=1e-10, atol=1e-10)
+    norms = [line["gradient_norm"] for line in lines(one) if line["kind"] == "train"]
+    assert min(norms) > 0.05, "nothing was clipped"
 
 
 # --- the same bits -------------------------------------------------------------------------------------------------
 
 
-def spec(folder: Path, clip: float) -> str:
-    path = folder / "toy.weft"
-    path.write_text(EVERY_KIND.replace("CLIP", str(clip)))
-    return str(path)
-
-
-@pytest.mark.parametrize("tables", ["columns", "rows"])
-def test_where_one_rank_has_all_the_work_not_a_bit_differs(tmp_path: Path, text: Path, tables: str) -> None:
-    """A step of one example: other ranks add zeros. Three processes, then two, then one, resumed each time."""
-    common = base(text, spec=spec(tmp_path, clip=0), tokens_per_step=None, examples_per_step=1, steps=6, tables=tables)
-    common |= {"save_every": 2, "eval_every": 0}
-    parts = {**common, "out": str(tmp_path / "parts")}
-    jobs = [{"ranks": 1, "config": {**common, "out": str(tmp_path / "whole")}}]
-    jobs += [{"ranks": 3, "config": {**parts, "stop_after": 2}}]
-    jobs += [{"ranks": 2, "config": {**parts, "stop_after": 4, "resume": True}}]
-    jobs += [{"ranks": 1, "config": {**parts, "resume": True}}]
-    run(tmp_path, jobs)
-    whole, found = latest_checkpoint(tmp_path / "whole"), latest_checkpoint(tmp_path / "parts")
+@pytest.mark.parametrize("tables", TABLES)
+def test_where_one_rank_has_all_the_work_not_a_bit_differs(done: Done, tables: str) -> None:
+    """Steps of one example, to which other ranks add zeros; on three processes, then two, then one."""
+    whole, parts = done.out("single"), done.out(f"parts-{tables}")
     for name in (WEIGHTS, OPTIMISER, "loader.json"):
-        assert (whole / name).read_bytes() == (found / name).read_bytes(), name
-    losses = [[line["losses"] for line in lines(tmp_path / name)] for name in ("whole", "parts")]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("tables", ["columns", "rows"])
-def test_every_kind_of_weight(tmp_path: Path, text: Path, tables: str) -> None:
-    """With clipping by two norms, micro-batches, and losses whose rows are counted apart; in float64, to its digits."""
-    common = base(text, spec=spec(tmp_path, clip=0.05), precision="float64", steps=5, accumulate=3, tables=tables)
-    run(tmp_path, [{"ranks": n, "config": {**common, "out": str(tmp_path / str(n))}} for n in (1, 2, 4)])
-    wanted = read_weights(latest_checkpoint(tmp_path / "1"))
-    for ranks in (2, 4):
-        for one, many in zip(lines(tmp_path / "1"), lines(tmp_path / str(ranks)), strict=True):
-            assert many["losses"] == pytest.approx(one["losses"], rel=1e-12)
-            assert many.get("gradient_norm", 1) == pytest.approx(one.get("gradient_norm", 1), rel=1e-12)
-        for path, weight in read_weights(latest_checkpoint(tmp_path / str(ranks))).items():
-            torch.testing.assert_close(weight, wanted[path], rtol=1e-10, atol=1e-10)
-    norms = [line["gradient_norm"] for line in lines(tmp_path / "1") if line["kind"] == "train"]
-    assert min(norms) > 0.05, "nothing was clipped"
+        first, second = latest_checkpoint(whole) / name, latest_checkpoint(parts) / name
+        assert first.read_bytes() == second.read_bytes(), name
+    assert [line["losses"] for line in lines(whole)] == [line["losses"] for line in lines(parts)]
 
 
 # --- the end of one ------------------------------------------------------------------------------------------------
 
 
-def test_a_rank_that_is_killed(tmp_path: Path, text: Path) -> None:
-    """The others stop with one line; the run goes on with another number of processes, to the same losses."""
-    common = base(text, spec=spec(tmp_path, clip=1.0), steps=6, save_every=2, eval_every=0)
-    broken = {**common, "out": str(tmp_path / "broken")}
-    began = time.monotonic()
-    (codes,), said = runs(tmp_path, [{"ranks": 4, "config": broken, "kills": 2}])
-    assert time.monotonic() - began < 60
+def test_a_rank_that_is_killed(done: Done) -> None:
+    """The others stop with one line, and nothing is half written; on other processes the run goes on as it would have."""
+    codes, said = done.results["killed"]
     assert codes[2] == -signal.SIGKILL
     assert sorted(codes) == [-signal.SIGKILL, 1, 3, 3]
-    (line,) = [line for line in said.splitlines() if line]
-    saved = tmp_path / "broken" / "checkpoints" / "step-00000002"
-    assert line == (
+    folder = done.folder / "killed" / "checkpoints"
+    assert said == (
         "weft: process 2 of 4 (counted from 0) has died, killed or out of memory, so all stopped: the same command with "
-        f"--resume goes on, on any number of processes; the last good checkpoint is {saved}"
+        f"--resume goes on, on any number of processes; the last good checkpoint is {folder / 'step-00000002'}\n"
     )
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
-    whole = {"ranks": 1, "config": {**common, "out": str(tmp_path / "whole")}}
-    run(tmp_path, [{"ranks": 3, "config": {**broken, "resume": True}}, whole])
-    for wanted, found in zip(lines(tmp_path / "whole"), lines(tmp_path / "broken"), strict=True):
-        assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-6, abs=1e-6)
+    assert done.results["resumed"] == [[0, 0, 0], ""]
+    assert sorted(path.name for path in folder.iterdir()) == [f"step-0000000{step}" for step in (2, 4, 6)]
+    for wanted, found in zip(lines(done.out("undisturbed")), lines(done.folder / "killed"), strict=True):
+        assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-6, abs=0)
 
 
-def test_a_mistake_is_told_once(tmp_path: Path, text: Path) -> None:
-    common = base(text, spec=spec(tmp_path, clip=1.0), out=str(tmp_path / "run"))
-    blocked = tmp_path / "blocked"
-    blocked.write_text("a file")
-    bad = [{"resume": True}, {"data": ["none.txt"]}, {"out": str(blocked)}, {"lr": 1e30, "clip": 0.0}]
-    codes, said = runs(tmp_path, [{"ranks": 3, "config": {**common, **more}} for more in bad])
-    assert [sorted(of_job) for of_job in codes] == [[1, 3, 3]] * len(bad)
-    wanted = ["nothing to resume", "none.txt", "blocked cannot be written", "the step was not taken"]
-    found = [line for line in said.splitlines() if line]
-    assert len(found) == len(bad), said
-    assert all(part in line for part, line in zip(wanted, found, strict=True)), said
+MISTAKES: dict[str, dict[str, Any]] = {
+    "nothing to resume": {"resume": True},
+    "none.txt": {"data": ["none.txt"]},
+    "the step was not taken": {"lr": 1e30, "clip": 0.0},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_once(done: Done, mistake: str) -> None:
+    codes, said = done.results[mistake]
+    assert sorted(codes) == [1, 3, 3]
+    assert len(said.splitlines()) == 1
+    assert mistake in said
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
