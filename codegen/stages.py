@@ -78,15 +78,14 @@ def _weights_below(module: fx.GraphModule, levels: Mapping[str, WeightTree]) -> 
         if is_weight(node):
             path = str(node.target).removeprefix(ROOT)
             found[node] = frozenset(level for level in levels if path.startswith(f"{level}."))
-        elif node.op == "call_function" and node.all_input_nodes:
-            if all(read in found for read in node.all_input_nodes):
-                found[node] = frozenset[str]().union(*(found[read] for read in node.all_input_nodes))
+            continue
+        read = node.all_input_nodes
+        if node.op == "call_function" and read and all(one in found for one in read):
+            found[node] = frozenset[str]().union(*(found[one] for one in read))
     return found
 
 
-def _stretches(
-    steps: Sequence[fx.Node], weights: Mapping[fx.Node, _Place]
-) -> Iterator[tuple[_Place, list[fx.Node]]]:
+def _stretches(steps: Sequence[fx.Node], weights: Mapping[fx.Node, _Place]) -> Iterator[tuple[_Place, list[fx.Node]]]:
     """The steps in order, cut where other levels are read: each stretch from the first reader to the last."""
     wanted = [frozenset[str]().union(*(weights.get(read, ()) for read in node.all_input_nodes)) for node in steps]
     readers = [i for i, place in enumerate(wanted) if place]
@@ -99,9 +98,7 @@ def _stretches(
     yield frozenset(), list(steps[begun:])
 
 
-def _crossing(
-    nodes: Sequence[fx.Node], weights: Mapping[fx.Node, _Place]
-) -> tuple[list[fx.Node], tuple[fx.Node, ...]]:
+def _crossing(nodes: Sequence[fx.Node], weights: Mapping[fx.Node, _Place]) -> tuple[list[fx.Node], tuple[fx.Node, ...]]:
     """What a stretch reads of others, and what others read of it."""
     inside = set(nodes)
     read = dict.fromkeys(read for node in nodes for read in node.all_input_nodes)
@@ -157,4 +154,3 @@ class _Part:
         finished.graph = self.graph
         finished.meta.update(self.module.meta)
         return finished
-

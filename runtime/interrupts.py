@@ -9,7 +9,6 @@ from typing import Any
 
 from .ranks import Ranks
 
-
 REASONS = (None, "Ctrl-C", "SIGTERM")
 
 

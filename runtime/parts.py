@@ -39,7 +39,8 @@ def cut_like(weight: Tensor, whole: Tensor) -> Tensor:
 
 
 def whole(weight: Tensor, part: Tensor | None = None) -> Tensor:
-    """The weight from all ranks' parts, or a tensor like it of which this rank has `part`. All ranks must ask."""
+    """The weight from all ranks' parts, or a tensor like it of which this rank has `part`. All ranks must ask; of a
+    weight in parts the first gets the whole, in main memory, and the others nothing."""
     if not is_in_parts(weight):
         return weight.detach() if part is None else part
     from torch.distributed.tensor import DTensor
@@ -48,7 +49,8 @@ def whole(weight: Tensor, part: Tensor | None = None) -> Tensor:
     if part is not None:
         layout = {"shape": weight.shape, "stride": weight.stride(), "run_check": False}
         of_parts = DTensor.from_local(part, of_parts.device_mesh, of_parts.placements, **layout)
-    return of_parts.full_tensor()
+    found = of_parts.full_tensor()
+    return found.cpu() if of_parts.device_mesh.get_local_rank() == 0 else found.new_empty(0)
 
 
 def _local(tensor: Any) -> Tensor:

@@ -25,6 +25,7 @@ from torch import distributed as dist
 
 from .errors import RuntimeFault
 
+CPU = torch.device("cpu")
 SILENT = 3  # exit code of a rank that leaves the word to another
 PATIENCE = timedelta(minutes=30)  # with ranks that are connected: the first writes checkpoints alone
 ROLL_CALL = 4.0  # seconds in which every rank that is alive answers
@@ -56,7 +57,7 @@ class Ranks:
 
     number: int = 0
     count: int = 1
-    device: torch.device = torch.device("cpu")  # where tensors that are exchanged lie
+    device: torch.device = CPU  # where tensors that are exchanged lie
     store: Any = None
 
     @property
@@ -132,8 +133,8 @@ class Ranks:
         names = " and ".join(str(number) for number in missing)
         have = "has" if len(missing) == 1 else "have"
         return RankLost(
-            f"process {names} of {self.count} (counted from 0) {have} died, killed or out of memory, so all stopped: the "
-            "same command with --resume goes on, on any number of processes"
+            f"process {names} of {self.count} (counted from 0) {have} died, killed or out of memory, so all stopped: "
+            "the same command with --resume goes on, on any number of processes"
         )
 
     def claim_the_word(self) -> bool:
@@ -168,7 +169,7 @@ def joined(place: Place | None, device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _meet(place: Place) -> dist.Store:
+def _meet(place: Place) -> Any:
     """What ranks tell each other beside tensors."""
     from torch.distributed.rendezvous import rendezvous  # there are systems without
 
@@ -184,7 +185,7 @@ def _connect(ranks: Ranks) -> None:
     on_gpu = ranks.device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("torch", ranks.store),
+        store=ranks.store,
         rank=ranks.number,
         world_size=ranks.count,
         timeout=PATIENCE,

@@ -117,4 +117,3 @@ class RowShards:
         own = self.ranks.exchange(wanted % each, asked, given)
         found = row_tables.sum_rows(row_tables.flat(self.part), own[:, None], None)
         return _exchange(found, self.ranks, given, asked), place
-

@@ -115,7 +115,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Done:
     for tables in TABLES:
         parts = {**single, "save_every": 2, "tables": tables, "out": f"parts-{tables}"}
         for ranks, end in ((3, 2), (2, 4), (1, 6)):
-            add(f"parts-{tables}" if end == 6 else f"parts-{tables}-{end}", ranks, stop_after=end, resume=end > 2, **parts)
+            name = f"parts-{tables}" if end == 6 else f"parts-{tables}-{end}"
+            add(name, ranks, stop_after=end, resume=end > 2, **parts)
 
     kinds = {"spec": spec(folder, 0.05), "precision": "float64", "steps": 4, "accumulate": 3}
     add("kinds", 1, **kinds)
@@ -132,10 +133,11 @@ def done(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Done:
 
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "tests.rank_runs", str(file)]
+    results = folder / "results.json"
+    command = [sys.executable, "-m", "tests.rank_runs", str(file), str(results)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=600)
     assert ended.returncode == 0, ended.stderr
-    return Done(folder, json.loads(ended.stdout))
+    return Done(folder, json.loads(results.read_text()))
 
 
 # --- the same losses -----------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def test_checkpoints_have_one_form(done: Done, name: str) -> None:
         if path in first.moments:
             torch.testing.assert_close(second.moments[path], first.moments[path], rtol=1e-4, atol=1e-6)
     assert read_manifest(many).model == read_manifest(one).model
-    assert load(many).parameter_count() == load(one).parameter_count()
+    assert load(many).state_dict().keys() == load(one).state_dict().keys()
 
 
 @pytest.mark.parametrize("tables", TABLES)
@@ -206,14 +208,14 @@ def test_where_one_rank_has_all_the_work_not_a_bit_differs(done: Done, tables: s
 
 
 def test_a_rank_that_is_killed(done: Done) -> None:
-    """The others stop with one line, and nothing is half written; on other processes the run goes on as it would have."""
+    """The others stop with one line, and nothing is half written; on other processes the run goes on."""
     codes, said = done.results["killed"]
     assert codes[2] == -signal.SIGKILL
     assert sorted(codes) == [-signal.SIGKILL, 1, 3, 3]
     folder = done.folder / "killed" / "checkpoints"
     assert said == (
-        "weft: process 2 of 4 (counted from 0) has died, killed or out of memory, so all stopped: the same command with "
-        f"--resume goes on, on any number of processes; the last good checkpoint is {folder / 'step-00000002'}\n"
+        "weft: process 2 of 4 (counted from 0) has died, killed or out of memory, so all stopped: the same command "
+        f"with --resume goes on, on any number of processes; the last good checkpoint is {folder / 'step-00000002'}\n"
     )
     assert done.results["resumed"] == [[0, 0, 0], ""]
     assert sorted(path.name for path in folder.iterdir()) == [f"step-0000000{step}" for step in (2, 4, 6)]
@@ -240,8 +242,9 @@ def test_a_mistake_is_told_once(done: Done, mistake: str) -> None:
 
 
 def command(text: Path, out: Path, *more: str) -> list[str]:
-    settings = ("--size", "tiny", "--data", str(text), "--max-length", "48", "--tokens-per-step", "200", "--out", str(out))
-    return [sys.executable, "-m", "weft", "train", *settings, "--eval-every", "0", "--log-every", "1", *more]
+    settings = ("--size", "tiny", "--data", str(text), "--max-length", "48", "--tokens-per-step", "200")
+    logs = ("--out", str(out), "--eval-every", "0", "--log-every", "1")
+    return [sys.executable, "-m", "weft", "train", *settings, *logs, *more]
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank by what Linux says of processes")
@@ -257,10 +260,8 @@ def test_the_command_with_processes(tmp_path: Path, text: Path) -> None:
     assert running.returncode == 1
     assert re.match(r"weft: process 1 of 2 .* --resume goes on, .*; the last good checkpoint is ", rest[-1])
     assert all(line.startswith("step ") for line in rest[:-1]), rest
-    with subprocess.Popen(
-        [*start, "--resume", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-        cwd=ROOT,
-    ) as running:  # fmt: skip
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*start, "--resume", "--json"], **both, text=True, env=environment(), cwd=ROOT) as running:
         assert running.stderr is not None
         assert running.stdout is not None
         _wait_for(running, r"resumed from ")
@@ -277,9 +278,7 @@ def test_the_command_with_processes(tmp_path: Path, text: Path) -> None:
 def test_torchrun(tmp_path: Path, text: Path) -> None:
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     own = command(text, tmp_path / "run", spec(tmp_path, clip=1.0), "--steps", "2")[1:]
-    done = subprocess.run(
-        [*starter, *own], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=120
-    )  # fmt: skip
+    done = subprocess.run([*starter, *own], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("finished after 2 steps") == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
@@ -296,6 +295,8 @@ def _wait_for(running: subprocess.Popen[str], pattern: str) -> None:
 def _child(parent: int, rank: int) -> int:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     (found,) = [
-        int(child) for child in children if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        int(child)
+        for child in children
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
     ]
     return found

@@ -2,7 +2,8 @@
 
 Each runs the same command with what torchrun would put into its environment, so a run is the same whoever started it.
 The processes tell each other when one ends (runtime/ranks.py), and one of them says why. Signals are passed on to all,
-which agree on the step after which they stop; one that hangs because another is gone is killed.
+which agree on the step after which they stop; one that hangs because another is gone is killed. If this process is
+killed itself, they stop as after a signal.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,8 +63,21 @@ def start(count: int) -> int:
 def _start(number: int, shared: Mapping[str, str]) -> subprocess.Popen[bytes]:
     own = {"RANK": str(number), "LOCAL_RANK": str(number)}
     command = [sys.executable, "-m", "weft", *sys.argv[1:]]
-    # In a session of its own: a Ctrl-C in the terminal reaches it once, from here.
-    return subprocess.Popen(command, env={**shared, **own}, stdin=subprocess.DEVNULL, start_new_session=True)
+    # In a session of its own: a Ctrl-C in the terminal reaches it once, from here. Its stdin ends with this process.
+    return subprocess.Popen(command, env={**shared, **own}, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def stop_with_the_starter(environment: Mapping[str, str]) -> None:
+    """In a process that `start` has started."""
+    if MEETING not in environment:
+        return
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -71,9 +86,10 @@ def _passing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for rank in ranks:
-            rank.send_signal(number)
+            rank.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # there are systems without the last, which a closed terminal sends
+    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield

@@ -122,7 +122,7 @@ def run(
         # Mistakes in the spec are shown in colour and before torch is imported, which takes seconds.
         spec_files.checked(file, size, spec_files.overrides(set_ or []))
 
-    from weft.processes import place_in, start
+    from weft.processes import place_in, start, stop_with_the_starter
     from weft.runtime.progress import Reporter
     from weft.runtime.ranks import joined
     from weft.runtime.run_config import make_config, read_config_file
@@ -133,6 +133,7 @@ def run(
     whole = make_config(*layers, settings, started)
     if place is None and whole.processes > 1:
         raise SystemExit(start(whole.processes))
+    stop_with_the_starter(os.environ)
     from weft.runtime.train import train
 
     with Reporter(sys.stderr) as reporter, joined(place, whole.device) as ranks:
