@@ -326,7 +326,9 @@ def test_ranks_share_the_same_global_batches(folder, world_size):
     whole = TokenLoader(corpus, plan)
     for _ in range(20):
         wanted = whole.next_batch()
-        shares = [one for rank in range(world_size) for one in wanted.share(rank, world_size)]
+        every = [wanted.share(rank, world_size) for rank in range(world_size)]
+        assert all(len(of_rank) == 1 and of_rank[0].examples for of_rank in every)
+        shares = [one for of_rank in every for one in of_rank if not one.stands_in]
         assert torch.equal(torch.cat([share.tokens for share in shares]), wanted.tokens)
         assert torch.equal(torch.cat([share.example_ids for share in shares]), wanted.example_ids)
         assert sum((share.labels for share in shares), ()) == wanted.labels
@@ -383,3 +385,18 @@ def test_compressed_file_is_only_bytes(tmp_path):
     """Nothing is guessed: a .gz is read as the bytes it has."""
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"text" * 50))
     assert corpus_of(tmp_path / "a.gz", eval_fraction=0.0).tokens[:2].tolist() == [0x1F, 0x8B]
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(2, 3), (4, 2), (3, 5)])
+def test_every_rank_has_as_many_micro_batches(folder, ranks, parts):
+    """Those without examples compute one that counts for nothing: the others wait for their part of the weights."""
+    loader = TokenLoader(corpus_of(folder), BatchPlan(None, 4, seed=1))
+    for _ in range(5):
+        batch = loader.next_batch()
+        every = [batch.share(rank, ranks, parts) for rank in range(ranks)]
+        assert len({len(of_rank) for of_rank in every}) == 1
+        counted = [one for together in zip(*every, strict=True) for one in together if not one.stands_in]
+        assert sum((one.labels for one in counted), ()) == batch.labels
+        idle = [one for of_rank in every for one in of_rank if one.stands_in]
+        assert all(one.rows == int(batch.offsets.diff().min()) for one in idle)
+        assert all(any(not one.stands_in for one in together) for together in zip(*every, strict=True))

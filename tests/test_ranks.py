@@ -260,8 +260,9 @@ def test_the_command_with_processes(tmp_path: Path, text: Path) -> None:
     assert running.returncode == 1
     assert re.match(r"weft: process 1 of 2 .* --resume goes on, .*; the last good checkpoint is ", rest[-1])
     assert all(line.startswith("step ") for line in rest[:-1]), rest
-    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*start, "--resume", "--json"], **both, text=True, env=environment(), cwd=ROOT) as running:
+    start = [*start, "--resume", "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(start, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=ROOT) as running:
         assert running.stderr is not None
         assert running.stdout is not None
         _wait_for(running, r"resumed from ")
