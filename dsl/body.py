@@ -60,6 +60,7 @@ class Build:
     cuts: dict[Axis, Segmented | None] = field(default_factory=dict)  # what made each cut; None: a mistake did
     # How many rows of a nested axis each row of its owner has, as far as the text says, and where it does.
     owned: dict[tuple[Axis, Axis], tuple[Length, Span]] = field(default_factory=dict)
+    shown: dict[Axis, Axis] = field(default_factory=dict)  # the cut that an owner's rows are, by the owner
     selected: dict[Axis, tuple[Value, Span]] = field(default_factory=dict)  # the tag of each selected axis, first use
     inputs: dict[str, Value] = field(default_factory=dict)  # of the program
     arms: list[OpenArm] = field(default_factory=list)  # of `match`, around the statement that is run
@@ -197,6 +198,23 @@ class Body(ABC):
         if made is None:
             raise Noted  # the mistake is in its `segment`
         return made
+
+    def shown(self, along: Axis, owner: Axis, each: int, at: Span) -> Axis:
+        """The cut of a selection whose segments are the rows of each row of `owner`, made where it is first asked
+        for."""
+        known = self.build.shown.get(owner)
+        if known is not None and isinstance(known.kind, Cut) and known.kind.parent is along:
+            return known
+        cut = Axis(owner.name, Cut(along, owner), owner.length, None, owner.span)
+        naming, self.naming = self.naming, None
+        try:
+            flags = self.apply(self.build.ops["segment_each"], {"cut": cut, "each": each}, at)
+        finally:
+            self.naming = naming
+        assert isinstance(flags, Value)
+        self.build.shown[owner] = cut
+        self.build.cuts[cut] = Segmented(along, flags, None, at)
+        return cut
 
     def selected(self, axis: Axis, at: Span) -> Value:
         """The tag that selects the rows of an axis: what has its name here, or had where the axis was used before."""

@@ -128,8 +128,18 @@ def elaborate_model(spec: Spec, declaration: syntax.Block) -> Program | None:
         if isinstance(output, Value) and output.type.missing:
             spec.library.problems.add(MissingRows(at, declaration.name.text, "a model gives every row"))
             return None
-    names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
+    names = _output_names(declaration, len(outputs))
     return _program(spec, body, declaration, "model", inputs, tuple(zip(names, outputs, strict=True)), ())
+
+
+def _output_names(declaration: syntax.Block, count: int) -> tuple[str, ...]:
+    """One result is called `output`; several have the names that `return a, b` gives them, or numbers."""
+    last = declaration.body[-1]
+    if count > 1 and isinstance(last, syntax.Return) and isinstance(last.value, syntax.Tuple):
+        names = tuple(item.text for item in last.value.items if isinstance(item, syntax.Name))
+        if len(set(names)) == count:
+            return names
+    return ("output",) if count == 1 else tuple(f"output{i}" for i in range(count))
 
 
 def elaborate_objective(spec: Spec, declaration: syntax.Objective) -> Program | None:
@@ -214,6 +224,7 @@ def _program(
     program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
         tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs), _selected(spec, body, inputs),
+        dict(body.build.shown),
     )  # fmt: skip
     if body.build.turns is not None:
         spec.shortened.append((program, body.build.turns))

@@ -51,6 +51,7 @@ from .frontier_rules import (
     segment_by_value,
     segment_index,
     segments,
+    shown_rows,
     spread,
     take,
     to_example,
@@ -76,8 +77,8 @@ __all__ = [
     "Segments", "attend", "attend_keys", "contract", "conv", "conv_strided", "counted_in", "end", "first", "following",
     "gather_by_data", "join", "join_selections", "last", "least", "length_of", "leq", "no_data", "pool", "previous",
     "reach_of", "reduce_over_axis", "rename", "row", "row_number", "row_wise", "scan", "segment_by_flags",
-    "segment_by_lengths", "segment_by_value", "segment_index", "segments", "settle", "spread", "take", "to_example",
-    "touches",
+    "segment_by_lengths", "segment_by_value", "segment_index", "segments", "settle", "shown_rows", "spread", "take",
+    "to_example", "touches",
 ]  # fmt: skip
 
 

@@ -16,16 +16,21 @@ from .frontier_elements import (
     NONE,
     Frontier,
     Kind,
+    all_apart,
+    apart,
     counted_in,
     end,
+    ends,
     fine_axis,
     first,
     is_part_of,
     is_run_of,
+    is_unbroken,
     join,
     last,
     leq,
     on_level,
+    owner_of,
     row,
     selects,
     touches,
@@ -136,9 +141,10 @@ def previous(f: Frontier, k: int, along: Axis | None = None) -> Frontier:
 def so_far(f: Frontier, along: Axis | None = None) -> Frontier:
     """F of a value that reads rows up to its own: elements are monotone, so the last row read has the latest.
 
-    All but one: rows between two rows of a segment may be in no segment where a cut groups the rows of a selection.
+    All but one: rows between two rows of a segment may be in no segment where a cut groups the rows of a selection, and
+    has no owner.
     """
-    if f.kind is not Kind.END or f.axis is None:
+    if f.kind is not Kind.END or f.axis is None or all(is_unbroken(cut) for cut in f.cuts):
         return f
     grouped = fine_axis(f.axis)
     if grouped is None or not selects(grouped) or (along is not None and is_part_of(along, grouped)):
@@ -240,7 +246,8 @@ def _at_last(f: Frontier, cut: Segments) -> Frontier:
             return NONE
         case Kind.ROW if touches(f, cut.along):
             return last(cut.axis, max(0, f.shift))
-        case Kind.END if f.axis is cut.axis:
+        case Kind.END if f.cuts == (cut.axis,) or all_apart((*f.cuts, cut.axis)):
+            # The last row of a segment is in none of another cut.
             return last(cut.axis)
         case _:
             return ALL
@@ -301,6 +308,27 @@ def _read_closed(f: Frontier, cut: Segments) -> Frontier:
 # -- selections
 
 
+def shown_rows(f: Frontier, cut: Axis, parts: bool) -> Frontier:
+    """`flatten(z, (picture, spot) -> place)` with places selected from other rows, and back (`parts`). All rows of a
+    picture are there together, so what one knows of its own picture is known at the end of its segment."""
+    owner, along = owner_of(cut), fine_axis(cut)
+    assert owner is not None
+    assert along is not None
+    if not parts:
+        return end(cut, along) if f.kind is Kind.ROW and f.axis is owner and f.shift <= 0 else _unless_none(f)
+    match f.kind:
+        case Kind.END if f.cuts == (cut,):
+            return last(owner)
+        case Kind.ROW if f.shift <= 0 and touches(f, along):
+            return last(owner)
+        case _:
+            return _unless_none(f)
+
+
+def _unless_none(f: Frontier) -> Frontier:
+    return NONE if f.is_none else ALL
+
+
 def take(f: Frontier, to: Axis, tag: Frontier = NONE) -> Frontier:
     """`take(x, X -> W)`. Rows of W are in the gaps of a cut that lies in another selection of the same tag.
 
@@ -309,17 +337,13 @@ def take(f: Frontier, to: Axis, tag: Frontier = NONE) -> Frontier:
     if not tag.is_none and not (isinstance(to.kind, Selected) and leq(tag, row(to.whole))):
         return ALL
     f = join(f, tag)
-    if f.kind is Kind.END and f.inside is not None and _apart(f.inside, to) and isinstance(to.kind, Selected):
-        return row(to.kind.parent)
-    return f
-
-
-def _apart(left: Axis, right: Axis) -> bool:
-    a, b = left.kind, right.kind
-    if not isinstance(a, Selected) or not isinstance(b, Selected):
-        return False
-    # Two tags of one name are two tags: those of arms are told apart by their values.
-    return a.parent is b.parent and a.tag == b.tag and a.by is b.by and not set(a.members) & set(b.members)
+    if f.kind is not Kind.END or f.inside is None or not isinstance(to.kind, Selected):
+        return f
+    if not f.others:
+        return row(to.kind.parent) if apart(f.inside, to) else f
+    lie_in = {cut: fine_axis(cut) for cut in f.cuts}
+    met = [cut for cut, inside in lie_in.items() if inside is None or not apart(inside, to)]
+    return ends(met) if met else row(to.kind.parent)
 
 
 def join_selections(to: Axis, parts: Iterable[Frontier], tag: Frontier = NONE) -> Frontier:

@@ -174,7 +174,8 @@ class _Writer:
         if isinstance(e, syntax.Call) and isinstance(e.callee, syntax.Name) and e.callee.text == "index":
             match [argument.value for argument in e.arguments]:
                 case [cut]:
-                    return SegmentIndex(body.axis(cut), "own")
+                    axis = body.axis(cut)
+                    return SegmentIndex(body.build.shown.get(axis, axis), "own")
                 case [cut, syntax.Name("own" | "closed" as which)]:
                     return SegmentIndex(body.axis(cut), which)
             raise Mistake(BadMask(e.span, "`index` takes a cut, and `own` or `closed`"))
@@ -184,7 +185,7 @@ class _Writer:
         if isinstance(value, Record) and value.main is not None:
             value = value.main
         if isinstance(value, Axis) and value.is_ordered:
-            return SegmentIndex(value)
+            return SegmentIndex(body.build.shown.get(value, value))
         if not isinstance(value, Value):
             what = f"`query(..)` and `key(..)` read `position`, an ordered axis or a value, not {describe(value)}"
             raise Mistake(BadMask(e.span, what))

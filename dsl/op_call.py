@@ -67,6 +67,9 @@ class Call:
         if not self.equal(before, each):
             raise Mistake(RowsPerOwner(self.at("axes"), axis.name, owner.name, str(each), str(before), first))
 
+    def shown(self, axis: Axis, owner: Axis, each: int) -> Axis:
+        return self._body.shown(axis, owner, each, self.span)
+
     def selected(self, axis: Axis) -> Value:
         return self._body.selected(axis, self.span)
 

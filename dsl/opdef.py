@@ -123,6 +123,10 @@ class OpCall(Protocol):
         """Notes that each row of `owner` has so many rows of `axis`. Fails where it was another number."""
         ...
 
+    def shown(self, axis: Axis, owner: Axis, each: int) -> Axis:
+        """The cut of a selected axis whose segments are the rows of each row of `owner`: so many, and neighbours."""
+        ...
+
     def selected(self, axis: Axis) -> Value:
         """The tag that selects the rows of a selected axis. Fails where none is known."""
         ...

@@ -55,14 +55,27 @@ def _skip_any(positions: set[int], wanted: tuple[str, ...]) -> set[int]:
 
 
 def captures(pattern: str, path: str) -> tuple[str, ...] | None:
-    """What each `*` of a pattern without `**` stands for when it matches the whole of `path`; None when it does not."""
-    wanted, parts = _parts(pattern), path.split(".")
-    if len(wanted) != len(parts):
-        return None
-    caught: list[str] = []
-    for part, name in zip(wanted, parts, strict=True):
-        if part == "*":
-            caught.append(name)
-        elif part != name:
-            return None
-    return tuple(caught)
+    """What each `*` of a pattern stands for when it matches the whole of `path`; None when it does not. What `**`
+    stands for is not told."""
+    wanted = _parts(pattern)
+    reached: dict[int, tuple[str, ...]] = _skip_any_caught({0: ()}, wanted)
+    for part in path.split("."):
+        after: dict[int, tuple[str, ...]] = {}
+        for position, caught in reached.items():
+            if position == len(wanted):
+                continue
+            if wanted[position] == "**":
+                after[position] = caught
+            elif wanted[position] in ("*", part):
+                after.setdefault(position + 1, caught + (part,) * (wanted[position] == "*"))
+        reached = _skip_any_caught(after, wanted)
+    return reached.get(len(wanted))
+
+
+def _skip_any_caught(reached: dict[int, tuple[str, ...]], wanted: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
+    """As `_skip_any`, with what has been caught on the way to each position."""
+    for position, caught in sorted(reached.items()):
+        while position < len(wanted) and wanted[position] == "**":
+            position += 1
+            reached.setdefault(position, caught)
+    return reached

@@ -636,11 +636,12 @@ class TensorEntry:
 
 @record(eq=False)
 class Weights:
-    """`weights huggingface:` with config and tensor lines."""
+    """`weights huggingface:` with config and tensor lines, and the patterns of its `new` lines."""
 
     format: Identifier
     config: tuple[ConfigEntry, ...]
     tensors: tuple[TensorEntry, ...]
+    new: tuple[Pattern, ...]
     span: Span
 
 

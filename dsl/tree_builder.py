@@ -319,14 +319,19 @@ def recipe(span: Span, named: Identifier, parameters: Parts, body: Parts) -> syn
     return syntax.Recipe(named, parameters, body, span)
 
 
-def weights(span: Span, format: Identifier, *lines: syntax.ConfigEntry | syntax.TensorEntry) -> syntax.Weights:
+def weights(span: Span, format: Identifier, *lines: syntax.ConfigEntry | syntax.TensorEntry | Parts) -> syntax.Weights:
     config = tuple(line for line in lines if isinstance(line, syntax.ConfigEntry))
     tensors = tuple(line for line in lines if isinstance(line, syntax.TensorEntry))
-    return syntax.Weights(format, config, tensors, span)
+    new = tuple(pattern for line in lines if isinstance(line, tuple) for pattern in line)
+    return syntax.Weights(format, config, tensors, new, span)
 
 
 def config_entry(span: Span, key: Token, value: Any) -> syntax.ConfigEntry:
     return syntax.ConfigEntry(string(key.span, key), plain(value), span)
+
+
+def new_entry(span: Span, patterns: Parts) -> Parts:
+    return patterns
 
 
 def tensor_entry(span: Span, foreign: Token, patterns: Parts, axes: Parts | None) -> syntax.TensorEntry:
@@ -355,7 +360,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "optimise": optimise,
     "optimise_bare": optimise, "optimiser": optimiser, "optimise_line": optimise_line, "hook": hook, "memory": memory,
     "extern": extern, "generate": generate, "recipe": recipe, "weights": weights, "config_entry": config_entry,
-    "tensor_entry": tensor_entry,
+    "tensor_entry": tensor_entry, "new_entry": new_entry,
 }  # fmt: skip
 
 # What counts as one level of nesting: later stages walk trees recursively, so depth has a limit.

@@ -14,7 +14,7 @@ from .elaborate import Spec
 from .errors.names import did_you_mean
 from .errors.weights import BadWeightMap
 from .names_read import all_words
-from .patterns import captures
+from .patterns import captures, select
 from .program import Program, Weight
 from .record import record
 from .source import Span
@@ -50,9 +50,12 @@ class TensorLine:
 
 @record
 class WeightMap:
+    """`new`: weights that the foreign checkpoint lacks, which start as their `init` says when it is read."""
+
     format: str
     config: tuple[ConfigLine, ...]
     tensors: tuple[TensorLine, ...]
+    new: tuple[str, ...] = ()
 
 
 def weight_maps(spec: Spec, models: Mapping[str, Program]) -> dict[str, WeightMap]:
@@ -61,10 +64,12 @@ def weight_maps(spec: Spec, models: Mapping[str, Program]) -> dict[str, WeightMa
     maps: dict[str, WeightMap] = {}
     for declaration in spec.root.module.of(syntax.Weights):
         config = tuple(line for entry in declaration.config for line in _config(spec, entry))
-        entries = [(entry, line) for entry in declaration.tensors for line in _tensors(spec, entry, weights)]
-        _check_coverage(spec, declaration, entries, weights)
+        new = _new(spec, declaration, weights)
+        read = {path: weight for path, weight in weights.items() if path not in new}
+        entries = [(entry, line) for entry in declaration.tensors for line in _tensors(spec, entry, read)]
+        _check_coverage(spec, declaration, entries, weights, new)
         tensors = tuple(line for _, line in entries)
-        maps[declaration.format.text] = WeightMap(declaration.format.text, config, tensors)
+        maps[declaration.format.text] = WeightMap(declaration.format.text, config, tensors, tuple(new))
     return maps
 
 
@@ -160,6 +165,18 @@ def _is_of_another_choice(spec: Spec, pattern: str, weights: Mapping[str, Weight
     return any(word == head for block in blocks for word in all_words(block))
 
 
+def _new(spec: Spec, declaration: syntax.Weights, weights: Mapping[str, Weight]) -> dict[str, Span]:
+    """The weights of the `new` lines, and where they are named."""
+    found: dict[str, Span] = {}
+    for pattern in declaration.new:
+        paths = select(pattern.text, weights)
+        found |= dict.fromkeys(paths, pattern.span)
+        if not paths and not _is_of_another_choice(spec, pattern.text, weights):
+            hint = did_you_mean(pattern.text, tuple(weights))
+            spec.library.problems.add(BadWeightMap(pattern.span, f"`{pattern.text}` is the path of no weight", hint))
+    return found
+
+
 def _filled(pattern: str, caught: tuple[str, ...]) -> str:
     for part in caught:
         pattern = pattern.replace("*", part, 1)
@@ -193,17 +210,18 @@ def _check_coverage(
     declaration: syntax.Weights,
     entries: list[tuple[syntax.TensorEntry, TensorLine]],
     weights: Mapping[str, Weight],
+    new: Mapping[str, Span],
 ) -> None:
     """Every weight stands in exactly one line."""
     problems = spec.library.problems
-    seen: dict[str, tuple[str, Span]] = {}
+    seen: dict[str, tuple[str, Span]] = {path: ("no tensor, as it is new", span) for path, span in new.items()}
     for entry, line in entries:
         for path in line.paths:
             if path in seen:
                 foreign, first = seen[path]
-                what = f"`{path}` is mapped twice, to `{foreign}` and `{line.foreign}`"
+                what = f"`{path}` is mapped twice, to {foreign} and `{line.foreign}`"
                 problems.add(BadWeightMap(entry.patterns[0].span, what, None, first))
-            seen[path] = line.foreign, entry.patterns[0].span
+            seen[path] = f"`{line.foreign}`", entry.patterns[0].span
     missing = [path for path in weights if path not in seen]
     # A line that was refused would have covered some of them.
     if missing and not any(isinstance(error, BadWeightMap) for error in problems.errors):

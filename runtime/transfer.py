@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..codegen.ops import OPS
 from ..dsl.check import Checked, check, presets_of, read_source
 from ..dsl.errors.sizes import SizeNotSet
+from ..dsl.program import Weight
 from ..dsl.sizes import Override
 from ..dsl.source import Source
 from ..dsl.weight_map import ConfigLine, WeightMap
@@ -33,6 +35,7 @@ from .foreign import (
     sizes_from_config,
     write_foreign,
 )
+from .initialise import initialise
 from .model import check_texts
 from .run_folder import latest_checkpoint
 
@@ -76,10 +79,22 @@ def import_checkpoint(
     _refuse_absent(result.problems.errors, lines, sizes)
     checked = result.value()
     weights = {weight.path: weight for weight in checked.model.weights}
-    tensors, coverage = load_foreign(folder, weight_map_of(checked), weights)
+    weight_map = weight_map_of(checked)
+    tensors, coverage = load_foreign(folder, weight_map, weights)
+    tensors |= _new(weight_map, weights, tensors)
     texts = tuple(SpecText(file.name, file.text) for file in checked.files)
     identity = ModelIdentity(texts, size, _plain(sizes))
     return Imported(save_checkpoint(out, identity, tensors), checked, coverage)
+
+
+def _new(weight_map: WeightMap, weights: Mapping[str, Weight], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the `new` lines as their `init` says, some of them copies of what was read."""
+    if not weight_map.new:
+        return {}
+    dtype = next((tensor.dtype for tensor in tensors.values()), torch.float32)
+    made = {path: torch.empty(weights[path].stored_shape, dtype=dtype) for path in weight_map.new}
+    initialise({**tensors, **made}, [weights[path] for path in weight_map.new])
+    return made
 
 
 def _refuse_absent(errors: Sequence[object], lines: tuple[ConfigLine, ...], sizes: Mapping[str, object]) -> None:

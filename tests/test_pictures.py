@@ -240,7 +240,7 @@ def test_unet_is_torchs(overrides: dict, shape: tuple, side: int) -> None:
 
 def test_published_size() -> None:
     """The construction of the sheet: down 75.5 M, up 188.1 M, times 2.1 M, 265.6 M in all."""
-    weights = check(read_source(UNET), OPS, size="lmfusion").value().weights
+    weights = check(read_source(UNET), OPS, size="8b").value().weights
     counts: dict[str, int] = dict.fromkeys(("down", "up", "t"), 0)
     for path, weight in weights.items():
         counts[path.partition(".")[0]] += math.prod(weight.shape)

@@ -23,6 +23,21 @@ def capped(ends: Tensor, row_example: Tensor, at_most: int) -> Tensor:
     return ends | ((row - begin) % at_most == at_most - 1)
 
 
+def ends_of_each(chosen: Tensor, row_example: Tensor, offsets: Tensor, each: int, name: str) -> Tensor:
+    """Every `each` rows of an example a segment ends. Its rows are neighbours: `chosen` [N], where they are on the
+    whole axis, goes up by one. Raises ValueError where it does not, or the last segment of an example lacks rows."""
+    number = torch.arange(len(chosen), device=chosen.device) - offsets.to(torch.int64)[row_example]
+    ends = number % each == each - 1
+    # As in `packing.want_each`: a device is not waited for.
+    if chosen.device.type == "cpu" and not torch.compiler.is_compiling():
+        follows = (chosen[1:] == chosen[:-1] + 1) & (row_example[1:] == row_example[:-1])
+        wrong = ~(functional.pad(follows, (0, min(1, len(chosen))), value=False) | ends)
+        if bool(wrong.any()):
+            row = int(chosen[wrong.nonzero()[0]])
+            raise ValueError(f"each {name} has {each} rows that follow one another, but row {row} lacks the next")
+    return ends
+
+
 def ends_of_runs(x: Tensor, none: int | None, row_example: Tensor) -> Tensor:
     """Where runs of one id end: the next row of the example has another. Rows of id `none` are in no run. That a run
     ends with its example is not known there: it stays open."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...dsl import frontier
-from ...dsl.axes import Axis, Cut
+from ...dsl.axes import Axis, Cut, Selected
 from ...dsl.errors.axes import KindMismatch
 from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier, Segments
@@ -30,6 +30,7 @@ from .operands import cost_per_entry, own, sizes
 from .scaled import ScaledAttrs, frontier_scaled, is_scaled_pair, lower_scaled
 from .scaled import infer_pool as infer_scaled_pool
 from .scaled import infer_spread as infer_scaled_spread
+from .selection import members_of_axis
 
 
 def read_cut(call: OpCall, axis: Axis) -> tuple[Value, ...]:
@@ -48,16 +49,18 @@ def seen_cut(cut: Axis, along: Axis, made: tuple[Frontier, ...]) -> Segments:
 
 @record
 class SegmentAttrs:
-    """`at_most` rows in a segment; None: any number. `by` says that ids are given, and segments are their runs."""
+    """`at_most` rows in a segment; None: any number. `by` says that ids are given, and segments are their runs. `each`:
+    how many rows every segment has, where they are those of an owner's row."""
 
     cut: Axis
     along: Axis
     at_most: int | None = None
     by: bool = False
+    each: int | None = None
 
 
 def _parent(cut: Axis) -> Axis:
-    assert isinstance(cut.kind, Cut)
+    assert isinstance(cut.kind, Cut | Selected)
     return cut.kind.parent
 
 
@@ -156,6 +159,37 @@ SEGMENT_BY = OpDef(
         "x: real[seq, dim], i: id[seq] in vocab; segment seq into patch by i => x * real(index(patch))",
         "x: real[seq, dim], i: id[seq] in vocab or none; segment seq into patch by i => x * real(index(patch, closed))",
     ),
+)
+
+
+def _infer_segment_each(call: OpCall, cut: Axis, each: int) -> Inferred:
+    along = _parent(cut)
+    return Inferred(SegmentAttrs(cut, along, each=each), (call.selected(along),), (ValueType(Flag(), (along,)),))
+
+
+def _lower_segment_each(ctx: LowerContext, node: Node) -> None:
+    attrs = node.attrs
+    assert isinstance(attrs, SegmentAttrs)
+    along, tag = attrs.along, node.inputs[0]
+    chosen = ctx.chosen(along, _parent(along), tag, members_of_axis(tag, along), None)
+    ends = ctx.call(cuts.ends_of_each, chosen, ctx.row_example(along), ctx.offsets(along), attrs.each, attrs.cut.name)
+    ctx.define(node.outputs[0], ends)
+    ctx.cut(attrs.cut, along, ends, None)
+
+
+SEGMENT_EACH = OpDef(
+    name="segment_each",
+    params=(Param("cut", Accepts.AXIS), Param("each", Accepts.INTEGER)),
+    infer=_infer_segment_each,
+    frontier=lambda node, given: frontier.NONE,
+    lower=_lower_segment_each,
+    row_wise=False,
+    cost=cost_per_entry(1),
+    doc=(
+        "What `flatten(z, (picture, spot) -> place)` makes of a selected axis: segments of so many rows, which are "
+        "neighbours on the whole axis too. A mask reads them as `same(picture)`."
+    ),
+    samples=(),
 )
 
 
@@ -441,4 +475,4 @@ INDEX = OpDef(
     ),
 )
 
-CUTS = (SEGMENT, SEGMENT_BY, POOL, SPREAD, INDEX)
+CUTS = (SEGMENT, SEGMENT_BY, SEGMENT_EACH, POOL, SPREAD, INDEX)

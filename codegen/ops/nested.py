@@ -18,7 +18,7 @@ from ...dsl.opdef import AxisMapping, Inferred, OpCall
 from ...dsl.program import Node, Value
 from ...dsl.record import record
 from ...dsl.value_type import ordered_first
-from ..functions_lazy import packing, segments
+from ..functions_lazy import packing, segments, selections
 from ..lazy import torch
 from ..lowering import LowerContext
 from .axis_pairs import moved, want_along
@@ -73,12 +73,14 @@ def frontier_owned(attrs: OwnedAttrs, given: Frontier) -> Frontier:
 
 @record
 class RowsAttrs:
-    """`outer`'s rows times the entries of `inner` are rows of `rows`. `parts`: whether rows are taken apart."""
+    """`outer`'s rows times the entries of `inner` are rows of `rows`. `parts`: whether rows are taken apart.
+    `shown`: where `rows` are selected, the cut whose segments are those of each row of `outer`."""
 
     outer: Axis
     inner: tuple[Axis, ...]
     rows: Axis
     parts: bool
+    shown: Axis | None = None
 
 
 def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Inferred:
@@ -98,14 +100,23 @@ def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Infe
     want_along(call, operator, x, rows if parts else outer)
     want_axes(call, operator, "x", x, call.at("axes"), () if parts else inner)
     call.owned(rows, outer, math.prod((axis.length for axis in inner), start=Length.number(1)))
+    each = math.prod(sizes(inner))
     kept = tuple(axis for axis in x.type.static_axes if axis not in inner)
     made = (outer, *inner, *x.type.static_axes) if parts else (rows, *kept)
     type = replace(x.type, axes=ordered_first(made))
-    return Inferred(RowsAttrs(outer, inner, rows, parts), (x,), (type,))
+    if not isinstance(rows.kind, Selected):
+        return Inferred(RowsAttrs(outer, inner, rows, parts), (x,), (type,))
+    shown = call.shown(rows, outer, each)
+    made = call.segmented(shown)
+    assert made is not None
+    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x, *made.values), (type,))
 
 
 def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
     x, each = node.inputs[0], math.prod(sizes(attrs.inner))
+    if attrs.parts and attrs.shown is not None:
+        ctx.define(node.outputs[0], ctx.call(torch.unflatten, own(ctx, x), 0, (-1, *sizes(attrs.inner))))
+        return
     if attrs.parts:
         # Rows that an input gives are as many as the text says, or refused.
         read = ctx.call(packing.want_each, own(ctx, x), ctx.edges(attrs.rows, attrs.outer), each)
@@ -113,11 +124,16 @@ def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
         return
     kept = tuple(axis for axis in x.type.static_axes if axis not in attrs.inner)
     read = ctx.call(torch.flatten, own(ctx, x, (*attrs.inner, *kept)), 0, len(attrs.inner))
-    ctx.nest(attrs.rows, each)
+    if attrs.shown is not None:
+        read = ctx.call(selections.want_as_many, read, ctx.chosen_rows(attrs.rows), attrs.rows.name)
+    else:
+        ctx.nest(attrs.rows, each)
     ctx.define(node.outputs[0], read)
 
 
 def frontier_rows(attrs: RowsAttrs, given: Frontier) -> Frontier:
+    if attrs.shown is not None:
+        return frontier.shown_rows(given, attrs.shown, attrs.parts)
     if not attrs.parts:
         return given
     return frontier.pool(given, frontier.segments(attrs.outer, None, attrs.rows), "sum")
