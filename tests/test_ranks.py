@@ -48,7 +48,7 @@ objective next_token(tokens: id[seq] in vocab):
 
 optimise by adamw(lr=1e-2, decay=0.1, clip=CLIP):
     table: lr=3e-2, lazy=true
-    head: clip=CLIP
+    **.scale: clip=CLIP
 """
 
 
