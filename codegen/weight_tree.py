@@ -7,7 +7,7 @@ with a prefix. So are names that the roots of trees use themselves: the runtime'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ PREFIX = "part_"
 # What a root has beside its parameters, so that a part of that name is not found in its place. Every weight that an
 # objective makes is below `objective`.
 OF_ROOTS = frozenset({
-    "add", "by_path", "checked", "decoders", "device", "dtype", "given", "graph", "load", "loss", "loss_and_cuts",
-    "loss_and_reads", "objective", "parameter_count", "passes", "program", "reference", "reset", "run", "signature",
-    "values", "weights",
+    "add", "by_path", "checked", "decoders", "device", "dtype", "given", "graph", "let_go", "load", "loss",
+    "loss_and_cuts", "loss_and_reads", "objective", "parameter_count", "passes", "program", "reference", "reset", "run",
+    "run_in_stages", "signature", "values", "weights", "within",
 })  # fmt: skip
 
 
@@ -54,6 +54,10 @@ class WeightTree(torch.nn.Module):
         for part in parents:
             level = level._modules[part]
         return level._parameters[last]
+
+    def within(self, body: Callable[..., Any], *values: Any) -> Any:
+        """What reads this level's weights. Where they lie on several ranks, they are here in whole for so long."""
+        return body(*values)
 
     def by_path(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return self.named_parameters(remove_duplicate=False)

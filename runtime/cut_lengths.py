@@ -5,7 +5,7 @@ Letters: N rows of all examples, B examples, P segments of all examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, TypeVar
 
@@ -57,6 +57,10 @@ class CountedLengths:
 
     def __add__(self, other: CountedLengths) -> CountedLengths:
         return CountedLengths(self.counts + other.counts, self.rows + other.rows)
+
+    def over(self, total: Callable[[Tensor], Tensor]) -> CountedLengths:
+        """After `total` has added up what each of several ranks has."""
+        return CountedLengths(total(self.counts), total(self.rows))
 
     def statistics(self) -> CutStatistics:
         counts = self.counts.tolist()

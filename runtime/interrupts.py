@@ -7,6 +7,10 @@ import threading
 from types import FrameType
 from typing import Any
 
+from .ranks import Ranks
+
+REASONS = (None, "Ctrl-C", "SIGTERM")
+
 
 class StopRequest:
     """While entered, the first signal asks to stop; a second Ctrl-C interrupts at once."""
@@ -25,6 +29,10 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def agreed(self, ranks: Ranks) -> str | None:
+        """The reason, if any rank was asked to stop: all stop after the same step."""
+        return REASONS[ranks.largest(REASONS.index(self.reason))]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:

@@ -9,10 +9,10 @@ see the batches of an uninterrupted one.
 left is cut where one ends, and the next step begins with its rest (the third number of the state). The rest is an
 example of its own: its first row begins a segment, as the first row of every example does.
 
-**Ranks.** Every rank makes the same global batch and keeps its share: `batch.split(world_size)[rank]`, contiguous
-examples of about equal rows. The global batch, and with it the sums of the losses, does not depend on the number of
-ranks. A rank can be left without examples when a batch has fewer than there are ranks; it then adds sums and counts
-of zero.
+**Ranks.** Every rank makes the same global batch and computes its share of it (`Batch.share`): contiguous examples of
+about equal rows. The global batch, and with it the sums of the losses, does not depend on the number of ranks, nor does
+the state. Where a batch has fewer examples than there are ranks, those that are left without compute one that counts
+for nothing, because the others wait for their part of the weights.
 
 `TokenLoader` has the protocol of torchdata's stateful loaders (`__iter__`, `state_dict`, `load_state_dict`) and can
 be wrapped by one.
@@ -62,6 +62,7 @@ class Batch:
     example_ids: Tensor  # int64 [examples]
     labels: tuple[str, ...]
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # [rows] each
+    stands_in: bool = False  # computed, and counts for nothing
 
     @property
     def rows(self) -> int:
@@ -82,6 +83,21 @@ class Batch:
         bounds = np.searchsorted(owners, np.arange(parts + 1))
         return tuple(self._slice(int(a), int(b)) for a, b in pairwise(bounds))
 
+    def share(self, rank: int, ranks: int, parts: int = 1) -> tuple[Batch, ...]:
+        """What one of several ranks computes, in at most `parts` micro-batches: as many on each of them."""
+        every = self.split(parts * ranks)
+        together = [every[i : i + ranks] for i in range(0, len(every), ranks)]
+        return tuple(
+            part[rank] if part[rank].examples else self._stand_in()
+            for part in together
+            if any(one.examples for one in part)
+        )
+
+    def _stand_in(self) -> Batch:
+        """The shortest example."""
+        place = int((self.offsets[1:] - self.offsets[:-1]).argmin())
+        return replace(self._slice(place, place + 1), stands_in=True)
+
     def _slice(self, first: int, last: int) -> Batch:
         begin, end = int(self.offsets[first]), int(self.offsets[last])
         return Batch(
@@ -100,8 +116,6 @@ class TokenLoader:
         self,
         corpus: Corpus,
         plan: BatchPlan,
-        rank: int = 0,
-        world_size: int = 1,
         segments_of: SegmentsOf | None = None,
     ) -> None:
         assert (plan.patches is None) == (segments_of is None), "a plan by patches needs to count them"
@@ -109,8 +123,6 @@ class TokenLoader:
         self.begun = 0  # rows of the example at `position` that have been taken; 0 without a plan by patches
         self.corpus = corpus
         self.plan = plan
-        self.rank = rank
-        self.world_size = world_size
         self.epoch = 0
         self.position = 0
         self._order = self._order_of(0)
@@ -120,9 +132,8 @@ class TokenLoader:
             yield self.next_batch()
 
     def next_batch(self) -> Batch:
-        """This rank's share of the next global batch."""
         if self.segments_of is not None:
-            return self._next_by_patches(self.segments_of).split(self.world_size)[self.rank]
+            return self._next_by_patches(self.segments_of)
         windows, plan = self.corpus.train, self.plan
         taken: list[int] = []
         rows = 0
@@ -135,7 +146,7 @@ class TokenLoader:
             taken.append(index)
             rows += length
             self._advance()
-        return pack(self.corpus, windows, taken).split(self.world_size)[self.rank]
+        return pack(self.corpus, windows, taken)
 
     def _next_by_patches(self, segments_of: SegmentsOf) -> Batch:
         windows, plan = self.corpus.train, self.plan

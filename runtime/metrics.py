@@ -155,6 +155,25 @@ class RunLogs:
             raise _no_curves(self._out, error) from None
 
 
+class NoLogs(RunLogs):
+    """Of a rank that is not the first."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def train(self, done: StepDone, seconds: float) -> None:
+        pass
+
+    def evaluation(self, done: Evaluated) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
 def measured_record(
     bits_per_byte: float | None, held_out: float | None, cuts: Mapping[str, CutStatistics]
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +26,7 @@ from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.ops import OPS
 from ..codegen.pipeline import Pass, asks_for_kernels, optimise, passes_for, with_choices
 from ..codegen.signature import Signature
+from ..codegen.stages import cut_into_stages
 from ..codegen.weight_tree import WeightTree
 from ..dsl.check import Checked, check, read_source
 from ..dsl.program import Program, Weight
@@ -76,6 +77,7 @@ class Model(WeightTree):
         self._asked_dtype = dtype
         self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
         self._given: dict[tuple[object, ...], Program] = {}
+        self._levels: dict[str, WeightTree] | None = None
         self.decoders: dict[torch.dtype, Any] = {}  # filled by decoder.decoder_of
         tree = empty_weights(self.weights.values(), dtype, device)
         self._parameters.update(tree._parameters)
@@ -126,8 +128,18 @@ class Model(WeightTree):
         if key not in self._graphs:
             reference = self.reference(program, working)
             graph = run_passes(reference, self.passes) if self.passes else reference
-            self._graphs[key] = graph
+            self._graphs[key] = graph if self._levels is None else cut_into_stages(graph, self, self._levels)
         return self._graphs[key]
+
+    def run_in_stages(self, levels: Mapping[str, WeightTree]) -> None:
+        """From now on weights are read within the levels of the tree that hold them, by path (codegen/stages.py)."""
+        self._levels = dict(levels)
+        self._graphs.clear()
+
+    def let_go(self) -> None:
+        """After a pass without gradients, which leaves weights of several ranks gathered for one that may follow."""
+        if self._levels is not None:
+            cast(Any, self).reshard()
 
     def reference(self, program: Program | None = None, working: torch.dtype | None = None) -> fx.GraphModule:
         """The unfused graph: what every pass, kernel and decoder is compared with."""

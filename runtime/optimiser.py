@@ -33,6 +33,8 @@ from ..dsl.program import Optimiser as OptimiserSpec
 from ..dsl.program import OptimiserSetting
 from .errors import RuntimeFault
 from .lazy_rows import LazyRows, RowSettings
+from .parts import cut_like, is_in_parts, part_of, part_of_gradient, whole
+from .ranks import ALONE, Ranks
 
 Settings = Iterable[tuple[str, OptimiserSetting]]
 
@@ -90,22 +92,26 @@ class OptimiserState:
 
 
 class WeightOptimiser:
-    """AdamW over groups of named weights, with clipping per group."""
+    """AdamW over groups of named weights, with clipping per group. Of weights that lie on several ranks it updates
+    this rank's parts, by norms of the whole."""
 
-    def __init__(self, groups: Sequence[Group], weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, groups: Sequence[Group], weights: Mapping[str, Tensor], ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.groups = tuple(group for group in groups if group.paths)
         self.weights = {path: weights[path] for group in self.groups for path in group.paths}
         if not self.weights:
             raise RuntimeFault("nothing to train: every weight is frozen or outside what the objective trains")
+        self._parts = {path: part_of(weight) for path, weight in self.weights.items()}
         self._dense = tuple(group for group in self.groups if not group.settings.lazy)
         self._by_rows = tuple(group for group in self.groups if group.settings.lazy)
         self.lazy: dict[str, LazyRows] = {}
         for group in self._by_rows:
             for path in group.paths:
                 settings = group.settings
-                rows = LazyRows(weights[path], RowSettings(settings.betas, settings.eps, settings.decay))
+                rows = LazyRows(self._parts[path], RowSettings(settings.betas, settings.eps, settings.decay))
                 self.lazy[path] = rows
-                setattr(weights[path], row_tables.ATTRIBUTE, rows)
+                for table in (weights[path], self._parts[path]):
+                    setattr(table, row_tables.ATTRIBUTE, rows)
         self._adamw = self._make_adamw()
 
     def _make_adamw(self) -> torch.optim.AdamW | None:
@@ -114,7 +120,7 @@ class WeightOptimiser:
         return torch.optim.AdamW(
             [
                 {
-                    "params": [self.weights[path] for path in group.paths],
+                    "params": [self._parts[path] for path in group.paths],
                     "lr": group.settings.lr,
                     "betas": group.settings.betas,
                     "eps": group.settings.eps,
@@ -127,37 +133,44 @@ class WeightOptimiser:
         )
 
     def zero_grad(self) -> None:
-        for weight in self.weights.values():
+        for weight in (*self.weights.values(), *self._parts.values()):
             weight.grad = None
         for rows in self.lazy.values():
             rows.forget_gradient()
 
     def divide_gradients(self, divisor: Tensor) -> None:
         for weight in self.weights.values():
-            if weight.grad is not None:
-                weight.grad.div_(divisor)
+            gradient = part_of_gradient(weight)
+            if gradient is not None:
+                gradient.div_(divisor)
         for rows in self.lazy.values():
             rows.divide_gradient(float(divisor))
 
     def gradient_norms(self) -> tuple[Tensor, ...]:
         """The norm of each clip group, in the order of their numbers. Weights without a gradient get one of zeros."""
         norms = []
-        device = next(iter(self.weights.values())).device
+        device = next(iter(self._parts.values())).device
         for number in range(1 + max(group.clip_group for group in self.groups)):
             members = [path for group in self.groups if group.clip_group == number for path in group.paths]
             gradients = []
             for path in members:
-                weight = self.weights[path]
+                weight, part = self.weights[path], self._parts[path]
                 if path not in self.lazy:
-                    weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                    gradients.append(weight.grad)
+                    gradient = part_of_gradient(weight)
+                    part.grad = torch.zeros_like(part) if gradient is None else gradient
+                    # What lies on every rank counts once.
+                    if self.ranks.is_first or is_in_parts(weight):
+                        gradients.append(part.grad)
                 elif weight.grad is not None:
                     raise RuntimeFault(f"{path} is lazy, but something other than a lookup of rows reads it")
             parts = [get_total_norm(gradients).to(device)] if gradients else []
             parts += [self.lazy[path].gradient_norm() for path in members if path in self.lazy]
             # A number may have lost all of its weights to an earlier line.
             norms.append(torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros((), device=device))
-        return tuple(norms)
+        if self.ranks.is_alone:
+            return tuple(norms)
+        squares = self.ranks.sum(torch.stack(norms).double().square())
+        return tuple(squares.sqrt().to(norms[0].dtype).unbind())
 
     def step(self, at: Moment, norms: Sequence[Tensor]) -> None:
         """Clips by `norms` (of `gradient_norms`) and updates."""
@@ -179,20 +192,21 @@ class WeightOptimiser:
             rows.bring_up_all()
 
     def state(self) -> OptimiserState:
-        """Moments as they are: no copies."""
+        """Moments of whole weights, as they are: no copies where weights lie on one rank. All ranks must ask."""
         self.bring_up()
         state = OptimiserState()
         for path, weight in self.weights.items():
             if path in self.lazy:
                 rows = self.lazy[path]
                 if rows.updates:
-                    state.moments[path] = (rows.first.view_as(weight), rows.second.view_as(weight))
+                    part = self._parts[path]
+                    state.moments[path] = _both(weight, rows.first.view_as(part), rows.second.view_as(part))
                     state.updates = rows.updates
                 continue
             assert self._adamw is not None
-            entry = self._adamw.state.get(weight)
+            entry = self._adamw.state.get(self._parts[path])
             if entry:
-                state.moments[path] = (entry["exp_avg"], entry["exp_avg_sq"])
+                state.moments[path] = _both(weight, entry["exp_avg"], entry["exp_avg_sq"])
                 state.updates = int(entry["step"].item())
         return state
 
@@ -208,16 +222,22 @@ class WeightOptimiser:
             if first.shape != weight.shape or second.shape != weight.shape:
                 shapes = f"{tuple(first.shape)}, not {tuple(weight.shape)}"
                 raise RuntimeFault(f"the saved optimiser has another shape for {path}: {shapes}")
+            part = self._parts[path]
+            first, second = cut_like(weight, first), cut_like(weight, second)
             if path in self.lazy:
                 self.lazy[path].load(first, second, state.updates)
                 continue
             assert self._adamw is not None
-            self._adamw.state[weight] = {
+            self._adamw.state[part] = {
                 # Where torch's fused kernel keeps its count: beside the weight, in float32.
-                "step": torch.tensor(float(state.updates), dtype=torch.float32, device=weight.device),
-                "exp_avg": first.to(weight.device, weight.dtype).clone(),
-                "exp_avg_sq": second.to(weight.device, weight.dtype).clone(),
+                "step": torch.tensor(float(state.updates), dtype=torch.float32, device=part.device),
+                "exp_avg": first.to(part.device, part.dtype).clone(),
+                "exp_avg_sq": second.to(part.device, part.dtype).clone(),
             }
+
+
+def _both(weight: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    return whole(weight, first), whole(weight, second)
 
 
 def make_groups(

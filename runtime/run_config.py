@@ -19,11 +19,13 @@ from .errors import RuntimeFault
 
 # What may differ between a run and its continuation. The first line does not enter the arithmetic of a step. What the
 # second names is guarded by hashes of its contents in the checkpoint, so that files may lie elsewhere. `steps` moves
-# the end of a cosine or linear schedule: a longer run goes on from the same state at another rate.
+# the end of a cosine or linear schedule: a longer run goes on from the same state at another rate. Another number of
+# processes changes sums by rounding.
 CHANGEABLE_ON_RESUME = frozenset(
     {"out", "resume", "save_every", "keep", "eval_every", "eval_tokens", "log_every", "tensorboard", "stop_after"}
     | {"spec", "data", "columns", "format", "field", "suffixes", "tokenizer"}
     | {"steps"}
+    | {"processes", "tables"}
 )
 
 
@@ -48,6 +50,10 @@ class RunConfig(BaseModel):
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes CUDA where there is one")
     tuning: str | None = Field(None, description="file of `weft tune`; by default the tuning.json beside the spec")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch")
+    processes: int = Field(1, ge=1, description="processes that train together, each with a part of every weight")
+    tables: Literal["columns", "rows"] = Field(
+        "columns", description="which part of a lazy table each of several processes has"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order and draws")
 
     # The data

@@ -58,6 +58,11 @@ def locked(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def read_resume_point(path: Path) -> ResumePoint:
+    """A checkpoint that was found by `find_resume_point`."""
+    return _read(path, path.parent)
+
+
 def latest_checkpoint(path: Path) -> Path:
     """The checkpoint meant by a path: itself, or the newest of a run folder. One that is damaged is not passed over in
     silence: an older model would be taken for the last."""

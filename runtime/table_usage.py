@@ -18,6 +18,7 @@ from ..codegen.lower import live_nodes, loss_values
 from ..codegen.ops.gather import BagAttrs
 from ..dsl.program import Node, Program, Value, Weight
 from .cut_lengths import add_counts
+from .ranks import ALONE, Ranks
 
 SHARES = (0.5, 0.9, 0.99)
 
@@ -31,6 +32,9 @@ class Reads:
 
     def __add__(self, other: Reads) -> Reads:
         return Reads(self.counts + other.counts, self.weights + other.weights)
+
+    def nothing(self) -> Reads:
+        return Reads(torch.zeros_like(self.counts), torch.zeros_like(self.weights))
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,14 @@ def _beside(of_weight: Value, weight: Tensor, of_index: Value, index: Tensor) ->
 class ReadCounter:
     """Reads of an evaluation, all batches together."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._sums: dict[str, Reads] = {}
 
     def add(self, reads: Mapping[str, Reads]) -> None:
         self._sums = add_counts((self._sums, reads))
 
     def usage(self) -> dict[str, TableUsage]:
-        return {path: usage(reads) for path, reads in self._sums.items()}
+        """Of all ranks."""
+        total = self._ranks.sum
+        return {path: usage(Reads(total(reads.counts), total(reads.weights))) for path, reads in self._sums.items()}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,12 +36,14 @@ from .errors import RuntimeFault
 from .events import Evaluated, Event, Notice, RunEnded, RunStarted, Saved, StepDone
 from .interrupts import StopRequest
 from .loader import Batch, BatchPlan, TokenLoader, held_out_batches
-from .metrics import RunLogs, measured_record, write_json
+from .metrics import NoLogs, RunLogs, measured_record, write_json
 from .model import Model, load
 from .optimiser import Group, Moment, WeightOptimiser, make_groups
+from .parts import whole
 from .patch_counting import counter_of_segments
+from .ranks import ALONE, Ranks
 from .run_config import RunConfig
-from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
+from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked, read_resume_point
 from .schedule import Schedule
 from .start_weights import start_from
 from .table_usage import ReadCounter, bags_of
@@ -60,16 +62,35 @@ class TrainResult:
     losses: dict[str, float]
 
 
-def train(config: RunConfig, on_event: Callable[[Event], None] = lambda event: None) -> TrainResult:
-    """Trains as `config` says, until the run is finished or asked to stop. Mistakes are RuntimeFaults of one line."""
+def train(
+    config: RunConfig, on_event: Callable[[Event], None] = lambda event: None, ranks: Ranks = ALONE
+) -> TrainResult:
+    """Trains as `config` says, until the run is finished or asked to stop. Mistakes are RuntimeFaults of one line. Of
+    several ranks each calls this with the same config; the first writes and tells of events."""
+    _check_processes(config, ranks)
     out = Path(config.out)
-    with locked(out), _torch_settings(config):
-        run = _prepare(config, out, on_event)
-        with RunLogs(out, config.tensorboard, run.step) as logs, StopRequest() as stop:
+    if not ranks.is_first:
+        on_event = _to_nobody
+    with locked(out) if ranks.is_first else nullcontext(), _torch_settings(config):
+        run = _prepare(config, out, ranks, on_event)
+        open_logs = RunLogs if ranks.is_first else NoLogs
+        with open_logs(out, config.tensorboard, run.step) as logs, StopRequest() as stop:
             try:
-                return _loop(config, run, logs, stop, on_event)
+                with ranks.watched():
+                    return _loop(config, run, logs, stop, on_event)
             except RuntimeFault as fault:
                 raise type(fault)(f"{fault}; {_where_to_go_back(run.checkpoint)}") from None
+
+
+def _to_nobody(event: Event) -> None:
+    pass
+
+
+def _check_processes(config: RunConfig, ranks: Ranks) -> None:
+    if config.processes != ranks.count:
+        raise RuntimeFault(
+            f"processes = {config.processes}, but {ranks.count} were started: `weft train` and torchrun start them"
+        )
 
 
 def _loop(
@@ -77,7 +98,8 @@ def _loop(
 ) -> TrainResult:
     model = cast(Trainable, run.model)
     working = _working_type(config, run.model)
-    options = StepOptions(run.identity.objective, config.seed, config.accumulate, working, run.has_cuts)
+    ranks = run.ranks
+    options = StepOptions(run.identity.objective, config.seed, config.accumulate, working, run.has_cuts, ranks)
     schedule = make_schedule(config)
     clock = _Clock(config.steps - run.step)
     while True:
@@ -93,15 +115,16 @@ def _loop(
         is_last = run.step == config.steps
         if run.held_out and (is_last or run.step % config.eval_every == 0):
             run.optimiser.bring_up()
-            reads = ReadCounter() if run.has_tables else None
+            reads = ReadCounter(ranks) if run.has_tables else None
             losses, tokens = evaluate(model, run.held_out, options, reads)
+            run.model.let_go()
             bits, tables = _bits_per_byte(run, losses), {} if reads is None else reads.usage()
             evaluated = Evaluated(run.step, losses, sum(losses.values()), tokens, bits, tables)
             run.held_out_bits = evaluated.bits_per_byte
             logs.evaluation(evaluated)
             on_event(evaluated)
 
-        reason = "finished" if is_last else stop.reason
+        reason = "finished" if is_last else stop.agreed(ranks)
         if reason is None and run.step == config.stop_after:
             reason = "stop_after"
         if reason is not None or run.step % config.save_every == 0:
@@ -123,6 +146,7 @@ class _Run:
     optimiser: WeightOptimiser
     loader: TokenLoader
     held_out: tuple[Batch, ...]
+    ranks: Ranks
     step: int = 0
     tokens: int = 0
     checkpoint: Path | None = None
@@ -137,10 +161,13 @@ def _save(config: RunConfig, run: _Run, done: StepDone) -> Path:
     folder = Path(config.out) / CHECKPOINTS
     settings = config.model_dump(mode="json")
     measured = measured_record(done.bits_per_byte, run.held_out_bits, done.cuts)
+    path = folder / checkpoint_name(run.step)
+    # Whatever the number of ranks, a checkpoint is the same: each weight as a whole, written by the first.
     state = TrainingState(run.optimiser.state(), run.loader.state_dict(), settings, run.started_from, measured)
-    weights = dict(run.model.by_path())
-    path = save_checkpoint(folder / checkpoint_name(run.step), run.identity, weights, run.step, run.tokens, state)
-    keep_last(folder, config.keep)
+    weights = {name: whole(weight) for name, weight in run.model.by_path()}
+    if run.ranks.is_first:
+        save_checkpoint(path, run.identity, weights, run.step, run.tokens, state)
+        keep_last(folder, config.keep)
     return path
 
 
@@ -157,11 +184,11 @@ def make_schedule(config: RunConfig) -> Schedule:
 # --- before the loop -----------------------------------------------------------------------------------------------
 
 
-def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) -> _Run:
+def _prepare(config: RunConfig, out: Path, ranks: Ranks, on_event: Callable[[Event], None]) -> _Run:
     """Loads everything, and the state to go on from; says what was found."""
-    resumed = find_resume_point(out, config.resume)
+    resumed = _resume_point(config, out, ranks)
     _check_same_run(config, resumed)
-    model = _load_model(config)
+    model = _load_model(config, ranks)
     objective = model.objective(config.objective)
     identity = _identity(model, objective)
     _check_same_spec(identity, resumed)
@@ -169,34 +196,57 @@ def _prepare(config: RunConfig, out: Path, on_event: Callable[[Event], None]) ->
     groups = _make_groups(config, model, objective)
     plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed, patches=config.patches_per_step)
     held_out = held_out_batches(corpus, _evaluation_plan(config, plan), config.eval_tokens) if config.eval_every else ()
-    optimiser = WeightOptimiser(groups, dict(model.by_path()))
+    started_from = _fill(config, model, resumed)
+    if not ranks.is_alone:
+        _shard(config, model, groups, ranks)
+    optimiser = WeightOptimiser(groups, dict(model.by_path()), ranks)
     segments_of = None if plan.patches is None else counter_of_segments(model, objective, tuple(corpus.columns))
     loader = TokenLoader(corpus, plan, segments_of=segments_of)
-    run = _Run(model, identity, groups, optimiser, loader, held_out)
+    run = _Run(model, identity, groups, optimiser, loader, held_out, ranks, started_from=started_from)
     run.byte_loss = cross_entropy_of(objective) if config.tokenizer in BYTE_VOCABULARIES else None
     run.has_cuts = bool(cuts_of(model.given(objective, corpus.columns)))
     run.has_tables = bool(bags_of(model.given(objective, corpus.columns)))
-    if resumed is None:
-        run.started_from = start_from(dict(model.by_path()), config.weights)
-    else:
-        # The checkpoint holds all weights, also those that another one gave: that one may be gone.
-        run.started_from = resumed.training.started_from
+    if resumed is not None:
         run.held_out_bits = resumed.training.measured.get("held_out_bits_per_byte")
-        apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
         run.optimiser.load_state(resumed.training.optimiser)
         run.loader.load_state_dict(dict(resumed.training.loader))
         run.step, run.tokens, run.checkpoint = resumed.manifest.step, resumed.manifest.tokens, resumed.path
     _check_not_over(config, run.step)
-    write_json(out / RUN, config.model_dump(mode="json"))
+    if ranks.is_first:
+        write_json(out / RUN, config.model_dump(mode="json"))
     on_event(_started(config, run, corpus))
     for text in _notices(config, corpus, resumed, run.started_from):
         on_event(Notice(text))
     return run
 
 
-def _load_model(config: RunConfig) -> Model:
+def _resume_point(config: RunConfig, out: Path, ranks: Ranks) -> ResumePoint | None:
+    """The first rank looks for it, and sets aside what is in the way."""
+    found = find_resume_point(out, config.resume) if ranks.is_first else None
+    path = ranks.from_first(None if found is None else str(found.path))
+    return read_resume_point(Path(path)) if found is None and path is not None else found
+
+
+def _fill(config: RunConfig, model: Model, resumed: ResumePoint | None) -> tuple[StartedFrom, ...]:
+    """The weights that the run goes on from, or starts with; which of them another checkpoint gave."""
+    if resumed is None:
+        return start_from(dict(model.by_path()), config.weights)
+    # The checkpoint holds all weights, also those that another one gave: that one may be gone.
+    apply_weights(dict(model.by_path()), resumed.weights, resumed.path)
+    return resumed.training.started_from
+
+
+def _shard(config: RunConfig, model: Model, groups: Sequence[Group], ranks: Ranks) -> None:
+    from .shards import shard  # takes a second to import
+
+    shard(model, ranks, {path for group in groups if group.settings.lazy for path in group.paths}, config.tables)
+
+
+def _load_model(config: RunConfig, ranks: Ranks) -> Model:
     device = config.device
-    if device == "auto":
+    if not ranks.is_alone:
+        device = "cpu"  # from where each rank takes its part
+    elif device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     # Started from the seed even when the weights come from a checkpoint: what is resumed must be the same program.

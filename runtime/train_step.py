@@ -17,6 +17,7 @@ from .cut_lengths import CountedLengths, CutStatistics, add_counts, count_length
 from .errors import RuntimeFault
 from .loader import Batch
 from .optimiser import Moment, WeightOptimiser
+from .ranks import ALONE, Ranks
 from .table_usage import ReadCounter, Reads
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]  # a loss by name: sum over its rows, and their number
@@ -80,22 +81,27 @@ class CutCounter:
         self._of_parts: dict[int, Mapping[str, CountedLengths]] = {}
 
     def add(self, batch: Batch, lengths: Mapping[str, Tensor]) -> None:
-        self._of_parts[id(batch)] = {name: count_lengths(one) for name, one in lengths.items()}
+        self._of_parts[id(batch)] = {
+            name: count_lengths(one[:0] if batch.stands_in else one) for name, one in lengths.items()
+        }
 
-    def statistics(self) -> dict[str, CutStatistics]:
-        return {name: counts.statistics() for name, counts in add_counts(self._of_parts.values()).items()}
+    def statistics(self, ranks: Ranks = ALONE) -> dict[str, CutStatistics]:
+        """Of all ranks."""
+        counted = add_counts(self._of_parts.values())
+        return {name: counts.over(ranks.sum).statistics() for name, counts in counted.items()}
 
 
 @dataclass(frozen=True)
 class StepOptions:
     """What stays the same from step to step. `working` is the type of the computation; None: that of the weights.
-    `has_cuts`: lengths of segments are counted."""
+    `has_cuts`: lengths of segments are counted. `ranks`: those that compute a batch together."""
 
     objective: str | None = None
     seed: int = 0
     accumulate: int = 1
     working: torch.dtype | None = None
     has_cuts: bool = False
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -120,19 +126,20 @@ def train_step(
     step: int,
     at: Moment = Moment(),  # noqa: B008 - frozen
 ) -> StepResult:
-    """Step number `step` (from 1), at a moment of the run's schedule. Raises NonFinite before weights are touched."""
-
+    """Step number `step` (from 1), at a moment of the run's schedule. `batch` is that of all ranks. Raises NonFinite
+    before weights are touched."""
+    ranks = options.ranks
     counter = CutCounter()
 
     def loss_of(part: Batch) -> Parts:
         return compute_losses(model, part, options, step, counter)
 
     optimiser.zero_grad()
-    micro_batches = [part for part in batch.split(options.accumulate) if part.examples]
-    sums = backward(loss_of, micro_batches, optimiser)
+    micro_batches = batch.share(ranks.number, ranks.count, options.accumulate)
+    sums = backward(loss_of, micro_batches, optimiser, ranks)
     norms = optimiser.gradient_norms()
     losses, (gradient_norm,) = _to_numbers(sums, [torch.linalg.vector_norm(torch.stack(norms))])
-    result = StepResult(losses, sum(losses.values()), gradient_norm, counter.statistics())
+    result = StepResult(losses, sum(losses.values()), gradient_norm, counter.statistics(ranks))
     _check_finite(result, batch, step)
     optimiser.step(at, norms)
     return result
@@ -145,11 +152,13 @@ def evaluate(
     `reads` is told the rows of tables that were read."""
     totals: dict[str, tuple[Tensor, Tensor]] = {}
     tokens = 0
+    ranks = options.ranks
     with torch.no_grad():
         for batch in batches:
-            _add(totals, compute_losses(model, batch, options, 0, reads))
+            for part in batch.share(ranks.number, ranks.count):
+                _add(totals, compute_losses(model, part, options, 0, reads))
             tokens += batch.rows
-    return _to_numbers(totals, [])[0], tokens
+    return _to_numbers(_of_all(ranks, totals), [])[0], tokens
 
 
 def compute_losses(
@@ -167,23 +176,32 @@ def compute_losses(
     if isinstance(counter, ReadCounter):
         tables = cast(TrainableWithTables, model)
         parts, reads = tables.loss_and_reads(options.objective, (batch.tokens, batch.offsets), **arguments)
-        counter.add(reads)
-        return parts
+        counter.add({path: one.nothing() for path, one in reads.items()} if batch.stands_in else reads)
+        return _counted(batch, parts)
     if counter is None or not options.has_cuts:
-        return model.loss(options.objective, (batch.tokens, batch.offsets), **arguments)
+        return _counted(batch, model.loss(options.objective, (batch.tokens, batch.offsets), **arguments))
     measured = cast(TrainableWithCuts, model)
     parts, lengths = measured.loss_and_cuts(options.objective, (batch.tokens, batch.offsets), **arguments)
     counter.add(batch, lengths)
-    return parts
+    return _counted(batch, parts)
 
 
-def backward(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightOptimiser) -> Parts:
-    """Gradients of the sum of mean losses into `.grad`; returns sums and counts of the whole step."""
+def _counted(batch: Batch, parts: Parts) -> Parts:
+    if not batch.stands_in:
+        return parts
+    return {name: (0 * total, 0 * count) for name, (total, count) in parts.items()}
+
+
+def backward(
+    loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightOptimiser, ranks: Ranks = ALONE
+) -> Parts:
+    """Gradients of the sum of mean losses into `.grad`; returns sums and counts of the whole step, of all ranks."""
     if len(micro_batches) == 1:
         parts = loss_of(micro_batches[0])
-        _weighted(parts, parts).backward()
-        return _detached(parts)
-    totals = _backward_shared(loss_of, micro_batches, optimiser)
+        totals = _of_all(ranks, parts)
+        _weighted(parts, totals).backward()
+        return totals
+    totals = _backward_shared(loss_of, micro_batches, optimiser, ranks)
     if totals is not None:
         return totals
     # Losses count different rows, so each has its own divisor, and those are known only when all rows have been seen.
@@ -193,21 +211,25 @@ def backward(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightO
     with torch.no_grad():
         for part in micro_batches:
             _add(totals, loss_of(part))
+    totals = _of_all(ranks, totals)
     for part in micro_batches:
         _weighted(loss_of(part), totals).backward()
     return totals
 
 
-def _backward_shared(loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightOptimiser) -> Parts | None:
+def _backward_shared(
+    loss_of: LossOf, micro_batches: Sequence[Batch], optimiser: WeightOptimiser, ranks: Ranks
+) -> Parts | None:
     """One pass, where all losses count the same rows: sums go backward, gradients are divided at the end. Else None."""
     totals: dict[str, tuple[Tensor, Tensor]] = {}
     for part in micro_batches:
         parts = loss_of(part)
-        counts = [count for _, count in parts.values()]
+        of_all = _of_all(ranks, parts)
+        counts = [count for _, count in of_all.values()]
         if len(counts) > 1 and len(set(torch.stack(counts).tolist())) > 1:
             return None
         torch.stack([total for total, _ in parts.values()]).sum().backward()
-        _add(totals, parts)
+        _add(totals, of_all)
     optimiser.divide_gradients(_divisor(next(count for _, count in totals.values())))
     return totals
 
@@ -226,6 +248,13 @@ def _add(totals: dict[str, tuple[Tensor, Tensor]], parts: Parts) -> None:
     for name, (total, count) in _detached(parts).items():
         before = totals.get(name)
         totals[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
+
+
+def _of_all(ranks: Ranks, parts: Parts) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums and counts of all ranks."""
+    own = [number for pair in _detached(parts).values() for number in pair]
+    numbers = ranks.sum_scalars(own)
+    return dict(zip(parts, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 
 def _detached(parts: Parts) -> dict[str, tuple[Tensor, Tensor]]:

@@ -365,7 +365,7 @@ def test_what_a_resumed_run_refuses(config, text, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
-    original, calls = checkpoint_module.save_file, []
+    original, calls = checkpoint_module.write_tensors, []
 
     def full(*args, **kwargs):
         calls.append(args)
@@ -373,7 +373,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setattr(checkpoint_module, "write_tensors", full)
     out = tmp_path / "run"
     text = fault_of(config())
     assert "step-00000010 could not be written: the disk is full" in text

@@ -15,8 +15,9 @@ from torch import Tensor
 
 
 def lay_out(weights: Sequence[torch.nn.Parameter]) -> None:
-    """Moves the data of weights [O_i, I] of one type behind one another; on a device without memory there is none."""
-    if weights[0].device.type == "meta" or adjoin(weights):
+    """Moves the data of weights [O_i, I] of one type behind one another; on a device without memory there is none, and
+    weights that lie on several ranks stay where they are."""
+    if weights[0].device.type == "meta" or type(weights[0].data) is not Tensor or adjoin(weights):
         return
     # A graph may be made inside a caller's inference mode, whose tensors could never be trained afterwards.
     with torch.inference_mode(False), torch.no_grad():

@@ -20,6 +20,7 @@ from torch.nn import functional
 # As `StepRows.add_gradient` gets them.
 Factors = tuple[Tensor, Tensor | None, Tensor]
 ATTRIBUTE = "step_rows"  # of a table that an optimiser reads and updates by rows
+SHARDS = "table_shards"  # of a table that lies on several ranks
 
 
 class StepRows(Protocol):
@@ -35,6 +36,18 @@ class StepRows(Protocol):
 
 def step_rows(table: Tensor) -> StepRows | None:
     return getattr(table, ATTRIBUTE, None)
+
+
+class TableShards(Protocol):
+    """How a table is read of which each rank holds a part. Shapes and gradients are those of the whole table's."""
+
+    def bag(self, index: Tensor, weight: Tensor | None) -> Tensor:
+        """As `sum_rows`, of the rows that this rank asks for."""
+        ...
+
+    def products(self, index: Tensor, lines: Tensor) -> Tensor:
+        """As `multiply_rows`, of the rows that this rank asks for."""
+        ...
 
 
 class _Bag(torch.autograd.Function):
@@ -127,13 +140,24 @@ def products(table: Tensor, index: Tensor, lines: Tensor) -> Tensor:
 _LINES = 64  # whose rows are read at a time
 
 
+def sum_rows(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    """`table [entries, width]` at `index [lines, n]`, times `weight [lines, n]`, summed over n: `[lines, width]`."""
+    result: Any = _Bag.apply(table, index, weight)
+    return result
+
+
+def multiply_rows(table: Tensor, index: Tensor, lines: Tensor) -> Tensor:
+    """`products`, with a gradient."""
+    result: Any = _Products.apply(table, index, lines)
+    return result
+
+
 def bag(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     """The sum of `table [entries, *rest]` over the last dimension of `index [..., n]`, each entry times `weight [...,
     n]`: `[..., *rest]`."""
     lines = index.reshape(index.shape[:-1].numel(), index.shape[-1])
     factors = None if weight is None else weight.reshape(lines.shape).to(table.dtype)
-    result: Any = _Bag.apply(flat_table(table), lines, factors)
-    return result.reshape(index.shape[:-1] + table.shape[1:])
+    return _read(table, lines, factors).reshape(index.shape[:-1] + table.shape[1:])
 
 
 def products_of_rows(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -141,24 +165,30 @@ def products_of_rows(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
     the index."""
     count = x.shape[:-1].numel()
     lines = index.reshape(count, index.numel() // count if count else index.shape[-1])
-    result: Any = _Products.apply(table, lines, x.reshape(count, x.shape[-1]).to(table.dtype))
+    flat = x.reshape(count, x.shape[-1]).to(table.dtype)
+    shards: TableShards | None = getattr(table, SHARDS, None)
+    result = multiply_rows(table, lines, flat) if shards is None else shards.products(lines, flat)
     return result.reshape(index.shape)
 
 
 def embedding(index: Tensor, table: Tensor) -> Tensor:
     """`table [entries, *rest]` at `index [...]` as `torch.nn.functional.embedding` has it, each entry a row of a
     matrix: `[..., width]`."""
-    return rows_of_table(flat_table(table), index)
+    return rows_of_table(table, index).reshape(index.shape + (table.shape[1:].numel(),))
 
 
 def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
     """`table [entries, *rest]` at `index [...]`: `[..., *rest]`."""
-    result: Any = _Bag.apply(flat_table(table), index.reshape(-1, 1), None)
-    return result.reshape(index.shape + table.shape[1:])
+    return _read(table, index.reshape(-1, 1), None).reshape(index.shape + table.shape[1:])
+
+
+def _read(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    shards: TableShards | None = getattr(table, SHARDS, None)
+    return sum_rows(flat_table(table), index, weight) if shards is None else shards.bag(index, weight)
 
 
 def flat_table(table: Tensor) -> Tensor:
-    """As a matrix that is read by rows as the table is."""
+    """`[entries, width]`, read by rows as the table is."""
     if table.dim() == 2:
         return table
     flat = table.reshape(table.shape[0], table.shape[1:].numel())

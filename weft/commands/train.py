@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -12,6 +13,8 @@ Examples:
   weft train specs/olmo2.weft --size tiny --data docs/*.md --steps 200 --out runs/docs
   weft train specs/olmo2.weft --size tiny --data text.jsonl --field body --steps 5000 --lr 1e-3 --out runs/web
   weft train specs/olmo2.weft --config run.toml --steps 20000 --out runs/web --resume
+  weft train specs/olmo2.weft --config run.toml --processes 8 --out runs/web
+  torchrun --nnodes 2 --nproc-per-node 8 -m weft train specs/olmo2.weft --config run.toml --out runs/web
 
 \b
 Ctrl-C saves a checkpoint and stops; --resume goes on from the last one, bit for bit as if nothing had happened.
@@ -69,6 +72,14 @@ def run(
         str | None, typer.Option(metavar="FILE", help="From `weft tune` [default: tuning.json beside the spec].")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine, each with a GPU and a part of every weight [default: 1]."),
+    ] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(help="Of a lazy table each process has some columns or some rows [default: columns]."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and draws [default: 0].")] = None,
     eval_fraction: Annotated[
         float | None, typer.Option(help="Share of the documents held out for evaluation [default: 0.05].")
@@ -95,6 +106,7 @@ def run(
         "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
         "tuning": tuning, "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
         "eval_tokens": eval_tokens, "save_every": save_every, "keep": keep, "log_every": log_every,
+        "processes": processes, "tables": tables,
     }  # fmt: skip
     from weft import spec_files
 
@@ -110,14 +122,23 @@ def run(
         # Mistakes in the spec are shown in colour and before torch is imported, which takes seconds.
         spec_files.checked(file, size, spec_files.overrides(set_ or []))
 
+    from weft.processes import place_in, start, stop_with_the_starter
     from weft.runtime.progress import Reporter
+    from weft.runtime.ranks import joined
     from weft.runtime.run_config import make_config, read_config_file
-    from weft.runtime.train import train
 
     layers = [read_config_file(config)] if config else []
-    with Reporter(sys.stderr) as reporter:
-        result = train(make_config(*layers, settings), reporter)
-    if as_json:
+    place = place_in(os.environ)
+    started = {} if place is None else {"processes": place.count}
+    whole = make_config(*layers, settings, started)
+    if place is None and whole.processes > 1:
+        raise SystemExit(start(whole.processes))
+    stop_with_the_starter(os.environ)
+    from weft.runtime.train import train
+
+    with Reporter(sys.stderr) as reporter, joined(place, whole.device) as ranks:
+        result = train(whole, reporter, ranks)
+    if as_json and ranks.is_first:
         import json
 
         print(

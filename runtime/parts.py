@@ -1,0 +1,57 @@
+"""A weight of which each of several ranks has a part (shards.py): a DTensor, with the shape of the whole.
+
+Torch's module of DTensors takes seconds to import, so it is imported where there are some.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..codegen.functions import row_tables
+
+
+def is_in_parts(weight: Tensor) -> bool:
+    return type(weight.data) is not Tensor
+
+
+def part_of(weight: Tensor) -> Tensor:
+    """What lies on this rank: the weight itself where it is whole. It shares the weight's memory."""
+    shards = getattr(weight, row_tables.SHARDS, None)
+    if shards is not None:
+        return shards.part
+    return _local(weight).detach() if is_in_parts(weight) else weight
+
+
+def part_of_gradient(weight: Tensor) -> Tensor | None:
+    return _local(weight.grad) if weight.grad is not None and is_in_parts(weight) else weight.grad
+
+
+def cut_like(weight: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a tensor of the weight's shape, such as one of its moments."""
+    if not is_in_parts(weight):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    of_parts: Any = weight
+    return _local(distribute_tensor(whole, of_parts.device_mesh, of_parts.placements, src_data_rank=None))
+
+
+def whole(weight: Tensor, part: Tensor | None = None) -> Tensor:
+    """The weight from all ranks' parts, or a tensor like it of which this rank has `part`. All ranks must ask; of a
+    weight in parts the first gets the whole, in main memory, and the others nothing."""
+    if not is_in_parts(weight):
+        return weight.detach() if part is None else part
+    from torch.distributed.tensor import DTensor
+
+    of_parts: Any = weight.detach()
+    if part is not None:
+        layout = {"shape": weight.shape, "stride": weight.stride(), "run_check": False}
+        of_parts = DTensor.from_local(part, of_parts.device_mesh, of_parts.placements, **layout)
+    found = of_parts.full_tensor()
+    return found.cpu() if of_parts.device_mesh.get_local_rank() == 0 else found.new_empty(0)
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local()
