@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import field
 
 from . import syntax
-from .axes import Axis, Selected
+from .axes import Axis, Cut, Selected
 from .body import Abandoned, Build
 from .count import check_size
 from .diagnostics import Mistake
@@ -224,6 +224,7 @@ def _program(
     program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
         tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs), _selected(spec, body, inputs),
+        tuple(cut for cut in body.build.cuts if isinstance(cut.kind, Cut) and cut.kind.owner is not None),
     )  # fmt: skip
     if body.build.turns is not None:
         spec.shortened.append((program, body.build.turns))
