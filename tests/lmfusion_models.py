@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from weft.codegen.ops import OPS
 from weft.codegen.pipeline import Pass
-from weft.dsl.check import check
+from weft.dsl.check import Checked, check
 from weft.dsl.source import Source
 from weft.runtime.model import Model
 from weft.runtime.transfer import import_checkpoint
@@ -40,8 +41,8 @@ def llama():
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            # Gains away from one and large logits, so that no mistake hides.
-            weight.copy_(1 + 0.3 * torch.randn_like(weight)) if weight.dim() == 1 else weight.mul_(4)
+            if weight.dim() == 1:
+                weight.copy_(1 + 0.3 * torch.randn_like(weight))  # gains of one would hide mistakes
     return model
 
 
@@ -71,13 +72,17 @@ def model(
     **overrides: object,
 ) -> Model:
     """Without a Llama: weights drawn, and the image tower no copy."""
-    source = Source("lmfusion.weft", spec_text() if text is None else text)
-    built = Model(check(source, OPS, "tiny", {**SIZES, **overrides}).value(), dtype, seed=seed, passes=passes)
+    built = Model(checked(text or spec_text(), tuple(overrides.items())), dtype, seed=seed, passes=passes)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for _, weight in built.by_path():
             weight += 0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight)
     return built
+
+
+@cache
+def checked(text: str, overrides: tuple[tuple[str, object], ...] = ()) -> Checked:
+    return check(Source("lmfusion.weft", text), OPS, "tiny", {**SIZES, **dict(overrides)}).value()
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def batch(documents: Sequence[Document]) -> dict[str, list[Tensor]]:
 
 def of_objective(documents: Sequence[Document], cap: int = 100) -> dict[str, Any]:
     given = batch(documents)
-    return {name: given[name] for name in ("kind", "ids", "latent")} | {"cap": torch.tensor(cap)}
+    return {name: given[name] for name in ("kind", "ids", "latent")} | {"cap": torch.full((len(documents),), cap)}
 
 
 def hybrid_mask(one: Document) -> Tensor:
