@@ -165,7 +165,7 @@ def _selected(program: Program) -> tuple[SelectedRows, ...]:
 
 def _shown(program: Program) -> tuple[ShownRows, ...]:
     found = []
-    for cut in program.shown:
+    for cut in program.shown.values():
         assert isinstance(cut.kind, Cut)
         along, owner = cut.kind.parent, cut.kind.owner
         assert isinstance(along.kind, Selected)

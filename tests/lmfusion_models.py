@@ -20,10 +20,11 @@ from weft.runtime.transfer import import_checkpoint
 
 SPEC = Path(__file__).parent.parent / "specs" / "lmfusion.weft"
 # Pictures of 6 x 6 are nine rows; the rest is a U-Net that runs in no time.
-USE = "use unet(dim = dim)"
-SMALL = "use unet(dim = dim, side = 6, channels = 2, base = 16, blocks = 1, groups = 4, head_size = 8, time_width = 16)"
+USE = "use unet(dim = dim, side = side, channels = channels, steps = steps)"
+SMALL = USE.replace(")", ", base = 16, blocks = 1, groups = 4, head_size = 8, time_width = 16)")
 PLACES, CELLS, CHANNELS = 9, 36, 2
-SIZES = {"dim": 64, "layers": 3, "heads": 8, "kv_heads": 2, "ffn": 160, "vocab": 97, "begin": 95, "theta": 5e5}
+PICTURES = {"side": 6, "channels": 2, "begin": 95}
+SIZES = PICTURES | {"dim": 64, "layers": 3, "heads": 8, "kv_heads": 2, "ffn": 160, "vocab": 97, "theta": 5e5}
 TEXT, IMAGE = 0, 1
 
 
@@ -60,7 +61,7 @@ def imported(folder: Path, *edits: tuple[str, str], **overrides: object):
     theirs, spec = llama(), folder / "lmfusion.weft"
     theirs.save_pretrained(folder / "theirs")
     spec.write_text(spec_text(*edits), "utf-8")
-    import_checkpoint(spec, folder / "theirs", folder / "ours", "tiny", {"begin": 95, **overrides})
+    import_checkpoint(spec, folder / "theirs", folder / "ours", "tiny", {**PICTURES, **overrides})
     return theirs, folder / "ours"
 
 

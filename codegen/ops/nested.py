@@ -24,7 +24,6 @@ from ..lowering import LowerContext
 from .axis_pairs import moved, want_along
 from .joining import axis_names, want_axes, want_static, want_whole
 from .operands import own, sizes
-from .selection import chosen_rows
 
 
 @record
@@ -108,7 +107,9 @@ def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Infe
     if not isinstance(rows.kind, Selected):
         return Inferred(RowsAttrs(outer, inner, rows, parts), (x,), (type,))
     shown = call.shown(rows, outer, each)
-    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x, call.selected(rows)), (type,))
+    ends = call.segmented(shown)
+    assert ends is not None
+    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x, *ends.values), (type,))
 
 
 def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
@@ -124,7 +125,7 @@ def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
     kept = tuple(axis for axis in x.type.static_axes if axis not in attrs.inner)
     read = ctx.call(torch.flatten, own(ctx, x, (*attrs.inner, *kept)), 0, len(attrs.inner))
     if attrs.shown is not None:
-        read = ctx.call(selections.want_as_many, read, chosen_rows(ctx, attrs.rows, node.inputs[1]), attrs.rows.name)
+        read = ctx.call(selections.want_as_many, read, ctx.chosen_rows(attrs.rows), attrs.rows.name)
     else:
         ctx.nest(attrs.rows, each)
     ctx.define(node.outputs[0], read)
