@@ -117,7 +117,7 @@ def test_the_whole_is_the_llama_with_another_mask(both, one) -> None:
         want = theirs.model(inputs_embeds=rows[None], attention_mask=added[None, None]).last_hidden_state[0]
     assert want.abs().max() > 1
     # Rows after a norm are eight times as large as logits; float32 norms there.
-    torch.testing.assert_close(found["seen"][0], want[one.places], rtol=0, atol=1.6e-7 * want.abs().max())
+    torch.testing.assert_close(found["seen"][0], want[one.places], rtol=0, atol=float(1.6e-7 * want.abs().max()))
     torch.testing.assert_close(found["logits"][0], theirs.lm_head(want[one.words]), rtol=0, atol=3.9e-7)
 
 
@@ -205,7 +205,7 @@ def test_a_picture_after_a_cached_prefix_needs_no_mask() -> None:
         for number in range(3):
             x, _ = layer_by_hand(w, number, "image", x, 6, cache[number])
     want = normed(w, "last.image", x)
-    torch.testing.assert_close(found["seen"][0], want, rtol=0, atol=2e-14 * want.abs().max())
+    torch.testing.assert_close(found["seen"][0], want, rtol=0, atol=float(2e-14 * want.abs().max()))
 
 
 def normed(w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def layer_by_hand(
     place = torch.arange(first, first + len(x), dtype=torch.float64)
     q, k = turned(q, place), turned(k, place)
     keys, values = (k, v) if cache is None else (torch.cat([cache[0], k]), torch.cat([cache[1], v]))
-    keys, values = (part.repeat_interleave(4, 1).movedim(0, 1) for part in (keys, values))
+    keys, values = keys.repeat_interleave(4, 1).movedim(0, 1), values.repeat_interleave(4, 1).movedim(0, 1)
     mixed = scaled_dot_product_attention(q.movedim(0, 1), keys, values, is_causal=cache is None)
     mixed = mixed.movedim(1, 0).reshape(len(x), -1)
     x = x + linear(mixed, w[f"{at}.out.{tag}.part.linear.weight"])

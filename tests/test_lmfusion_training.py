@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -287,7 +288,7 @@ def test_every_depth_of_separation_starts_from_the_llama_and_goes_back(depth: st
     from transformers import AutoModelForCausalLM
 
     theirs, folder = imported(tmp_path, **DEPTHS[depth])
-    built = weft.load(folder)
+    built: Any = weft.load(folder)
     words, one = document(9), DOCUMENTS[0]
     with torch.no_grad():
         found = built(**words.inputs)["logits"][0]
