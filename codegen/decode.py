@@ -78,6 +78,7 @@ def derive(
         inputs=tuple(s for s in whole.inputs if s.name not in row_names),
         axes=tuple(axis.name for axis in plan.other_axes),
         selected=tuple(s for s in whole.selected if s.tag not in row_names),
+        shown=tuple(s for s in whole.shown if s.tag not in row_names),
         outputs=tuple(slot(value.name, value.type) for value in plan.carried),
     )
     begin, plan = _begin(plan, weights, working, stored, once_signature)

@@ -51,7 +51,7 @@ def _comes_with_owner(node: Node) -> bool:
 
 
 def _is_shown(node: Node) -> bool:
-    return isinstance(node.attrs, SegmentAttrs) and node.attrs.each is not None
+    return isinstance(node.attrs, SegmentAttrs) and _has_owner(node.attrs.cut)
 
 
 class DecodeContext(GraphContext):

@@ -157,6 +157,10 @@ class LowerContext(Protocol):
         target follow from it."""
         ...
 
+    def chosen_rows(self, axis: Axis) -> fx.Node:
+        """int64: as `chosen` made it before for the axis."""
+        ...
+
     def joined_order(self, whole: Axis | None, rows: tuple[fx.Node, ...]) -> fx.Node:
         """int64 `[rows of whole]`: where each row stands when the chosen rows of all parts lie behind one another."""
         ...

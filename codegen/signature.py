@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..dsl.axes import Selected
+from ..dsl.axes import Cut, Selected
 from ..dsl.program import Program, Value
 from ..dsl.value_type import Flag, Id, Int, Real, Tag, ValueType
 
@@ -63,11 +63,24 @@ class SelectedRows:
 
 
 @dataclass(frozen=True)
+class ShownRows:
+    """Rows of `parent` whose `tag`, an input, is one of `members` are those of the rows of `owner`, in order: `each`
+    that follow one another."""
+
+    owner: str
+    parent: str
+    tag: str
+    members: tuple[int, ...]
+    each: int
+
+
+@dataclass(frozen=True)
 class Signature:
     """`outputs` of a model; `losses` of an objective. `draws`: the graph takes the draw arguments. `born`: axes whose
     rows the graph makes; it gives their offsets after the outputs. `selected`: axes of inputs whose number of rows
     follows from a tag. `owners`: for each nested axis the one whose rows own its rows; its offsets say where the rows
-    of each owner begin. Owners come before what they own."""
+    of each owner begin. Owners come before what they own. `shown`: what tags must say for rows that are flattened into
+    a selection."""
 
     name: str
     inputs: tuple[Slot, ...]
@@ -78,6 +91,7 @@ class Signature:
     born: tuple[str, ...] = ()
     selected: tuple[SelectedRows, ...] = ()
     owners: tuple[tuple[str, str], ...] = ()
+    shown: tuple[ShownRows, ...] = ()
 
     def chain(self, axis: str) -> tuple[str, ...]:
         """An axis and what owns its rows, from the one with rows in examples down to it."""
@@ -95,6 +109,7 @@ class Signature:
             "born": list(self.born),
             "owners": [list(pair) for pair in self.owners],
             "selected": [[s.axis, s.parent, s.tag, list(s.members)] for s in self.selected],
+            "shown": [[s.owner, s.parent, s.tag, list(s.members), s.each] for s in self.shown],
         }
 
     @staticmethod
@@ -111,6 +126,10 @@ class Signature:
             selected=tuple(
                 SelectedRows(str(axis), str(parent), str(tag), tuple(map(int, members)))
                 for axis, parent, tag, members in data.get("selected", ())
+            ),
+            shown=tuple(
+                ShownRows(str(owner), str(parent), str(tag), tuple(map(int, members)), int(each))
+                for owner, parent, tag, members, each in data.get("shown", ())
             ),
         )
 
@@ -131,6 +150,7 @@ def signature_of(program: Program, draws: bool = False) -> Signature:
             if axis.parent is not None
         ),
         selected=_selected(program),
+        shown=_shown(program),
     )
 
 
@@ -139,10 +159,27 @@ def _selected(program: Program) -> tuple[SelectedRows, ...]:
     for axis, tag in program.selected.items():
         kind = axis.kind
         if axis in program.ordered_axes and tag in program.inputs and isinstance(kind, Selected):
-            assert isinstance(tag.type.kind, Tag)
-            members = tuple(tag.type.kind.enum.members.index(member) for member in kind.members)
-            found.append(SelectedRows(axis.name, kind.parent.name, tag.name, members))
+            found.append(SelectedRows(axis.name, kind.parent.name, tag.name, _members(tag, kind)))
     return tuple(found)
+
+
+def _shown(program: Program) -> tuple[ShownRows, ...]:
+    found = []
+    for cut in program.shown.values():
+        assert isinstance(cut.kind, Cut)
+        along, owner = cut.kind.parent, cut.kind.owner
+        assert isinstance(along.kind, Selected)
+        tag = program.selected.get(along)
+        # Of what no caller gives, the graph itself finds out.
+        if owner in program.ordered_axes and along.kind.parent in program.ordered_axes and tag in program.inputs:
+            members = _members(tag, along.kind)
+            found.append(ShownRows(owner.name, along.kind.parent.name, tag.name, members, cut.kind.each))
+    return tuple(found)
+
+
+def _members(tag: Value, kind: Selected) -> tuple[int, ...]:
+    assert isinstance(tag.type.kind, Tag)
+    return tuple(tag.type.kind.enum.members.index(member) for member in kind.members)
 
 
 def slot(name: str, type_: ValueType) -> Slot:

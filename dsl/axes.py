@@ -61,12 +61,13 @@ class Cut:
     """`axis patch cut from seq`: born in `segment`.
 
     With an `owner`, where its rows' own rows stand among others: `flatten(z, (picture, spot) -> place)`, with places
-    selected from seq, makes a segment of each picture's. They are neighbours on seq too, and are there together. That
-    is the data's to keep, and checked in every batch.
+    selected from seq, makes a segment of each picture's `each` rows. They are neighbours on seq too, and are there
+    together. That is the data's to keep, and checked in every batch.
     """
 
     parent: Axis
     owner: Axis | None = None
+    each: int = 0
 
 
 @record(eq=False)

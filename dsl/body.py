@@ -60,7 +60,6 @@ class Build:
     cuts: dict[Axis, Segmented | None] = field(default_factory=dict)  # what made each cut; None: a mistake did
     # How many rows of a nested axis each row of its owner has, as far as the text says, and where it does.
     owned: dict[tuple[Axis, Axis], tuple[Length, Span]] = field(default_factory=dict)
-    shown: dict[Axis, Axis] = field(default_factory=dict)  # the cut that an owner's rows are, by the owner
     selected: dict[Axis, tuple[Value, Span]] = field(default_factory=dict)  # the tag of each selected axis, first use
     inputs: dict[str, Value] = field(default_factory=dict)  # of the program
     arms: list[OpenArm] = field(default_factory=list)  # of `match`, around the statement that is run
@@ -202,19 +201,31 @@ class Body(ABC):
     def shown(self, along: Axis, owner: Axis, each: int, at: Span) -> Axis:
         """The cut of a selection whose segments are the rows of each row of `owner`, made where it is first asked
         for."""
-        known = self.build.shown.get(owner)
-        if known is not None and isinstance(known.kind, Cut) and known.kind.parent is along:
+        kind = Cut(along, owner, each)
+        known = next((cut for cut in self.build.cuts if cut.kind == kind), None)
+        if known is not None:
             return known
-        cut = Axis(owner.name, Cut(along, owner), owner.length, None, owner.span)
+        cut = Axis(owner.name, kind, owner.length, None, owner.span)
         naming, self.naming = self.naming, None
         try:
-            flags = self.apply(self.build.ops["segment_each"], {"cut": cut, "each": each}, at)
+            flags = self.apply(self.build.ops["segment_each"], {"cut": cut}, at)
         finally:
             self.naming = naming
         assert isinstance(flags, Value)
-        self.build.shown[owner] = cut
         self.build.cuts[cut] = Segmented(along, flags, None, at)
         return cut
+
+    def shown_among(self, rows: Axis, owner: Axis) -> Axis | None:
+        """The cut whose segments are the rows of each row of `owner` where they are rows of an axis, or stand among
+        them. None: nothing flattened them there."""
+        for cut in self.build.cuts:
+            if isinstance(cut.kind, Cut) and cut.kind.owner is owner:
+                along = cut.kind.parent
+                if rows is along or (isinstance(along.kind, Selected) and rows is along.kind.parent):
+                    return cut
+        if self.build.is_uncalled and owner is not rows and owner not in rows.ancestors:
+            raise Noted  # that is for the caller to do
+        return None
 
     def selected(self, axis: Axis, at: Span) -> Value:
         """The tag that selects the rows of an axis: what has its name here, or had where the axis was used before."""

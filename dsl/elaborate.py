@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import field
 
 from . import syntax
-from .axes import Axis, Selected
+from .axes import Axis, Cut, Selected
 from .body import Abandoned, Build
 from .count import check_size
 from .diagnostics import Mistake
@@ -224,7 +224,7 @@ def _program(
     program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
         tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs), _selected(spec, body, inputs),
-        dict(body.build.shown),
+        _shown(body),
     )  # fmt: skip
     if body.build.turns is not None:
         spec.shortened.append((program, body.build.turns))
@@ -241,6 +241,12 @@ def _selected(spec: Spec, body: Elaboration, inputs: tuple[Value, ...]) -> dict[
             error = NotSelected(at, axis.name, axis.kind.tag, "no input", axis.span, None, repair)
             spec.library.problems.add(error)
     return {axis: tag for axis, (tag, _) in body.build.selected.items()}
+
+
+def _shown(body: Elaboration) -> dict[Axis, Axis]:
+    """The cuts of rows that stand among others, by the owner of the rows."""
+    owned = ((cut.kind.owner, cut) for cut in body.build.cuts if isinstance(cut.kind, Cut))
+    return {owner: cut for owner, cut in owned if owner is not None}
 
 
 def _optional(body: Elaboration, inputs: tuple[Value, ...]) -> dict[str, Value]:

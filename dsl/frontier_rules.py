@@ -315,7 +315,8 @@ def shown_rows(f: Frontier, cut: Axis, parts: bool) -> Frontier:
     assert owner is not None
     assert along is not None
     if not parts:
-        return end(cut, along) if f.kind is Kind.ROW and f.axis is owner and f.shift <= 0 else _unless_none(f)
+        is_own = f.kind in (Kind.ROW, Kind.LAST) and f.axis is owner and f.shift <= 0
+        return end(cut, along) if is_own else _unless_none(f)
     match f.kind:
         case Kind.END if f.cuts == (cut,):
             return last(owner)

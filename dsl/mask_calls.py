@@ -22,6 +22,7 @@ from .masks import (
     SegmentIndex,
     Side,
     Term,
+    with_sides,
 )
 from .op_call import bind_arguments
 from .opdef import Accepts, Param
@@ -174,8 +175,7 @@ class _Writer:
         if isinstance(e, syntax.Call) and isinstance(e.callee, syntax.Name) and e.callee.text == "index":
             match [argument.value for argument in e.arguments]:
                 case [cut]:
-                    axis = body.axis(cut)
-                    return SegmentIndex(body.build.shown.get(axis, axis), "own")
+                    return SegmentIndex(body.axis(cut), "own")
                 case [cut, syntax.Name("own" | "closed" as which)]:
                     return SegmentIndex(body.axis(cut), which)
             raise Mistake(BadMask(e.span, "`index` takes a cut, and `own` or `closed`"))
@@ -185,7 +185,7 @@ class _Writer:
         if isinstance(value, Record) and value.main is not None:
             value = value.main
         if isinstance(value, Axis) and value.is_ordered:
-            return SegmentIndex(body.build.shown.get(value, value))
+            return SegmentIndex(value)
         if not isinstance(value, Value):
             what = f"`query(..)` and `key(..)` read `position`, an ordered axis or a value, not {describe(value)}"
             raise Mistake(BadMask(e.span, what))
@@ -205,24 +205,12 @@ class MaskCalls(Expressions):
 
 def _shifted(formula: Formula, by: int) -> Formula:
     """The formula with its captures counted from `by`."""
-    if by == 0:
-        return formula
-    match formula:
-        case Both(left, right):
-            return Both(_shifted(left, by), _shifted(right, by))
-        case Either(left, right):
-            return Either(_shifted(left, by), _shifted(right, by))
-        case Not(inner):
-            return Not(_shifted(inner, by))
-        case Compare(operator, left, right):
-            return Compare(operator, _shifted_term(left, by), _shifted_term(right, by))
 
+    def later(side: Side) -> Side:
+        match side.read:
+            case Captured(index):
+                return Side(side.side, Captured(index + by))
+            case _:
+                return side
 
-def _shifted_term(term: Term, by: int) -> Term:
-    match term:
-        case Side(side, Captured(index)):
-            return Side(side, Captured(index + by))
-        case Arithmetic(operator, left, right):
-            return Arithmetic(operator, _shifted_term(left, by), None if right is None else _shifted_term(right, by))
-        case _:
-            return term
+    return with_sides(formula, later) if by else formula

@@ -6,6 +6,8 @@ A mask is a formula of comparisons; each side is written `query(e)` or `key(e)`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .axes import Axis
 from .program import Value
 from .record import record
@@ -94,6 +96,29 @@ class Mask:
     formula: Formula | None
     captures: tuple[Value, ...] = ()
     span: Span | None = None
+
+
+def with_sides(formula: Formula, change: Callable[[Side], Side]) -> Formula:
+    """The formula with what it reads of rows changed."""
+
+    def term(e: Term) -> Term:
+        match e:
+            case Side():
+                return change(e)
+            case Arithmetic(operator, left, right):
+                return Arithmetic(operator, term(left), None if right is None else term(right))
+            case _:
+                return e
+
+    match formula:
+        case Both(left, right):
+            return Both(with_sides(left, change), with_sides(right, change))
+        case Either(left, right):
+            return Either(with_sides(left, change), with_sides(right, change))
+        case Not(inner):
+            return Not(with_sides(inner, change))
+        case Compare(operator, left, right):
+            return Compare(operator, term(left), term(right))
 
 
 @record

@@ -70,6 +70,9 @@ class Call:
     def shown(self, axis: Axis, owner: Axis, each: int) -> Axis:
         return self._body.shown(axis, owner, each, self.span)
 
+    def shown_among(self, rows: Axis, owner: Axis) -> Axis | None:
+        return self._body.shown_among(rows, owner)
+
     def selected(self, axis: Axis) -> Value:
         return self._body.selected(axis, self.span)
 

@@ -127,6 +127,10 @@ class OpCall(Protocol):
         """The cut of a selected axis whose segments are the rows of each row of `owner`: so many, and neighbours."""
         ...
 
+    def shown_among(self, rows: Axis, owner: Axis) -> Axis | None:
+        """The cut that `shown` made where rows of `owner` are rows of this axis or stand among them; None: none."""
+        ...
+
     def selected(self, axis: Axis) -> Value:
         """The tag that selects the rows of a selected axis. Fails where none is known."""
         ...

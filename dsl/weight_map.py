@@ -66,7 +66,7 @@ def weight_maps(spec: Spec, models: Mapping[str, Program]) -> dict[str, WeightMa
         config = tuple(line for entry in declaration.config for line in _config(spec, entry))
         new = _new(spec, declaration, weights)
         read = {path: weight for path, weight in weights.items() if path not in new}
-        entries = [(entry, line) for entry in declaration.tensors for line in _tensors(spec, entry, read)]
+        entries = [(entry, line) for entry in declaration.tensors for line in _tensors(spec, entry, read, new)]
         _check_coverage(spec, declaration, entries, weights, new)
         tensors = tuple(line for _, line in entries)
         maps[declaration.format.text] = WeightMap(declaration.format.text, config, tensors, tuple(new))
@@ -111,12 +111,18 @@ def _constant(e: syntax.Expression) -> Constant:
             raise Mistake(BadWeightMap(e.span, "a config entry is a size, an option, or a constant"))
 
 
-def _tensors(spec: Spec, entry: syntax.TensorEntry, weights: Mapping[str, Weight]) -> list[TensorLine]:
-    """The entry's lines, one for each choice of what `*` stands for."""
+def _tensors(
+    spec: Spec, entry: syntax.TensorEntry, weights: Mapping[str, Weight], new: Mapping[str, Span]
+) -> list[TensorLine]:
+    """The entry's lines, one for each choice of what `*` stands for; `weights` are those that are not new."""
     problems = spec.library.problems
     first = entry.patterns[0]
     stars = entry.foreign.value.count("*")
     found = [(path, caught) for path in weights if (caught := captures(first.text, path)) is not None]
+    fresh = next((path for path in new if not found and captures(first.text, path) is not None), None)
+    if fresh is not None:
+        problems.add(BadWeightMap(first.span, f"`{fresh}` is new, so no tensor holds it", None, new[fresh]))
+        return []
     if not found and _is_of_another_choice(spec, first.text, weights):
         return []
     if not found:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..codegen.signature import SelectedRows, Signature, Slot
+from ..codegen.signature import SelectedRows, ShownRows, Signature, Slot
 from .errors import InputFault
 
 
@@ -79,6 +79,8 @@ def pack(
     size = _batch_size(signature, values, lengths)
     for selected in signature.selected:
         _want_selected(signature, selected, values, lengths)
+    for shown in signature.shown:
+        _want_shown(signature, shown, values, lengths)
     return Batch(tuple(values), offsets, lengths, form or "plain", size, signature)
 
 
@@ -160,9 +162,8 @@ def _want_selected(
     signature: Signature, selected: SelectedRows, values: Sequence[Tensor], lengths: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Every example has as many rows of a selection as its tags say."""
-    place = next(i for i, slot in enumerate(signature.inputs) if slot.name == selected.tag)
-    slot, tag = signature.inputs[place], values[place]
-    chosen = sum((tag == member for member in selected.members), torch.zeros_like(tag, dtype=torch.bool))
+    slot, tag = _tag_of(signature, selected, values)
+    chosen = _chosen(tag, selected.members)
     members = " or ".join(slot.members[member] for member in selected.members)
     given = lengths[selected.axis]
     if slot.rows is None:
@@ -173,6 +174,37 @@ def _want_selected(
         if has != wants:
             what = f"{wants} rows of {selected.parent} have the tag {members} in {selected.tag}"
             raise InputFault(f"example {i} has {has} rows of {selected.axis}, but {what}")
+
+
+def _want_shown(
+    signature: Signature, shown: ShownRows, values: Sequence[Tensor], lengths: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Every example has as many rows with the tag as its owners have rows, and those of an owner side by side."""
+    slot, tag = _tag_of(signature, shown, values)
+    if slot.rows is None:
+        return  # rows of whole examples are counted by `_want_selected`
+    members = " or ".join(slot.members[member] for member in shown.members)
+    parts = _chosen(tag, shown.members).cpu().split(list(lengths[slot.rows]))
+    for i, (chosen, owners) in enumerate(zip(parts, lengths[shown.owner], strict=True)):
+        rows = chosen.nonzero()[:, 0]
+        if len(rows) != owners * shown.each:
+            wanted = f"{owners} rows of {shown.owner} with {shown.each} rows of {shown.parent} each"
+            raise InputFault(f"example {i} has {wanted}, but {len(rows)} have the tag {members} in {slot.name}")
+        spans = rows.reshape(owners, shown.each)
+        apart = (spans[:, -1] - spans[:, 0] != shown.each - 1).nonzero()[:, 0]
+        if len(apart):
+            number = int(apart[0])
+            what = f"the {shown.each} rows of {shown.parent} with the tag {members} in {slot.name}"
+            raise InputFault(f"example {i}: {what} of row {number} of {shown.owner} are not side by side")
+
+
+def _tag_of(signature: Signature, chosen: SelectedRows | ShownRows, values: Sequence[Tensor]) -> tuple[Slot, Tensor]:
+    place = next(i for i, slot in enumerate(signature.inputs) if slot.name == chosen.tag)
+    return signature.inputs[place], values[place]
+
+
+def _chosen(tag: Tensor, members: tuple[int, ...]) -> Tensor:
+    return sum((tag == member for member in members), torch.zeros_like(tag, dtype=torch.bool))
 
 
 def _batch_size(signature: Signature, values: Sequence[Tensor], lengths: Mapping[str, tuple[int, ...]]) -> int | None:

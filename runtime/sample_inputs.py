@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import cycle, islice
 
@@ -30,13 +31,18 @@ def equal_examples(shape: Signature, rows: int, length: int) -> dict[str, tuple[
 
 def unequal_examples(shape: Signature, pattern: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Lengths as in `pattern`, turned by one place from axis to axis; of a nested axis for each owner, over and
-    over."""
+    over. Axes that rows of owners stand among are longer, so that there are some."""
     found: dict[str, tuple[int, ...]] = {}
     owners = dict(shape.owners)
     for number, axis in enumerate(shape.axes):
         count = sum(found[owners[axis]]) if axis in owners else len(pattern)
         turn = number % len(pattern)
         found[axis] = tuple(islice(cycle(pattern[turn:] + pattern[:turn]), count))
+    for slot in shape.inputs:
+        each = _runs(shape, slot)
+        if each and slot.rows is not None:
+            whole, others = math.lcm(*each.values()), len(each) < slot.limit
+            found[slot.rows] = tuple(n + n // 2 * whole if others else n * whole for n in found[slot.rows])
     return found
 
 
@@ -51,7 +57,8 @@ def sample_inputs(shape: Signature, lengths: Lengths, seed: int, device: torch.d
 
 
 def settled(shape: Signature, lengths: Lengths, seed: int) -> dict[str, tuple[int, ...]]:
-    """The lengths with those of selections as the tags say, which are drawn first."""
+    """The lengths with those of selections, and of owners whose rows stand among others, as the tags say, which are
+    drawn first."""
     found, tags = dict(lengths), _tags(shape, lengths, seed)
     for selected in shape.selected:
         slot = next(slot for slot in shape.inputs if slot.name == selected.tag)
@@ -61,13 +68,45 @@ def settled(shape: Signature, lengths: Lengths, seed: int) -> dict[str, tuple[in
             found[selected.axis] = tuple(length * has for length, has in counts)
         else:
             found[selected.axis] = tuple(int(part.sum()) for part in chosen.split(list(found[slot.rows])))
+    for shown in shape.shown:
+        chosen = sum((tags[shown.tag] == member for member in shown.members), torch.zeros((), dtype=torch.bool))
+        rows = (int(part.sum()) for part in chosen.split(list(found[shown.parent])))
+        found[shown.owner] = tuple(count // shown.each for count in rows)
+    for axis, owner in shape.owners:
+        if owner in {shown.owner for shown in shape.shown}:
+            found[axis] = tuple(islice(cycle(found[axis] or (1,)), sum(found[owner])))
     return found
 
 
 def _tags(shape: Signature, lengths: Lengths, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed + 1)
-    names = {selected.tag for selected in shape.selected}
-    return {slot.name: _input(slot, lengths, generator) for slot in shape.inputs if slot.name in names}
+    names = {selected.tag for selected in (*shape.selected, *shape.shown)}
+    found = {slot.name: _input(slot, lengths, generator) for slot in shape.inputs if slot.name in names}
+    for slot in shape.inputs:
+        each = _runs(shape, slot)
+        if each and slot.rows is not None:
+            parts = found[slot.name].split(list(lengths[slot.rows]))
+            found[slot.name] = torch.cat([_in_runs(part, each, slot.limit) for part in parts])
+    return found
+
+
+def _runs(shape: Signature, slot: Slot) -> dict[int, int]:
+    """How many rows stand side by side that have a tag, for the tags of rows of owners."""
+    return {member: shown.each for shown in shape.shown if shown.tag == slot.name for member in shown.members}
+
+
+def _in_runs(tags: Tensor, each: Mapping[int, int], limit: int) -> Tensor:
+    """Tags of one example, each repeated as often as rows with it stand side by side, as long as they fit. The rest has
+    a tag without runs; where there is none, all rows have the first tag."""
+    rows: list[int] = []
+    for tag in tags.tolist():
+        count = each.get(tag, 1)
+        if len(rows) + count <= len(tags):
+            rows += [tag] * count
+    rest, others = len(tags) - len(rows), [member for member in range(limit) if member not in each]
+    if rest and not others:
+        rows, rest = [0] * len(tags), 0
+    return torch.tensor(rows + others[:1] * rest, dtype=tags.dtype)
 
 
 def sample_arguments(

@@ -32,7 +32,7 @@ from ..lowering import LowerContext
 from .attend_formulas import check_mask, check_score, mask_arguments, score_argument, sides_of
 from .cut import seen_cut
 from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
-from .mask_cuts import MaskCut, mask_cuts, same_segment
+from .mask_cuts import MaskCut, mask_cuts, same_segment, with_shown
 from .operands import entries, result_type, sizes, traffic
 from .score import Score, score_of
 from .selection import members_of_axis
@@ -141,7 +141,7 @@ def _infer(
     stay = tuple(axis for axis in q.type.static_axes if axis not in over)
     per_example = not ordered and any(value.type.per_example or value.type.rows is not None for value in (q, k, v))
     type = ValueType(Real(), (*ordered, *stay, *value_axes), per_example)
-    mask = mask or Mask(None)
+    mask = with_shown(call, mask or Mask(None), along, query_rows)
     check_mask(call, mask, along, query_rows)
     if bias is not None:
         _check_bias(call, bias, heads, along)

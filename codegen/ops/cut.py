@@ -10,7 +10,7 @@ import operator
 from typing import Any
 
 from ...dsl import frontier
-from ...dsl.axes import Axis, Cut, Selected
+from ...dsl.axes import Axis, Cut
 from ...dsl.errors.axes import KindMismatch
 from ...dsl.errors.operators import BadNumber, NotACut
 from ...dsl.frontier import Frontier, Segments
@@ -31,7 +31,7 @@ from .operands import cost_per_entry, own, sizes
 from .scaled import ScaledAttrs, frontier_scaled, is_scaled_pair, lower_scaled
 from .scaled import infer_pool as infer_scaled_pool
 from .scaled import infer_spread as infer_scaled_spread
-from .selection import members_of_axis
+from .selection import chosen_rows
 
 
 def read_cut(call: OpCall, axis: Axis) -> tuple[Value, ...]:
@@ -50,18 +50,16 @@ def seen_cut(cut: Axis, along: Axis, made: tuple[Frontier, ...]) -> Segments:
 
 @record
 class SegmentAttrs:
-    """`at_most` rows in a segment; None: any number. `by` says that ids are given, and segments are their runs. `each`:
-    how many rows every segment has, where they are those of an owner's row."""
+    """`at_most` rows in a segment; None: any number. `by` says that ids are given, and segments are their runs."""
 
     cut: Axis
     along: Axis
     at_most: int | None = None
     by: bool = False
-    each: int | None = None
 
 
 def _parent(cut: Axis) -> Axis:
-    assert isinstance(cut.kind, Cut | Selected)
+    assert isinstance(cut.kind, Cut)
     return cut.kind.parent
 
 
@@ -163,24 +161,26 @@ SEGMENT_BY = OpDef(
 )
 
 
-def _infer_segment_each(call: OpCall, cut: Axis, each: int) -> Inferred:
+def _infer_segment_each(call: OpCall, cut: Axis) -> Inferred:
     along = _parent(cut)
-    return Inferred(SegmentAttrs(cut, along, each=each), (call.selected(along),), (ValueType(Flag(), (along,)),))
+    return Inferred(SegmentAttrs(cut, along), (call.selected(along),), (ValueType(Flag(), (along,)),))
 
 
 def _lower_segment_each(ctx: LowerContext, node: Node) -> None:
     attrs = node.attrs
     assert isinstance(attrs, SegmentAttrs)
     along, tag = attrs.along, node.inputs[0]
-    chosen = ctx.chosen(along, _parent(along), tag, members_of_axis(tag, along), None)
-    ends = ctx.call(cuts.ends_of_each, chosen, ctx.row_example(along), ctx.offsets(along), attrs.each, attrs.cut.name)
+    assert isinstance(attrs.cut.kind, Cut)
+    each = attrs.cut.kind.each
+    chosen = chosen_rows(ctx, along, tag)
+    ends = ctx.call(cuts.ends_of_each, chosen, ctx.row_example(along), ctx.offsets(along), each, attrs.cut.name)
     ctx.define(node.outputs[0], ends)
     ctx.cut(attrs.cut, along, ends, None)
 
 
 SEGMENT_EACH = OpDef(
     name="segment_each",
-    params=(Param("cut", Accepts.AXIS), Param("each", Accepts.INTEGER)),
+    params=(Param("cut", Accepts.AXIS),),
     infer=_infer_segment_each,
     frontier=lambda node, given: frontier.NONE,
     lower=_lower_segment_each,

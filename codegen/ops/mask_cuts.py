@@ -5,7 +5,20 @@ from __future__ import annotations
 from ...dsl.axes import Axis, Cut, Selected
 from ...dsl.errors.later import NotBuiltYet
 from ...dsl.errors.masks import BadMask
-from ...dsl.masks import Arithmetic, Both, Compare, Either, Formula, Mask, Not, Position, SegmentIndex, Side, Term
+from ...dsl.masks import (
+    Arithmetic,
+    Both,
+    Compare,
+    Either,
+    Formula,
+    Mask,
+    Not,
+    Position,
+    SegmentIndex,
+    Side,
+    Term,
+    with_sides,
+)
 from ...dsl.opdef import OpCall
 from ...dsl.program import Value
 from ...dsl.record import record
@@ -22,6 +35,23 @@ class MaskCut:
     along: Axis
     inputs: int
     selected: bool = False
+
+
+def with_shown(call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None) -> Mask:
+    """The mask, where an owner of rows that stand among others is read as the cut that those rows are."""
+
+    def shown(side: Side) -> Side:
+        rows = query_rows if side.side == "query" else along
+        match side.read:
+            case SegmentIndex(owner, which) if rows is not None and not isinstance(owner.kind, Cut):
+                cut = call.shown_among(rows, owner)
+                return side if cut is None else Side(side.side, SegmentIndex(cut, which))
+            case _:
+                return side
+
+    if mask.formula is None:
+        return mask
+    return Mask(with_sides(mask.formula, shown), mask.captures, mask.span)
 
 
 def mask_cuts(

@@ -107,9 +107,9 @@ def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Infe
     if not isinstance(rows.kind, Selected):
         return Inferred(RowsAttrs(outer, inner, rows, parts), (x,), (type,))
     shown = call.shown(rows, outer, each)
-    made = call.segmented(shown)
-    assert made is not None
-    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x, *made.values), (type,))
+    ends = call.segmented(shown)
+    assert ends is not None
+    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x, *ends.values), (type,))
 
 
 def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:

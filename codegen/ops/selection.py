@@ -44,9 +44,14 @@ def read_tag(call: OpCall, axis: Axis) -> tuple[Value, ...]:
 
 def choose_rows(ctx: LowerContext, node: Node, axis: Axis) -> None:
     """Tells the graph which rows a selected axis has, where `read_tag` is all that the node reads."""
-    kind = axis.kind
-    if isinstance(kind, Selected) and node.inputs:
-        ctx.chosen(axis, kind.parent, node.inputs[0], members_of_axis(node.inputs[0], axis), None)
+    if isinstance(axis.kind, Selected) and node.inputs:
+        chosen_rows(ctx, axis, node.inputs[0])
+
+
+def chosen_rows(ctx: LowerContext, axis: Axis, tag: Value) -> Any:
+    """int64: which rows of the whole a declared selection has."""
+    assert isinstance(axis.kind, Selected)
+    return ctx.chosen(axis, axis.kind.parent, tag, members_of_axis(tag, axis), None)
 
 
 def _selection(call: OpCall, operator: str, part: Axis, whole: Axis) -> Selected:
