@@ -166,13 +166,13 @@ def compute_losses(
     }
     if isinstance(counter, ReadCounter):
         tables = cast(TrainableWithTables, model)
-        parts, reads = tables.loss_and_reads(options.objective, (batch.tokens, batch.offsets), **arguments)
+        parts, reads = tables.loss_and_reads(options.objective, *batch.given, **arguments)
         counter.add(reads)
         return parts
     if counter is None or not options.has_cuts:
-        return model.loss(options.objective, (batch.tokens, batch.offsets), **arguments)
+        return model.loss(options.objective, *batch.given, **arguments)
     measured = cast(TrainableWithCuts, model)
-    parts, lengths = measured.loss_and_cuts(options.objective, (batch.tokens, batch.offsets), **arguments)
+    parts, lengths = measured.loss_and_cuts(options.objective, *batch.given, **arguments)
     counter.add(batch, lengths)
     return parts
 
