@@ -61,7 +61,13 @@ class ItemStore:
     def numbers(self, number: int) -> np.ndarray:
         """float32 of an item, or of its rows."""
         kept = self._kept.get(number)
-        return as_numbers(read_item(*self._files[number]) if kept is None else kept)
+        if kept is None:
+            file, feed = self._files[number]
+            try:
+                kept = read_item(file, feed)
+            except OSError as error:
+                raise RuntimeFault(f"{file} cannot be read: {error.strerror or error}") from None
+        return as_numbers(kept)
 
     def _read(self, part: MediaPart, feed: ItemFeed, place: str) -> int:
         try:
