@@ -118,7 +118,8 @@ def _rows(
     context = DecodeContext(plan, types, form, STATEFUL)
     for node in plan.rows:
         context.lower(node, node.op.lower)
-    results = [context.result(value) for _, value in plan.program.outputs]
+    outputs = plan.program.outputs if form == "extend" else plan.row_outputs
+    results = [context.result(value) for _, value in outputs]
     context.finish(results)
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl.axes import Axis, Selected
+from ..dsl.axes import Axis, Cut, Selected
 from ..dsl.program import Node, Value
 from ..dsl.selections import TakeAttrs
 from ..dsl.value_type import Flag, Int, Real, ValueType
@@ -19,6 +19,8 @@ from .facts import FACT, Fact
 from .functions import caches, open_cuts, selections
 from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
 from .lower import whole_result
+from .ops.cut import SegmentAttrs
+from .ops.nested import RowsAttrs
 from .origin import Origin
 from .selection_plans import group_of
 
@@ -38,6 +40,20 @@ class OpenCut:
     at_most: int | None
 
 
+def _has_owner(cut: Axis) -> bool:
+    """Whether rows of a cut's segments come together, with what owns them."""
+    return isinstance(cut.kind, Cut) and cut.kind.owner is not None
+
+
+def _comes_with_owner(node: Node) -> bool:
+    """Whether a node makes rows of what owns them, or says which segments they are: all are in one call."""
+    return _is_shown(node) or (isinstance(node.attrs, RowsAttrs) and node.attrs.shown is not None)
+
+
+def _is_shown(node: Node) -> bool:
+    return isinstance(node.attrs, SegmentAttrs) and node.attrs.each is not None
+
+
 class DecodeContext(GraphContext):
     """Lowers the per-row part of a program for new rows only. `form` is "extend", "last" (results of each last row)
     or "step". `stateful` gives the functions that read other rows their stateful forms."""
@@ -45,7 +61,7 @@ class DecodeContext(GraphContext):
     def __init__(
         self, plan: DecodePlan, types: DecodeTypes, form: str, stateful: Mapping[Callable[..., Any], Stateful]
     ) -> None:
-        super().__init__(plan.row_inputs, (plan.axis,), types.working, types.stored)
+        super().__init__(plan.row_inputs, (plan.axis, *plan.with_rows), types.working, types.stored)
         self.plan, self.types, self.form, self._stateful = plan, types, form, stateful
         self.specs: list[CacheSpec] = []
         self.open: dict[Axis, OpenCut] = {}
@@ -53,6 +69,8 @@ class DecodeContext(GraphContext):
         self._in_tail = False
         self.met_stateful = False
         self._tail_values = {value for node in plan.tail for value in node.outputs}
+        # Flags of segments that come whole: who reads them reads no rows of other calls.
+        self._whole_segments = {value for node in plan.rows if _is_shown(node) for value in node.outputs}
         self._row_values = {value for node in plan.rows for value in node.outputs} | set(plan.row_inputs)
         for value in plan.carried:
             self._values[value] = self.argument(f"once_{value.name}", Origin(value.span, value.type, value=value))
@@ -82,6 +100,8 @@ class DecodeContext(GraphContext):
         self.met_stateful = False
         super().lower(node, rule)
         self._in_tail = False
+        if _comes_with_owner(node):
+            return
         reads_rows = any(value in self._row_values for value in node.inputs)
         if reads_rows and not node.op.is_row_wise(node) and not self.met_stateful:
             raise NotLowered(f"decoding through `{node.op.name}`, which reads other rows", node)
@@ -92,7 +112,9 @@ class DecodeContext(GraphContext):
             rows = value.type.rows
             if group_of(value.type) is not None:
                 raise NotLowered("decoding through a `match` on a tag per example", node)
-            if rows is None or not isinstance(rows.kind, Selected):
+            if rows is None or not isinstance(rows.kind, Selected) or value in self._whole_segments:
+                continue
+            if _comes_with_owner(node):
                 continue
             counts = rows.kind.by is None and value in node.outputs and not isinstance(node.attrs, TakeAttrs)
             if not node.op.is_row_wise(node) or (counts and all(v.type.rows is not rows for v in node.inputs)):
@@ -204,6 +226,9 @@ class DecodeContext(GraphContext):
         return self._open_before[cut][1]
 
     def cut(self, cut: Axis, along: Axis, ends: Any, inside: Any) -> None:
+        if _has_owner(cut):
+            super().cut(cut, along, ends, inside)
+            return
         if inside is not None:
             raise NotLowered(f"decoding with gaps between the segments of {cut.name}", self._node)
         self.met_stateful = True
@@ -221,6 +246,8 @@ class DecodeContext(GraphContext):
 
     def segment_of(self, cut: Axis, which: str) -> fx.Node:
         """Counted among the segments that close now; see `open_cuts.closed_among_new`."""
+        if _has_owner(cut):
+            return super().segment_of(cut, which)
         if which == "own":
             raise NotLowered(f"decoding through what reads the open segment of {cut.name}", self._node)
         made = self.open[cut]
@@ -230,15 +257,26 @@ class DecodeContext(GraphContext):
 
     def segment_index(self, cut: Axis, which: str) -> fx.Node:
         self.met_stateful = True
+        if _has_owner(cut):
+            return self._place_of_segment(cut)
         made = self.open[cut]
         place = made.ends, self.row_example(made.along), made.offsets, made.lengths
         make = lambda: self.plain(open_cuts.index_open, *place, which == "closed")  # noqa: E731
         return self.planned(("index", cut, which), cut, ValueType(Int(), (made.along,)), make)
 
+    def _place_of_segment(self, cut: Axis) -> fx.Node:
+        """Where the segment of each row begins on the whole axis: masks compare it with that of earlier calls."""
+        along = self._cuts[cut].along
+        place = self.position(along.whole), self.chosen_rows(along), self.per_segment(cut), self.segment_of(cut, "own")
+        make = lambda: self.plain(selections.place_of_segment, *place)  # noqa: E731
+        return self.planned(("place", cut), cut, ValueType(Int(), (along,)), make)
+
     def segment_inside(self, cut: Axis) -> fx.Node | None:
         return None
 
     def per_segment(self, cut: Axis) -> fx.Node:
+        if _has_owner(cut):
+            return super().per_segment(cut)
         return self.open[cut].closing
 
     def segment_values(self, cut: Axis, value: Value, node: Any, shape: tuple[int, ...]) -> Any:

@@ -45,10 +45,12 @@ class DecodeTypes:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """Which values of a program are computed when. `axis` is the decoded one."""
+    """Which values of a program are computed when. `axis` is the decoded one; rows of `with_rows` come with rows of a
+    selection of it, which they own: pictures with their places."""
 
     program: Program
     axis: Axis
+    with_rows: tuple[Axis, ...]
     once: tuple[Node, ...]
     rows: tuple[Node, ...]
     carried: tuple[Value, ...]  # made once, read by rows
@@ -57,7 +59,15 @@ class DecodePlan:
 
     @property
     def row_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if _lies_along(value, self.axis))
+        return tuple(value for value in self.program.inputs if self._comes(value))
+
+    @property
+    def row_outputs(self) -> tuple[tuple[str, Value], ...]:
+        """The outputs that a single row has."""
+        return tuple((name, value) for name, value in self.program.outputs if _lies_along(value, self.axis))
+
+    def _comes(self, value: Value) -> bool:
+        return _lies_along(value, self.axis) or value.type.rows in self.with_rows
 
     @property
     def row_axes(self) -> tuple[str, ...]:
@@ -67,7 +77,7 @@ class DecodePlan:
 
     @property
     def once_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if not _lies_along(value, self.axis))
+        return tuple(value for value in self.program.inputs if not self._comes(value))
 
     @property
     def cuts(self) -> tuple[Axis, ...]:
@@ -77,27 +87,37 @@ class DecodePlan:
 
     @property
     def other_axes(self) -> tuple[Axis, ...]:
-        return tuple(axis for axis in self.program.ordered_axes if axis.whole is not self.axis)
+        return tuple(
+            axis for axis in self.program.ordered_axes if axis.whole is not self.axis and axis not in self.with_rows
+        )
 
 
 def plan_decoding(program: Program) -> DecodePlan:
     """Sorts the program's values into those made once and those made per row. Causality has been checked before."""
     axis = decoded_axis(program)
+    with_rows = tuple(owner for owner, cut in program.shown.items() if _shown_along(cut) is axis)
     program = along_rows(program)
     live = live_nodes(program, (value for _, value in program.outputs))
-    along: set[Value] = {value for value in program.inputs if _lies_along(value, axis)}
+    comes = lambda value: _lies_along(value, axis) or value.type.rows in with_rows  # noqa: E731
+    along: set[Value] = {value for value in program.inputs if comes(value)}
     once, rows = [], []
     for node in live:
-        if any(value in along for value in node.inputs) or any(_lies_along(value, axis) for value in node.outputs):
+        if any(value in along for value in node.inputs) or any(comes(value) for value in node.outputs):
             rows.append(node)
             along.update(node.outputs)
         else:
             once.append(node)
     read = [value for node in rows for value in node.inputs] + [value for _, value in program.outputs]
     carried = dict.fromkeys(v for v in read if v not in along and not isinstance(v, Constant | Weight))
-    return DecodePlan(
-        program, axis, tuple(once), tuple(rows), tuple(carried), dict(zip(carried, carried, strict=True)), _tail(rows)
-    )
+    same = dict(zip(carried, carried, strict=True))
+    tail = _tail(rows, with_rows)
+    return DecodePlan(program, axis, with_rows, tuple(once), tuple(rows), tuple(carried), same, tail)
+
+
+def _shown_along(cut: Axis) -> Axis:
+    """The whole axis that a cut's rows stand on."""
+    assert isinstance(cut.kind, Cut)
+    return cut.kind.parent.whole
 
 
 def _lies_along(value: Value, axis: Axis) -> bool:
@@ -108,7 +128,7 @@ def _lies_along(value: Value, axis: Axis) -> bool:
 def decoded_axis(program: Program) -> Axis:
     """The axis that grows: the one the outputs lie along, or whose rows they are some of."""
     found = (value.type.rows for _, value in program.outputs)
-    axes = dict.fromkeys(None if rows is None else rows.whole for rows in found)
+    axes = dict.fromkeys(None if rows is None else _come_along(program, rows) for rows in found)
     axis = next(iter(axes), None)
     rows = (value.type.rows for value in (*program.inputs, *(out for node in program.nodes for out in node.outputs)))
     nested = next((axis for axis in rows if axis is not None and axis.parent is not None), None)
@@ -121,12 +141,17 @@ def decoded_axis(program: Program) -> Axis:
     return axis
 
 
-def _tail(rows: list[Node]) -> frozenset[Node]:
-    """Nodes whose every reader works on the same row and is such a node itself."""
+def _come_along(program: Program, rows: Axis) -> Axis:
+    return _shown_along(program.shown[rows]) if rows in program.shown else rows.whole
+
+
+def _tail(rows: list[Node], with_rows: tuple[Axis, ...]) -> frozenset[Node]:
+    """Nodes whose every reader works on the same row and is such a node itself. What owns rows has no last one."""
     tail: set[Node] = set()
     needed_whole: set[Value] = set()
     for node in reversed(rows):
-        if node.op.is_row_wise(node) and not any(value in needed_whole for value in node.outputs):
+        owns = any(value.type.rows in with_rows for value in node.outputs)
+        if node.op.is_row_wise(node) and not owns and not any(value in needed_whole for value in node.outputs):
             tail.add(node)
         else:
             needed_whole.update(node.inputs)

@@ -23,8 +23,8 @@ from enum import Enum
 from .axes import Axis, Joined
 from .diagnostics import Problems
 from .errors.causality import NotGenerated, Seen, TargetLeak
-from .frontier import ALL, NONE, Frontier, Kind, leq, row, settle
-from .frontier_elements import is_part_of
+from .frontier import ALL, NONE, Frontier, Kind, end, last, leq, row, settle
+from .frontier_elements import fine_axis, is_part_of
 from .program import Node, Program, Value, Weight
 from .record import record
 from .source import Span
@@ -240,19 +240,27 @@ def check_generates(program: Program, output: Value, sources: Iterable[Value]) -
         generated = output.type.rows or axis
         if generated is None or axis is None:
             continue
-        generated = generated.whole  # rows of a selection come as rows of the whole axis
-        if not _grows_with(program, axis, generated):
+        owner = generated if generated in program.shown else None
+        # Rows of a selection come as rows of the whole axis, what owns such rows with them.
+        generated, along = _rows_that_come(program, generated), _rows_that_come(program, axis)
+        if not _grows_with(program, along, generated):
             continue
         known = frontiers(program, source, axis)
-        bound = row(generated if is_part_of(axis, generated) else axis.whole)
+        bound = row(generated if is_part_of(along, generated) else along) if owner is None else last(owner)
         f = known.get(output, NONE)
-        if leq(f, bound):
+        if leq(f, bound) or (owner is not None and leq(f, end(owner))):
             continue
         path = leak_path(program, source, output, bound, known)
         culprit = next((step for step in path if not _keeps(step.frontier, bound)), path[-1])
         at, name = culprit.shown
         return NotGenerated(at, output.name, source.name, str(culprit.frontier), name, _seen(path))
     return None
+
+
+def _rows_that_come(program: Program, axis: Axis) -> Axis:
+    """The whole axis that grows as rows of `axis` come: rows of a picture, say, of the text that it stands in."""
+    cut = program.shown.get(axis)
+    return (axis if cut is None else fine_axis(cut) or axis).whole
 
 
 def why_not_generated(program: Program) -> NotGenerated | None:

@@ -224,6 +224,7 @@ def _program(
     program = Program(
         declaration.name.text, kind, inputs, tuple(body.build.book.weights.values()), tuple(body.build.nodes), outputs,
         tuple(body.losses), declaration.span, trains, bindings, _optional(body, inputs), _selected(spec, body, inputs),
+        dict(body.build.shown),
     )  # fmt: skip
     if body.build.turns is not None:
         spec.shortened.append((program, body.build.turns))

@@ -15,6 +15,7 @@ the row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from enum import Enum
 
@@ -34,12 +35,22 @@ class Kind(Enum):
 
 @record
 class Frontier:
-    """One element. `axis` is what ROW counts along, else the cut. `inside` (of END): the selection with its rows."""
+    """One element. `axis` is what ROW counts along, else the cut.
+
+    Of END: `inside` is the selection with the cut's rows; `others` are further cuts, no two of which have a row in
+    common (pictures and sounds of one text): the last row of the segment that a row is in, whosever it is.
+    """
 
     kind: Kind
     axis: Axis | None = None
     shift: int = 0
     inside: Axis | None = None
+    others: tuple[Axis, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[Axis, ...]:
+        """The cuts of END."""
+        return () if self.axis is None else (self.axis, *self.others)
 
     @property
     def is_none(self) -> bool:
@@ -58,7 +69,8 @@ class Frontier:
             case Kind.FIRST | Kind.LAST:
                 return f"{self.kind.value}{shift} ({name})"
             case Kind.END | Kind.LENGTH:
-                return f"{self.kind.value}({name})"
+                names = ", ".join((name, *(other.name for other in self.others)))
+                return f"{self.kind.value}({names})"
             case _:
                 return self.kind.value
 
@@ -75,6 +87,12 @@ def row(axis: Axis, k: int = 0) -> Frontier:
 def end(cut: Axis, inside: Axis | None = None) -> Frontier:
     """`end(P)`."""
     return Frontier(Kind.END, cut, 0, inside)
+
+
+def ends(cuts: Iterable[Axis]) -> Frontier:
+    """`end(P, Q)`, of cuts with owners."""
+    axis, *others = sorted(dict.fromkeys(cuts), key=lambda cut: (cut.span.start, cut.name))
+    return Frontier(Kind.END, axis, 0, fine_axis(axis), tuple(others))
 
 
 def first(cut: Axis) -> Frontier:
@@ -133,6 +151,30 @@ def owner_of(cut: Axis) -> Axis | None:
     return cut.kind.owner if isinstance(cut.kind, Cut) else None
 
 
+def _whole_of(cut: Axis) -> Axis:
+    along = fine_axis(cut)
+    return cut if along is None else along.whole
+
+
+def all_apart(cuts: Iterable[Axis]) -> bool:
+    """Cuts with owners whose segments have no row in common, as they lie in selections by different tags."""
+    distinct = tuple(dict.fromkeys(cuts))
+    lies_in = [fine_axis(cut) for cut in distinct]
+    if not all(is_unbroken(cut) for cut in distinct):
+        return False
+    pairs = itertools.combinations(lies_in, 2)
+    return all(a is not None and b is not None and apart(a, b) for a, b in pairs)
+
+
+def apart(left: Axis, right: Axis) -> bool:
+    """Selections by different values of one tag."""
+    a, b = left.kind, right.kind
+    if not isinstance(a, Selected) or not isinstance(b, Selected):
+        return False
+    # Two tags of one name are two tags: those of arms are told apart by their values.
+    return a.parent is b.parent and a.tag == b.tag and a.by is b.by and not set(a.members) & set(b.members)
+
+
 def on_level(axis: Axis, cut: Axis) -> bool:
     """Rows of `axis` are segments of `cut`, or some of them."""
     return is_part_of(axis, cut)
@@ -163,7 +205,7 @@ def leq(left: Frontier, right: Frontier) -> bool:
         case Kind.ROW, Kind.END:
             return left.shift <= 0
         case Kind.END, Kind.END:
-            return left.axis is right.axis
+            return set(left.cuts) <= set(right.cuts)
         case Kind.FIRST, Kind.LAST:
             return left.axis is right.axis and right.shift >= 0
         case Kind.LAST, Kind.FIRST:
@@ -193,6 +235,8 @@ def _join(left: Frontier, right: Frontier) -> Frontier:
         return right
     if leq(right, left):
         return left
+    if left.kind is Kind.END and right.kind is Kind.END and all_apart((*left.cuts, *right.cuts)):
+        return ends((*left.cuts, *right.cuts))
     # A value on a cut beside one on its rows: the gather that brings it there is inserted, so the join is where
     # it happens.
     for fine, coarse in ((left, right), (right, left)):
@@ -262,7 +306,9 @@ def settle(f: Frontier, axes: tuple[Axis, ...], source: Axis | None) -> Frontier
         case _:
             if source is None:
                 return ALL
-            return f if owner_of(own) is source or any(_related(axis, source) for axis in levels) else ALL
+            if owner_of(own) is not None and any(axis.whole is _whole_of(own) for axis in levels):
+                return f  # rows among which the segments stand, whatever the source is
+            return f if any(_related(axis, source) for axis in levels) else ALL
 
 
 def _related(axis: Axis, source: Axis) -> bool:

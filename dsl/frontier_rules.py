@@ -16,8 +16,11 @@ from .frontier_elements import (
     NONE,
     Frontier,
     Kind,
+    all_apart,
+    apart,
     counted_in,
     end,
+    ends,
     fine_axis,
     first,
     is_part_of,
@@ -141,7 +144,7 @@ def so_far(f: Frontier, along: Axis | None = None) -> Frontier:
     All but one: rows between two rows of a segment may be in no segment where a cut groups the rows of a selection, and
     has no owner.
     """
-    if f.kind is not Kind.END or f.axis is None or is_unbroken(f.axis):
+    if f.kind is not Kind.END or f.axis is None or all(is_unbroken(cut) for cut in f.cuts):
         return f
     grouped = fine_axis(f.axis)
     if grouped is None or not selects(grouped) or (along is not None and is_part_of(along, grouped)):
@@ -243,7 +246,8 @@ def _at_last(f: Frontier, cut: Segments) -> Frontier:
             return NONE
         case Kind.ROW if touches(f, cut.along):
             return last(cut.axis, max(0, f.shift))
-        case Kind.END if f.axis is cut.axis:
+        case Kind.END if f.cuts == (cut.axis,) or all_apart((*f.cuts, cut.axis)):
+            # The last row of a segment is in none of another cut.
             return last(cut.axis)
         case _:
             return ALL
@@ -313,7 +317,7 @@ def shown_rows(f: Frontier, cut: Axis, parts: bool) -> Frontier:
     if not parts:
         return end(cut, along) if f.kind is Kind.ROW and f.axis is owner and f.shift <= 0 else _unless_none(f)
     match f.kind:
-        case Kind.END if f.axis is cut:
+        case Kind.END if f.cuts == (cut,):
             return last(owner)
         case Kind.ROW if f.shift <= 0 and touches(f, along):
             return last(owner)
@@ -333,17 +337,13 @@ def take(f: Frontier, to: Axis, tag: Frontier = NONE) -> Frontier:
     if not tag.is_none and not (isinstance(to.kind, Selected) and leq(tag, row(to.whole))):
         return ALL
     f = join(f, tag)
-    if f.kind is Kind.END and f.inside is not None and _apart(f.inside, to) and isinstance(to.kind, Selected):
-        return row(to.kind.parent)
-    return f
-
-
-def _apart(left: Axis, right: Axis) -> bool:
-    a, b = left.kind, right.kind
-    if not isinstance(a, Selected) or not isinstance(b, Selected):
-        return False
-    # Two tags of one name are two tags: those of arms are told apart by their values.
-    return a.parent is b.parent and a.tag == b.tag and a.by is b.by and not set(a.members) & set(b.members)
+    if f.kind is not Kind.END or f.inside is None or not isinstance(to.kind, Selected):
+        return f
+    if not f.others:
+        return row(to.kind.parent) if apart(f.inside, to) else f
+    lie_in = {cut: fine_axis(cut) for cut in f.cuts}
+    met = [cut for cut, inside in lie_in.items() if inside is None or not apart(inside, to)]
+    return ends(met) if met else row(to.kind.parent)
 
 
 def join_selections(to: Axis, parts: Iterable[Frontier], tag: Frontier = NONE) -> Frontier:

@@ -192,7 +192,8 @@ class Program:
     fields; a single
     result is called `output`), an objective has `losses`. `bindings` are the once-bound names of the body (hook sites,
     `run.name`, inspection). `optional` are values that a caller may give instead, by the name of their input.
-    `selected`: the tag that chooses the rows of each declared selection.
+    `selected`: the tag that chooses the rows of each declared selection. `shown`: the cut whose segments are the rows
+    of an axis that owns rows of a selection, by the owner.
     """
 
     name: str
@@ -207,6 +208,7 @@ class Program:
     bindings: dict[str, Value] = field(default_factory=dict)
     optional: dict[str, Value] = field(default_factory=dict)
     selected: dict[Axis, Value] = field(default_factory=dict)
+    shown: dict[Axis, Axis] = field(default_factory=dict)
 
     def given(self, names: Iterable[str]) -> Program:
         """The program whose optional inputs `names` are given: what would have made them is not run for them."""

@@ -29,7 +29,7 @@ from ..dsl.program import Program
 from ..dsl.render import render
 from .errors import GenerateFault, InputFault
 from .model import Model, run_passes
-from .packed import offsets_of, pack
+from .packed import empty_rows, offsets_of, pack
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,45 @@ class Decoder:
         if last_only and 0 in counts:
             raise GenerateFault(f"sequence {counts.index(0)} has no rows, so it has no last row: give it at least one")
         graph = self.graphs.last if last_only else self.graphs.extend
-        return self._go_on(graph, state, batch.values, batch.offsets[shape.axes[0]], counts)
+        offsets = tuple(batch.offsets[axis] for axis in self._axes_given)
+        return self._go_on(graph, state, batch.values, offsets, counts)
+
+    def look(self, state: DecodeState, rows: Any) -> Any:
+        """Results of further rows, as `extend` gives them, while `state` stays what it is: the next call begins where
+        this one did. A picture that is still being made is looked at so."""
+        # A cache with a slot for every row holds these rows where the next ones will be; others would lose older rows.
+        kept = tuple(
+            cache if spec.slots is None else cache.clone()
+            for cache, spec in zip(state.caches, self.graphs.caches, strict=True)
+        )
+        return self.extend(replace(state, caches=kept), rows)[0]
 
     @torch.no_grad()
     def step(self, state: DecodeState, rows: Any, active: Sequence[bool] | None = None) -> tuple[Any, DecodeState]:
         """One new row per sequence, `[batch, ...]` of each input; results `[batch, ...]`. Rows are taken as they are:
         this is the inner loop. Sequences that are not `active` are computed but do not grow."""
-        given = tuple(rows[name] for name in self.row_inputs) if isinstance(rows, Mapping) else (rows,)
+        given = self._rows_of_step(rows, state)
         counts = tuple(int(flag) for flag in active) if active is not None else (1,) * state.size
-        return self._go_on(self.graphs.step, state, given, self._step_offsets(state), counts, grows_by=1)
+        offsets = (
+            self._step_offsets(state),
+            *(torch.zeros_like(self._step_offsets(state)) for _ in self._axes_given[1:]),
+        )
+        return self._go_on(self.graphs.step, state, given, offsets, counts, grows_by=1)
+
+    def _rows_of_step(self, rows: Any, state: DecodeState) -> tuple[Tensor, ...]:
+        """What a step is given of each row input. No row that owns others, such as a picture, comes in a step."""
+        given = rows if isinstance(rows, Mapping) else {self.row_inputs[0]: rows}
+        owners = self._axes_given[1:]
+        device = state.lengths.device
+        return tuple(
+            given[slot.name] if slot.rows not in owners else empty_rows(slot, self.dtype, device)
+            for slot in self.graphs.row_signature.inputs
+        )
+
+    @property
+    def _axes_given(self) -> tuple[str, ...]:
+        """The axes whose offsets a call takes: the decoded one, and those whose rows come with rows of it."""
+        return (self.graphs.plan.axis.name, *(axis.name for axis in self.graphs.plan.with_rows))
 
     def _step_offsets(self, state: DecodeState) -> Tensor:
         """One row per sequence. Kept, because every small operation between the weights of two steps is a slow one."""
@@ -162,7 +192,7 @@ class Decoder:
         graph: DecodeGraph,
         state: DecodeState,
         values: tuple[Tensor, ...],
-        offsets: Tensor,
+        offsets: tuple[Tensor, ...],
         counts: tuple[int, ...],
         grows_by: int | None = None,
     ) -> tuple[Any, DecodeState]:
@@ -176,7 +206,7 @@ class Decoder:
         lengths = state.lengths if columns <= state.capacity else state.lengths.clamp(max=state.capacity - 1)
         results = graph.forward(
             *values,
-            offsets,
+            *offsets,
             *state.carried,
             *state.carried_offsets,
             lengths,
@@ -187,6 +217,8 @@ class Decoder:
         )
         grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
         slots = self.graphs.row_signature.outputs
+        if graph is not self.graphs.extend:
+            slots = tuple(slot for slot in slots if slot.rows not in self._axes_given[1:])
         result = results[0] if len(slots) == 1 else dict(zip((slot.name for slot in slots), results, strict=True))
         grown_state = DecodeState(
             state.caches, state.lengths + grown, known, state.capacity, state.carried, state.carried_offsets

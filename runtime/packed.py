@@ -306,6 +306,11 @@ def _member(slot: Slot, name: str) -> int:
     return slot.members.index(name)
 
 
+def empty_rows(slot: Slot, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A ragged input without a single row."""
+    return torch.empty((0, *slot.shape), dtype=_stored(slot, dtype), device=device)
+
+
 def _placed(slot: Slot, tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.is_meta and device.type != "meta":
         raise InputFault(f"{slot.name} is on the meta device, which holds no data")
@@ -320,7 +325,7 @@ def _entries(slot: Slot, given: Any, dtype: torch.dtype, what: str, shape: tuple
     if not isinstance(given, Tensor):
         try:
             empty = isinstance(given, Sequence) and not given
-            given = torch.empty((0, *slot.shape), dtype=_stored(slot, dtype)) if empty else torch.as_tensor(given)
+            given = empty_rows(slot, dtype, torch.device("cpu")) if empty else torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError):
             raise InputFault(f"{what} is not a tensor nor a list of numbers") from None
         if slot.kind == "real" and not given.is_floating_point() and given.dtype != torch.bool:

@@ -90,6 +90,10 @@ class UNet(nn.Module):
         self.norm, self.conv_out = nn.GroupNorm(groups, wide[0]), nn.Conv2d(wide[0], channels, 3, padding=1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.up_half(*self.down_half(x, time))
+
+    def down_half(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """What a transformer reads, what is kept for the way up, and the time as the blocks are told it."""
         half = self.base // 2
         waves = torch.exp(-math.log(10_000) * torch.arange(half, dtype=x.dtype) / half)
         angle = time.to(x.dtype)[:, None] * waves
@@ -103,7 +107,10 @@ class UNet(nn.Module):
             if i < levels - 1:
                 h = self.smaller[i](h)
                 kept.append(h)
-        h = self.up_in(self.down_out(h))
+        return self.down_out(h), kept, t
+
+    def up_half(self, x: Tensor, kept: list[Tensor], t: Tensor) -> Tensor:
+        h, kept, levels = self.up_in(x), list(kept), len(self.smaller) + 1
         for k in range(levels):
             for j in range(self.blocks + 1):
                 h = self.up[k * (self.blocks + 1) + j](torch.cat((h, kept.pop()), 1), t)

@@ -48,6 +48,12 @@ def want_as_many(x: Tensor, rows: Tensor, name: str) -> Tensor:
     return x
 
 
+def place_of_segment(position: Tensor, chosen: Tensor, begins: Tensor, number: Tensor) -> Tensor:
+    """int64 [W]: where on the whole axis the segment of each chosen row begins. position [N] of all rows; begins [P],
+    counted in chosen rows; number [W]: the segment of each."""
+    return position[chosen[begins]][number]
+
+
 def placed(x: Tensor, rows: Tensor, like: Tensor) -> Tensor:
     """`x [W, ...]` at its rows of the whole axis, which has those of `like [N]`; 0 elsewhere."""
     return x.new_zeros(like.shape[0], *x.shape[1:]).index_copy(0, rows, x)

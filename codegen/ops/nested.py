@@ -104,8 +104,12 @@ def infer_rows(call: OpCall, operator: str, x: Value, axes: AxisMapping) -> Infe
     kept = tuple(axis for axis in x.type.static_axes if axis not in inner)
     made = (outer, *inner, *x.type.static_axes) if parts else (rows, *kept)
     type = replace(x.type, axes=ordered_first(made))
-    shown = call.shown(rows, outer, each) if isinstance(rows.kind, Selected) else None
-    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x,), (type,))
+    if not isinstance(rows.kind, Selected):
+        return Inferred(RowsAttrs(outer, inner, rows, parts), (x,), (type,))
+    shown = call.shown(rows, outer, each)
+    made = call.segmented(shown)
+    assert made is not None
+    return Inferred(RowsAttrs(outer, inner, rows, parts, shown), (x, *made.values), (type,))
 
 
 def lower_rows(ctx: LowerContext, node: Node, attrs: RowsAttrs) -> None:
