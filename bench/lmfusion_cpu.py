@@ -20,24 +20,18 @@ have to agree.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.lmfusion_torch import IMAGE, TEXT, Rows, Sizes, TorchLMFusion, index, load, select  # noqa: E402
+from bench.lmfusion_torch import Sizes  # noqa: E402
 from tests.torch_unet import UNet  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl.check import check, read_source  # noqa: E402
-from weft.runtime.decoder import Decoder  # noqa: E402
 from weft.runtime.model import Model  # noqa: E402
 
 SIZES = Sizes(layers=4, dim=512, heads=8, kv_heads=2, ffn=1792, vocab=1024, side=32, channels=4, base=32, begin=1)

@@ -179,7 +179,9 @@ class _Binding:
         """The kinds that an axis selected by the tags has rows of."""
         if rows is None or not isinstance(rows.kind, Selected) or self.tags is None:
             return ()
-        return rows.kind.members if self.objective.selected.get(rows) is self.tags else ()
+        tags = self.objective.selected.get(rows)  # none where nothing asks which rows they are
+        is_theirs = rows.kind.tag == self.tags.name if tags is None else tags is self.tags
+        return rows.kind.members if is_theirs else ()
 
     def _one(self, value: Value, kinds: tuple[str, ...]) -> str:
         kind = self.named.get(value.name, kinds[0] if len(kinds) == 1 else "")

@@ -17,7 +17,6 @@ from weft.codegen.ops import OPS
 from weft.dsl.check import check
 from weft.dsl.source import Source
 from weft.runtime.checkpoint import read_weights
-from weft.runtime.data import DataOptions
 from weft.runtime.draws import Draws
 from weft.runtime.errors import RuntimeFault
 from weft.runtime.examples import Item, Laid, Marks, Orders, Pair, Words, cut_runs, drawn, pair_of
@@ -25,7 +24,7 @@ from weft.runtime.feeds import Feeds, ItemFeed, bind
 from weft.runtime.loader import BatchPlan, held_out_batches
 from weft.runtime.media import MediaFile, as_numbers, as_pixels, read_item
 from weft.runtime.model import Model
-from weft.runtime.part_corpus import ItemStore, PartCorpus
+from weft.runtime.part_corpus import PartCorpus
 from weft.runtime.part_loader import PartBatch, PartLoader, pack_parts
 from weft.runtime.run_config import make_config
 from weft.runtime.run_folder import latest_checkpoint
@@ -576,7 +575,10 @@ model m(
     x = join((words, places, frames), (word, place, frame) -> seq) + embed(label, classes -> dim)
     routed by kind:
         q = linear(x, dim -> (heads, head_dim))
-    x = x + linear(attend(q, q, q, over=head_dim, along=seq, mask=causal), (heads, head_dim) -> dim) as out
+    x = x + linear(
+        attend(q, q, q, over=head_dim, along=seq, mask=causal or same(picture)),
+        (heads, head_dim) -> dim,
+    ) as out
     return linear(take(x, seq -> word), dim -> vocab) as head
 
 objective o(
