@@ -97,7 +97,7 @@ class PartLoader(TokenLoader):
         super().__init__(corpus, plan)
         self.parts = corpus
 
-    def next_batch(self) -> Batch:
+    def next_batch(self) -> PartBatch:
         windows, plan = self.parts.train, self.plan
         taken: list[_Taken] = []
         rows = 0
@@ -111,7 +111,7 @@ class PartLoader(TokenLoader):
         return _packed(self.parts, taken)
 
 
-def pack_parts(corpus: PartCorpus, windows: Windows, indices: list[int]) -> Batch:
+def pack_parts(corpus: PartCorpus, windows: Windows, indices: list[int]) -> PartBatch:
     """Examples as they are in epoch 0: for evaluation, always the same."""
     return _packed(corpus, [_take(corpus, windows, index, 0) for index in indices])
 

@@ -75,7 +75,7 @@ def test_pictures_come_back_and_their_latents_train(folder: Path, capsys: pytest
     records = [json.loads(line) for line in (folder / "vae" / "metrics.jsonl").read_text().splitlines()]
     assert result.losses["picture"] < 0.2 * records[0]["losses"]["picture"]
 
-    lines = [{"caption": f"square {n}", "image": f"pictures/{n:02}.png"} for n in range(10)]
+    lines: list[Any] = [{"caption": f"square {n}", "image": f"pictures/{n:02}.png"} for n in range(10)]
     lines.append({"parts": ["two: ", {"image": "pictures/03.png"}, {"image": "pictures/20.png"}]})
     (folder / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(SystemExit) as ended:

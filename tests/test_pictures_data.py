@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import save_file
 
 import weft
+from weft.cli import main
 from weft.codegen.ops import OPS
 from weft.dsl.check import check
 from weft.dsl.source import Source
@@ -401,7 +402,7 @@ def captions(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "x.jsonl", *records)
 
 
-def by_example(batch: PartBatch) -> dict[str, tuple[Any, ...]]:
+def by_example(batch: Any) -> dict[str, tuple[Any, ...]]:
     """What each example is given, by its label."""
     shown = {}
     for one in batch.split(10_000):
@@ -534,17 +535,13 @@ def test_pictures_alone(tmp_path: Path) -> None:
     assert (result.tokens, set(result.losses)) == (256, {"noise"})
 
 
-def test_a_mistake_in_the_data_ends_the_command(tmp_path: Path, run_weft: Any = None) -> None:
-    import subprocess
-    import sys
-
+def test_a_mistake_in_the_data_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_lines(tmp_path / "x.jsonl", {"caption": "x", "image": "a.png"})
-    command = [sys.executable, "-m", "weft", "train", str(SPECS / "lmfusion.weft"), "--size", "tiny", "--data"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    out = ["--out", str(tmp_path / "run")]
-    done = subprocess.run([*command, str(file), *out], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith(f"{file}:1: there is no file a.png")
+    command = ["train", str(SPECS / "lmfusion.weft"), "--size", "tiny", "--data", str(file)]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--out", str(tmp_path / "run")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"{file}:1: there is no file a.png")
 
 
 # -- more kinds of parts -----------------------------------------------------------------------------------------------
@@ -593,7 +590,7 @@ objective o(
 
 
 def test_three_kinds_and_a_label(tmp_path: Path) -> None:
-    """Rows of any number for each sound, a value of the example from its record; the second kind has marks of its own."""
+    """Rows of any number for each sound; a value of the example from its record; marks for each kind."""
     (tmp_path / "sounds.weft").write_text(SOUNDS)
     picture(tmp_path / "a.png", grey(255, 2))
     np.save(tmp_path / "b.npy", np.arange(9.0).reshape(3, 3))
