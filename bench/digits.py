@@ -52,7 +52,7 @@ def caption(label: int) -> str:
 def write_data(folder: Path) -> None:
     """Pictures as files, each with its caption; and the captions alone, for a model of text."""
     from PIL import Image
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-not-found]
 
     digits: Any = load_digits()
     (folder / "pictures").mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 # What `make digits` shows: a model of text learns to draw. A small Llama learns captions of handwritten digits; its weights
 # become LMFusion, whose tower for pictures then learns the digits, while the words stay as they are to the last bit.
 set -euo pipefail
-: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=150}" "${STEPS:=800}"
+: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}"
 
 say() { printf '\n== %s\n' "$1"; }
 # Prints a command as it would be typed, then runs it.

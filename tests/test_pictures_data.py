@@ -623,6 +623,13 @@ def test_mistakes_in_values(tmp_path: Path, label: dict[str, Any], message: str)
     assert fault(corpus_of, model_of(SOUNDS, size="s"), file) == f"{file}{message}"
 
 
+@pytest.mark.parametrize("where", ["kind == text and kind == code", "kind == text or other == code", "kind"])
+def test_rows_are_selected_by_members_of_one_tag(where: str) -> None:
+    text = f"enum modality: text, code\naxis seq\naxis word = seq where {where}\n"
+    text += "model m(kind: modality[seq], x: real[word]) -> real[word]:\n    return x\n"
+    assert [error.code for error in check(Source("m.weft", text), OPS).problems.errors] == ["E253"]
+
+
 def test_a_modality_more_is_three_lines_of_the_spec(tmp_path: Path, captions: Path) -> None:
     """LMFusion with a tower for code, beside words: what tags there are, which rows are words, what stays as it was."""
     text = (SPECS / "lmfusion.weft").read_text()
