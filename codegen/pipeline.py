@@ -28,10 +28,12 @@ from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
+from .passes.cut_scans import scan_cuts
 from .passes.dead_code import drop_dead_code
 from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
+from .passes.group_norms import recognise_group_norms
 from .passes.joined_linears import join_linears_on_gpu
 from .passes.measured_choices import use_choices
 from .passes.packed_linears import pack_linears
@@ -82,6 +84,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
+    Pass("cut-scans", scan_cuts, "segments are numbered by one kernel, of flags that a fused group packs for it"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
     Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
@@ -100,6 +103,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),
     Pass("rms-norms", recognise_rms_norms, "norm formulas"),
+    Pass("group-norms", recognise_group_norms, "norm formulas of pictures"),
     Pass("norm-reshapes", cancel_reshapes, "norms over several axes flatten what a linear has just unflattened"),
     Pass("residuals", join_residuals, "a residual added to a norm; after norms"),
     Pass("bands", recognise_bands, "attention in a band to the fused kernel"),
