@@ -22,8 +22,10 @@ from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
+from .passes.bag_kernels import use_bag_kernels
 from .passes.bands import recognise_bands
 from .passes.cached_attention import use_cached_attention
+from .passes.cached_masks import use_cached_masks
 from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
@@ -43,6 +45,7 @@ from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
+from .passes.selection_kernels import use_selection_kernels
 from .passes.selections import select_by_partial_sort
 from .passes.sorted_rows import keep_rows_sorted
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
@@ -82,6 +85,8 @@ GPU_PASSES: tuple[Pass, ...] = (
     SORTED_ROWS,
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("bags", use_bag_kernels, "rows that are read and not stored; readers of a table share one sum of gradients"),
+    Pass("selections", use_selection_kernels, "the largest scores of a product, which are never stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("cut-scans", scan_cuts, "segments are numbered by one kernel, of flags that a fused group packs for it"),
@@ -97,6 +102,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
+    Pass("cached-masks", use_cached_masks, "masked attention over caches; one plan for all layers"),
     Pass("few-keys", read_few_keys, "attention to a few keys of each row's own; while reshapes have their facts"),
     Pass("segments", spread_segments, "values of segments that no attention reads; after few keys, which read some"),
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),
