@@ -1,4 +1,5 @@
 # make demo   from a fresh clone to a trained, generating model, in a few minutes on two cores
+# make digits a small Llama learns to draw digits: LMFusion trained on pictures and captions, in some minutes
 # make test   ruff, pyright and the whole test suite
 #
 # Both make .venv first, once: it is made again when pyproject.toml or constraints.txt change.
@@ -13,14 +14,16 @@ WORKERS ?= 2
 # What else to pass to pytest: TESTFLAGS="-k frontier -x"
 TESTFLAGS ?=
 
+DIGITS := build/digits
+DIGITS_STEPS ?= 800
 DEMO := build/demo
 DEMO_STEPS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint links clean distclean
+.PHONY: help demo digits test lint links clean distclean
 
 help:
-	@sed -n '1,5p' Makefile | sed 's/^# \{0,1\}//'
+	@sed -n '1,6p' Makefile | sed 's/^# \{0,1\}//'
 
 # ---- set-up ------------------------------------------------------------------------------------
 
@@ -40,6 +43,9 @@ $(VENV)/.%.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.train.stamp
 	@WEFT=$(BIN)/weft PYTHON=$(BIN)/python OUT=$(DEMO) STEPS=$(DEMO_STEPS) bash docs/demo.sh
+
+digits: $(VENV)/.digits.stamp
+	@WEFT=$(BIN)/weft PYTHON=$(BIN)/python OUT=$(DIGITS) STEPS=$(DIGITS_STEPS) bash docs/digits.sh
 
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not timing" $(TESTFLAGS)

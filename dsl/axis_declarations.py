@@ -54,16 +54,29 @@ def _parent(body: Expressions, declaration: syntax.Axis) -> Axis:
 
 
 def _selected(body: Expressions, declaration: syntax.Axis, name: str) -> Axis:
-    """`axis word = seq where kind == text`."""
-    where = declaration.where
+    """`axis word = seq where kind == text`, or `kind == text or kind == code`."""
+    named = _members(body, declaration.where)
+    tags = {tag for tag, _ in named}
+    if len(tags) != 1:
+        raise Mistake(
+            BadType(declaration.span, "rows are selected by `tag == member`, or by several members of one tag")
+        )
+    members = tuple(dict.fromkeys(member for _, member in named))
+    return _ordered(name, Selected(_parent(body, declaration), tags.pop(), members), declaration.span)
+
+
+def _members(body: Expressions, where: syntax.Expression | None) -> list[tuple[str, str]]:
+    """The tags and members that rows are compared with; none where something else is written."""
     match where:
         case syntax.Comparison((syntax.Name(tag), member), ("==",)):
             found = body.evaluate(member)
             if found is UNKNOWN:
                 raise Noted
-            if isinstance(found, Member):
-                return _ordered(name, Selected(_parent(body, declaration), tag, (found.name,)), declaration.span)
-    raise Mistake(BadType(declaration.span, "rows are selected by `tag == member`"))
+            return [(tag, found.name)] if isinstance(found, Member) else []
+        case syntax.Binary("or", left, right):
+            sides = (_members(body, left), _members(body, right))
+            return [*sides[0], *sides[1]] if all(sides) else []
+    return []
 
 
 def _by_case(body: Expressions, declaration: syntax.Axis, name: str) -> Axis:

@@ -87,7 +87,7 @@ def segment_lengths(ends: Tensor, inside: Tensor | None, offsets: Tensor) -> Ten
 
 def cuts_of(program: Program) -> dict[str, Node]:
     """The `segment` statements that the program's results depend on, by the name of their cut. A cut that is made
-    twice (a block called twice) is numbered."""
+    twice (a block called twice) is numbered. Segments that all have one length, of pictures, are left out."""
     wanted = (*(value for _, value in program.outputs), *loss_values(program.losses))
     found: dict[str, Node] = {}
     for node in live_nodes(program, wanted):

@@ -142,9 +142,13 @@ def cut_windows(names: Sequence[str], lengths: np.ndarray, max_length: int) -> W
     starts = np.cumsum(lengths) - lengths
     begins = starts[documents] + numbers * max_length
     sizes = np.minimum(lengths[documents] - numbers * max_length, max_length)
+    return Windows(begins, sizes, documents, numbers, window_ids(names, documents, numbers))
+
+
+def window_ids(names: Sequence[str], documents: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Stable ids of windows, from the names of their documents and their numbers in them."""
     bases = np.array([_name_hash(name) for name in names], dtype=np.uint64)
-    ids = (mix(bases[documents] + numbers.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
-    return Windows(begins, sizes, documents, numbers, ids)
+    return (mix(bases[documents] + numbers.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
 
 
 def hold_out(windows: Windows, names: Sequence[str], fraction: float) -> tuple[Windows, Windows, bool]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import RuntimeFault
 
@@ -71,7 +72,7 @@ def read_documents(
     """All documents of all sources. Empty ones are passed on: the caller counts them."""
     for file in find_files(sources, suffixes):
         try:
-            yield from _read_file(file, format, field)
+            yield from read_file(file, format, field)
         except OSError as error:
             raise RuntimeFault(f"{file.path} cannot be read: {error.strerror or error}") from None
 
@@ -91,7 +92,7 @@ def _files_of(source: str) -> list[SourceFile]:
         matched = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         files = [match for match in matched if match.is_file()]
         return [SourceFile(file, file.relative_to(fixed).as_posix()) for file in files]
-    near = _near_name(path)
+    near = near_name(path)
     raise RuntimeFault(f"no such data: {source}" + (f" (did you mean {near}?)" if near else ""))
 
 
@@ -108,7 +109,8 @@ def _is_hidden(name: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in name.parts)
 
 
-def _near_name(path: Path) -> str | None:
+def near_name(path: Path) -> str | None:
+    """A file beside it whose name is nearly the same."""
     if not path.parent.is_dir():
         return None
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
@@ -125,7 +127,8 @@ def _with_distinct_names(files: list[SourceFile]) -> tuple[SourceFile, ...]:
     return tuple(distinct)
 
 
-def _read_file(file: SourceFile, format: str, field: str) -> Iterator[Document]:
+def read_file(file: SourceFile, format: str, field: str) -> Iterator[Document]:
+    """The documents of one file."""
     suffix = file.path.suffix.lower()
     if format == "jsonl" or (format == "auto" and suffix in JSONL_SUFFIXES):
         return _read_jsonl(file, field)
@@ -135,6 +138,15 @@ def _read_file(file: SourceFile, format: str, field: str) -> Iterator[Document]:
 
 
 def _read_jsonl(file: SourceFile, field: str) -> Iterator[Document]:
+    for number, record in json_records(file, f"with the field {field!r}"):
+        place = f"{file.path}:{number}"
+        if field not in record:
+            raise RuntimeFault(f"{place}: {_no_field(field, list(record))}")
+        yield Document(f"{file.name}:{number}", text_of(record[field], field, place), str(file.path), number)
+
+
+def json_records(file: SourceFile, wanted: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, each with the number of its line. `wanted` tells what they should be like."""
     with file.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -147,10 +159,8 @@ def _read_jsonl(file: SourceFile, field: str) -> Iterator[Document]:
             except (ValueError, RecursionError) as error:
                 raise RuntimeFault(f"{place}: not JSON: {getattr(error, 'msg', error)}") from None
             if not isinstance(record, dict):
-                raise RuntimeFault(f"{place}: a JSON object with the field {field!r} was wanted, not {_kind(record)}")
-            if field not in record:
-                raise RuntimeFault(f"{place}: {_no_field(field, list(record))}")
-            yield Document(f"{file.name}:{number}", _text(record[field], field, place), str(file.path), number)
+                raise RuntimeFault(f"{place}: a JSON object {wanted} was wanted, not {kind_of(record)}")
+            yield number, record
 
 
 def _read_parquet(file: SourceFile, field: str) -> Iterator[Document]:
@@ -168,17 +178,17 @@ def _read_parquet(file: SourceFile, field: str) -> Iterator[Document]:
             for rows in table.iter_batches(columns=[field], batch_size=1024):
                 for value in rows.column(0).to_pylist():
                     number += 1
-                    text = _text(value, field, f"{file.path}:{number}")
+                    text = text_of(value, field, f"{file.path}:{number}")
                     yield Document(f"{file.name}:{number}", text, str(file.path), number)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise RuntimeFault(f"{file.path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _text(value: object, field: str, place: str) -> bytes:
+def text_of(value: object, field: str, place: str) -> bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise RuntimeFault(f"{place}: the field {field!r} must be text, not {_kind(value)}")
+        raise RuntimeFault(f"{place}: the field {field!r} must be text, not {kind_of(value)}")
     try:
         return value.encode("utf-8")
     except UnicodeEncodeError:
@@ -191,6 +201,6 @@ def _no_field(field: str, known: list[str], word: str = "field") -> str:
     return f"no {word} {field!r} ({hint})"
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     names = {type(None): "null", bool: "a flag", int: "a number", float: "a number", str: "text", list: "a list"}
     return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)

@@ -72,6 +72,11 @@ class Batch:
     def examples(self) -> int:
         return len(self.labels)
 
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """What the inputs of the objective are given, in their order."""
+        return ((self.tokens, self.offsets),)
+
     def split(self, parts: int) -> tuple[Batch, ...]:
         """`parts` batches of contiguous examples with about equal rows; some may be empty."""
         if parts == 1:
@@ -146,7 +151,7 @@ class TokenLoader:
             taken.append(index)
             rows += length
             self._advance()
-        return pack(self.corpus, windows, taken)
+        return pack_windows(self.corpus, windows, taken)
 
     def _next_by_patches(self, segments_of: SegmentsOf) -> Batch:
         windows, plan = self.corpus.train, self.plan
@@ -220,9 +225,14 @@ class TokenLoader:
         return np.argsort(mix(windows.ids.astype(np.uint64) ^ salt), kind="stable")
 
 
-def held_out_batches(corpus: Corpus, plan: BatchPlan, most_tokens: int | None = None) -> tuple[Batch, ...]:
+Pack = Callable[[Any, Windows, list[int]], Batch]
+
+
+def held_out_batches(
+    corpus: Corpus, plan: BatchPlan, most_tokens: int | None = None, pack: Pack | None = None
+) -> tuple[Batch, ...]:
     """The same evaluation batches every time: held-out examples in an order of their hash, up to `most_tokens` rows."""
-    windows = corpus.held_out
+    windows, pack = corpus.held_out, pack or pack_windows
     batches: list[Batch] = []
     taken: list[int] = []
     rows = total = 0
@@ -243,7 +253,7 @@ def held_out_batches(corpus: Corpus, plan: BatchPlan, most_tokens: int | None = 
     return tuple(batches)
 
 
-def pack(corpus: Corpus, windows: Windows, indices: list[int]) -> Batch:
+def pack_windows(corpus: Corpus, windows: Windows, indices: list[int]) -> Batch:
     """The examples end to end."""
     return _packed(corpus, [_piece(corpus, windows, index, 0) for index in indices])
 

@@ -69,6 +69,21 @@ class RunConfig(BaseModel):
     )
     end_token: str | None = Field(None, description="the tokenizer's mark between documents, when unusual")
     begin_mark: bool = Field(False, description="put the vocabulary's begin mark in front of every document")
+    feeds: dict[str, str] = Field(
+        default_factory=dict, description="input of the objective: kind of part it is given, where types do not say"
+    )
+    part_marks: dict[str, tuple[int | str, ...]] = Field(
+        default_factory=dict,
+        description="kind of part: tokens in front of it and behind it; by default the tokenizer's",
+    )
+    picture_first: float = Field(
+        0.2, ge=0, le=1, description="share of captioned examples whose picture stands in front of its words"
+    )
+    drop_caption: float = Field(0.1, ge=0, le=1, description="share of captioned examples that lose their caption")
+    noise_steps: int | None = Field(None, ge=1, description="steps of the noise, for `cap`; default: the size `steps`")
+    early_noise: float = Field(
+        0.5, ge=0, le=1, description="share of the noise's steps for pictures that words follow, as `cap` says"
+    )
     max_length: int = Field(1024, ge=2, description="longest example; longer documents are cut into windows")
     tokens_per_step: int | None = Field(8192, ge=2, description="rows of one optimiser step, at most")
     examples_per_step: int | None = Field(None, ge=1, description="examples of one optimiser step, at most")

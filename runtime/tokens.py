@@ -4,7 +4,7 @@ Bytes need no library. Ids 0 .. 255 are the bytes themselves; a larger vocabular
 
     256  end of document      put behind every document, and what generation stops on
     257  begin of document    put in front only when asked
-    258, 259                  unused, so that the table has a round number of rows
+    258, 259                  around a picture; unused else, so that the table has a round number of rows
 
 A vocabulary of 256 has no marks at all. Documents then end where their rows end, which packed attention respects
 anyway.
@@ -29,6 +29,7 @@ from .errors import RuntimeFault
 BYTE_COUNT = 256
 BYTE_END = 256
 BYTE_BEGIN = 257
+BYTE_AROUND = 258
 MARKS_IN_FRONT = 4
 MARKED_BEGIN = 1
 MARKED_END = 2
@@ -36,6 +37,7 @@ BYTE_VOCABULARIES = ("bytes", "bytes4")
 
 # What published tokenizers call the mark between documents, most specific first.
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|eos|>", "<|end|>", "[EOS]", "[SEP]")
+AROUND_NAMES = ("<|{0}_{1}|>", "<{0}_{1}>", "<|vision_{1}|>")
 BEGIN_NAMES = ("<|begin_of_text|>", "<bos>", "<s>", "<|bos|>", "[BOS]", "[CLS]")
 
 
@@ -53,6 +55,11 @@ class Tokens(Protocol):
 
     @property
     def digest(self) -> str: ...
+
+    def around(self, kind: str, number: int) -> tuple[int, int] | None:
+        """The marks in front of and behind a part that is no text; `number` counts the kinds of such parts. None where
+        the vocabulary has none."""
+        ...
 
     def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """Ids of each document, without marks."""
@@ -86,6 +93,9 @@ class ByteTokens:
     def digest(self) -> str:
         return f"bytes-{self.vocab}"
 
+    def around(self, kind: str, number: int) -> tuple[int, int] | None:
+        return _pair(BYTE_AROUND + 2 * number, self.vocab)
+
     def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
         return [np.frombuffer(document.text, dtype=np.uint8) for document in documents]
 
@@ -109,6 +119,9 @@ class MarkedByteTokens:
     def digest(self) -> str:
         return f"bytes4-{self.vocab}"
 
+    def around(self, kind: str, number: int) -> tuple[int, int] | None:
+        return _pair(MARKS_IN_FRONT + BYTE_COUNT + 2 * number, self.vocab)
+
     def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
         return [np.frombuffer(document.text, np.uint8).astype(np.int64) + MARKS_IN_FRONT for document in documents]
 
@@ -130,6 +143,13 @@ class FileTokens:
     begin: int | None
     digest: str
     tokenizer: Any  # tokenizers.Tokenizer; the library is optional
+
+    def around(self, kind: str, number: int) -> tuple[int, int] | None:
+        for pattern in AROUND_NAMES:
+            found = [self.tokenizer.token_to_id(pattern.format(kind, side)) for side in ("start", "end")]
+            if None not in found:
+                return found[0], found[1]
+        return None
 
     def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
         texts = [_utf8(document) for document in documents]
@@ -194,6 +214,35 @@ def check_ids(ids: np.ndarray, document: Document, tokens: Tokens, vocab: int) -
         f"{document.place(line)}: token id {int(ids[index])} of {tokens.name} is not in the model's vocabulary of "
         f"{vocab}: a larger vocab, or another tokenizer, is needed"
     )
+
+
+def find_marks(tokens: Tokens, kind: str, number: int, wanted: Sequence[int | str] | None) -> tuple[int, ...]:
+    """The ids around parts of a kind: those of the vocabulary, or the two `wanted` (ids, or names of tokens). Wanted
+    without any: none."""
+    if wanted is None:
+        found = tokens.around(kind, number)
+        if found is None:
+            raise RuntimeFault(
+                f"{tokens.name} has no marks around parts of the kind {kind}: name two tokens, part_marks.{kind} = "
+                "[.., ..], or [] for none" + (" (or a larger vocab)" if not isinstance(tokens, FileTokens) else "")
+            )
+        return found
+    if len(wanted) not in (0, 2):
+        raise RuntimeFault(f"part_marks.{kind}: two tokens were wanted, in front of and behind a part")
+    return tuple(_mark(tokens, kind, one) for one in wanted)
+
+
+def _mark(tokens: Tokens, kind: str, wanted: int | str) -> int:
+    index = wanted
+    if isinstance(wanted, str):
+        index = tokens.tokenizer.token_to_id(wanted) if isinstance(tokens, FileTokens) else None
+    if not isinstance(index, int):
+        raise RuntimeFault(f"part_marks.{kind}: {tokens.name} has no token {wanted!r}")
+    return index
+
+
+def _pair(first: int, vocab: int) -> tuple[int, int] | None:
+    return (first, first + 1) if first + 1 < vocab else None
 
 
 def _from_file(path: Path, vocab: int, end_token: str | None) -> FileTokens:

@@ -18,7 +18,6 @@ from typing import Any, cast
 import torch
 
 from ..dsl.program import Program
-from ..dsl.value_type import Id, Real
 from .checkpoint import (
     ModelIdentity,
     SpecText,
@@ -29,9 +28,8 @@ from .checkpoint import (
     keep_last,
     save_checkpoint,
 )
-from .columns import Column, read_column
 from .cut_lengths import cross_entropy_of, cuts_of
-from .data import Corpus, DataOptions, load_corpus
+from .data import Corpus
 from .errors import RuntimeFault
 from .events import Evaluated, Event, Notice, RunEnded, RunStarted, Saved, StepDone
 from .interrupts import StopRequest
@@ -47,8 +45,9 @@ from .run_folder import CHECKPOINTS, RUN, ResumePoint, find_resume_point, locked
 from .schedule import Schedule
 from .start_weights import start_from
 from .table_usage import ReadCounter, bags_of
-from .tokens import BYTE_VOCABULARIES, Tokens, load_tokens
-from .train_step import LOSS_SETTINGS, StepOptions, StepResult, Trainable, evaluate, train_step
+from .tokens import BYTE_VOCABULARIES
+from .train_step import StepOptions, StepResult, Trainable, evaluate, train_step
+from .training_data import load_data, loader_of, pack_of
 
 
 @dataclass(frozen=True)
@@ -192,16 +191,16 @@ def _prepare(config: RunConfig, out: Path, ranks: Ranks, on_event: Callable[[Eve
     objective = model.objective(config.objective)
     identity = _identity(model, objective)
     _check_same_spec(identity, resumed)
-    corpus = _load_data(config, objective)
+    corpus = load_data(config, model, objective)
     groups = _make_groups(config, model, objective)
     plan = BatchPlan(config.tokens_per_step, config.examples_per_step, config.seed, patches=config.patches_per_step)
-    held_out = held_out_batches(corpus, _evaluation_plan(config, plan), config.eval_tokens) if config.eval_every else ()
+    evaluation = _evaluation_plan(config, plan)
+    held_out = held_out_batches(corpus, evaluation, config.eval_tokens, pack_of(corpus)) if config.eval_every else ()
     started_from = _fill(config, model, resumed)
     if not ranks.is_alone:
         _shard(config, model, groups, ranks)
     optimiser = WeightOptimiser(groups, dict(model.by_path()), ranks)
-    segments_of = None if plan.patches is None else counter_of_segments(model, objective, tuple(corpus.columns))
-    loader = TokenLoader(corpus, plan, segments_of=segments_of)
+    loader = loader_of(corpus, plan, lambda: counter_of_segments(model, objective, tuple(corpus.columns)))
     run = _Run(model, identity, groups, optimiser, loader, held_out, ranks, started_from=started_from)
     run.byte_loss = cross_entropy_of(objective) if config.tokenizer in BYTE_VOCABULARIES else None
     run.has_cuts = bool(cuts_of(model.given(objective, corpus.columns)))
@@ -256,53 +255,11 @@ def _load_model(config: RunConfig, ranks: Ranks) -> Model:
     return model
 
 
-def _load_data(config: RunConfig, objective: Program) -> Corpus:
-    vocab = _token_vocabulary(objective)
-    tokens: Tokens = load_tokens(config.tokenizer, vocab, config.end_token)
-    options = DataOptions(
-        sources=config.data,
-        format=config.format,
-        field=config.field,
-        suffixes=config.suffixes,
-        max_length=config.max_length,
-        eval_fraction=config.eval_fraction,
-        begin_mark=config.begin_mark,
-    )
-    return load_corpus(options, tokens, vocab, _columns(config, objective))
-
-
-def _columns(config: RunConfig, objective: Program) -> dict[str, Column]:
-    """The files that are read instead of computing optional inputs of the objective."""
-    rows = objective.inputs[0].type.rows
-    for name in config.columns:
-        value = objective.optional.get(name)
-        if value is None:
-            known = ", ".join(objective.optional) or "none"
-            raise RuntimeFault(f"{objective.name} has no optional input {name}; it has {known}")
-        if name in LOSS_SETTINGS:
-            raise RuntimeFault(f"a column cannot feed an input that is called {name}: rename it in the spec")
-        if value.type.rows is not rows or value.type.static_axes or not isinstance(value.type.kind, Real):
-            raise RuntimeFault(f"{name} is {value.type}: a column holds one real for each token")
-    return {name: read_column(Path(path)) for name, path in config.columns.items()}
-
-
 def _evaluation_plan(config: RunConfig, plan: BatchPlan) -> BatchPlan:
     """Evaluation packs whole examples; a run that counts patches alone has no other budget for it."""
     if plan.tokens is None and plan.examples is None:
         return replace(plan, tokens=max(config.max_length, 8192))
     return plan
-
-
-def _token_vocabulary(objective: Program) -> int:
-    """The vocabulary of the one input that a run feeds: token ids along an ordered axis."""
-    kinds = [(value.name, value.type) for value in objective.inputs]
-    fits = len(kinds) == 1 and isinstance(kinds[0][1].kind, Id) and len(kinds[0][1].axes) == 1
-    if not fits or not kinds[0][1].axes[0].is_ordered:
-        takes = ", ".join(f"{name}: {kind}" for name, kind in kinds) or "nothing"
-        raise RuntimeFault(f"objective {objective.name} takes {takes}; text gives one input of ids along an axis")
-    kind = kinds[0][1].kind
-    assert isinstance(kind, Id)
-    return kind.count
 
 
 def _make_groups(config: RunConfig, model: Model, objective: Program) -> tuple[Group, ...]:

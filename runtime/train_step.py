@@ -175,13 +175,13 @@ def compute_losses(
     }
     if isinstance(counter, ReadCounter):
         tables = cast(TrainableWithTables, model)
-        parts, reads = tables.loss_and_reads(options.objective, (batch.tokens, batch.offsets), **arguments)
+        parts, reads = tables.loss_and_reads(options.objective, *batch.given, **arguments)
         counter.add({path: one.nothing() for path, one in reads.items()} if batch.stands_in else reads)
         return _counted(batch, parts)
     if counter is None or not options.has_cuts:
-        return _counted(batch, model.loss(options.objective, (batch.tokens, batch.offsets), **arguments))
+        return _counted(batch, model.loss(options.objective, *batch.given, **arguments))
     measured = cast(TrainableWithCuts, model)
-    parts, lengths = measured.loss_and_cuts(options.objective, (batch.tokens, batch.offsets), **arguments)
+    parts, lengths = measured.loss_and_cuts(options.objective, *batch.given, **arguments)
     counter.add(batch, lengths)
     return _counted(batch, parts)
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "Train a spec's objective on files.",
     "generate": "Continue a prompt with a trained checkpoint.",
     "entropies": "Measure how hard each byte is to foresee, for dynamic patches.",
+    "latents": "Encode pictures with a trained autoencoder, for a model of latents.",
     "import": "Make a checkpoint from a Hugging Face folder.",
     "export": "Write a checkpoint as a Hugging Face folder.",
 }

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# What `make digits` shows: a model of text learns to draw. A small Llama learns captions of handwritten digits; its weights
+# become LMFusion, whose tower for pictures then learns the digits, while the words stay as they are to the last bit.
+set -euo pipefail
+: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}"
+
+say() { printf '\n== %s\n' "$1"; }
+# Prints a command as it would be typed, then runs it.
+show() {
+    printf '$ weft'
+    printf ' %q' "$@"
+    printf '\n'
+    "$WEFT" "$@"
+}
+
+say "1. The data: digits of 8 x 8 pixels with captions in words"
+rm -rf "$OUT"
+"$PYTHON" bench/digits.py data "$OUT/data"
+head -n 2 "$OUT/data/digits.jsonl"
+
+say "2. A Llama of four layers learns the captions"
+show train specs/llama.weft --size tiny --data "$OUT/data/captions.jsonl" --begin-mark --steps "$TEXT_STEPS" \
+    --max-length 64 --tokens-per-step 1024 --lr 3e-3 --eval-every "$TEXT_STEPS" --log-every 50 --out "$OUT/text"
+
+say "3. Its weights, as Hugging Face has them, become the tower for text; the tower for pictures begins as its copy"
+show export "$OUT/text" --to "$OUT/llama"
+show import specs/lmfusion.weft --size digits --from "$OUT/llama" -o "$OUT/start"
+
+say "4. LMFusion learns pictures of words, and words of pictures (four in five of the examples have the caption first)"
+show train "$OUT/start" --data "$OUT/data/digits.jsonl" --steps "$STEPS" --max-length 64 --tokens-per-step 2048 \
+    --lr 2e-3 --eval-every 100 --log-every 50 --out "$OUT/run"
+
+say "5. What it has learned, and what it has not forgotten"
+"$PYTHON" bench/digits.py losses "$OUT/run"
+"$PYTHON" bench/digits.py unchanged "$OUT/start" "$OUT/run"
+
+say "6. Who will judge its drawings: a classifier of pixels"
+"$PYTHON" bench/digits.py judge "$OUT/data"
