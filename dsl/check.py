@@ -23,7 +23,9 @@ from .elaborate import (
     elaborate_objective,
     instantiate,
 )
+from .elaborate_generate import elaborate_generate
 from .errors.weights import PatternMatchesNothing
+from .generation import Generation
 from .located import located
 from .modules import Library
 from .opdef import OpTable
@@ -55,6 +57,7 @@ class Checked:
     weight_maps: Mapping[str, WeightMap]
     presets: tuple[str, ...] = ()
     docstring: str | None = None
+    generates: Mapping[str, Generation] = field(default_factory=dict)
 
     @property
     def model(self) -> Program:
@@ -178,6 +181,11 @@ def _check(
         o.name.text: elaborate_objective(spec, o) for o in module.of(syntax.Objective) if module.stands_for(o)
     }
     check_declarations(spec)
+    told = {
+        g.name.text: elaborate_generate(spec, g, models, {})
+        for g in module.of(syntax.Generate)
+        if module.stands_for(g)
+    }
     if problems:
         return Result(None, problems)
     if any(not _is_like_whole(program, turns) for program, turns in spec.shortened):
@@ -205,6 +213,7 @@ def _check(
         maps,
         tuple(module.presets),
         docstring,
+        {name: generation for name, generation in told.items() if generation is not None},
     )
     return Result(checked, problems)
 
