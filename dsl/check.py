@@ -182,9 +182,7 @@ def _check(
     }
     check_declarations(spec)
     told = {
-        g.name.text: elaborate_generate(spec, g, models, {})
-        for g in module.of(syntax.Generate)
-        if module.stands_for(g)
+        g.name.text: elaborate_generate(spec, g, models, {}) for g in module.of(syntax.Generate) if module.stands_for(g)
     }
     if problems:
         return Result(None, problems)

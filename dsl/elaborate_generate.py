@@ -34,7 +34,6 @@ from .generation import (
     tokens_of,
 )
 from .generation_rows import new_rows
-from .modules import Instance
 from .names_read import all_words, bound_names, family_names, first_line
 from .op_call import as_value, bind_arguments
 from .opdef import Accepts, OpDef, Param
@@ -100,25 +99,27 @@ class GenerateBody(Elaboration):
     # ---- statements -------------------------------------------------------------------------------
 
     def _run(self, statement: syntax.Statement) -> None:
-        if self.form != "generate":
-            return super()._run(statement)
+        at = first_line(statement.span)
         match statement:
+            case _ if self.form != "generate":
+                super()._run(statement)
             case syntax.On():
-                return self._on(statement)
+                self._on(statement)
             case syntax.Send():
                 raise Mistake(NotBuiltYet(statement.target.span, "`<-`"))
             case syntax.Match() | syntax.Routed():
-                raise Mistake(NotBuiltYet(first_line(statement.span), "a choice by a tag in a `generate` program"))
+                raise Mistake(NotBuiltYet(at, "a choice by a tag in a `generate` program"))
             case syntax.Return() | syntax.OptionalInput() | syntax.Segment():
-                raise Mistake(MisplacedStatement(first_line(statement.span), "this has no place in a `generate` program"))
+                raise Mistake(MisplacedStatement(at, "this has no place in a `generate` program"))
             case syntax.For() if self.build.in_event and isinstance(statement.over, syntax.Range):
-                return self._repeat(statement, statement.over)
-        super()._run(statement)
+                self._repeat(statement, statement.over)
+            case _:
+                super()._run(statement)
         if not self.build.in_event and (self.build.nodes or self.build.actions):
             self.build.nodes.clear()
             self.build.actions.clear()
             what = "a `generate` program computes when something happens"
-            raise Mistake(MisplacedStatement(first_line(statement.span), what, "write it below `on token == N:`"))
+            raise Mistake(MisplacedStatement(at, what, "write it below `on token == N:`"))
 
     def _on(self, statement: syntax.On) -> None:
         build, at = self.build, first_line(statement.span)
@@ -209,9 +210,7 @@ class GenerateBody(Elaboration):
                 found[name] = start, Value(name, start.type, start.span)
         return found
 
-    def _handed_on(
-        self, name: str, left: object, start: Value, value: Value, statement: syntax.For
-    ) -> Carried | None:
+    def _handed_on(self, name: str, left: object, start: Value, value: Value, statement: syntax.For) -> Carried | None:
         if left is UNKNOWN:
             self.scope.bound[name] = UNKNOWN
             return None
@@ -268,6 +267,8 @@ class GenerateBody(Elaboration):
         unnamed = [argument for argument in call.arguments if argument.name is None]
         if unnamed and tokens is None:
             raise Mistake(self._no_tokens(call.span))
+        if len(unnamed) + (piped is not None) > 1:
+            raise Mistake(BadArguments(call.span, "append", "takes one token", "append them one after another"))
         if tokens is not None and len(unnamed) == 1:
             bound = self._bound(call, piped, "append", (), first=tokens.input.name)
         else:
@@ -315,7 +316,7 @@ def elaborate_generate(
     """A `generate` declaration for the parameters given, others at their defaults. None when it cannot be built; why
     is among the problems."""
     problems = spec.library.problems
-    model = models.get(_model_named(spec.root, declaration, models, problems) or "")
+    model = models.get(_model_named(declaration, models, problems) or "")
     book = NoWeights(problems, (), {}, lambda rule, fan_in, fan_out, turn: None)  # type: ignore[arg-type, return-value]
     build = GenerateBuild(spec.ops, spec.library, problems, book, False, expanded=spec.expanded, model=model)
     name = declaration.name.text
@@ -356,21 +357,23 @@ def _again(
     return made
 
 
-def _model_named(
-    root: Instance, declaration: syntax.Generate, models: Mapping[str, Program | None], problems: Problems
-) -> str | None:
-    """The model that the program goes on with: the one it calls, or else the main one."""
-    called = [name for name in models if name in set(all_words(declaration.body))]
+def _model_named(declaration: syntax.Generate, models: Mapping[str, Program | None], problems: Problems) -> str | None:
+    """The model that the program goes on with: the one it calls, or else one that goes on with tokens."""
+    words = set(all_words(declaration.body))
+    called = [name for name in models if name in words]
     if len(called) > 1:
         what = f"it calls two models, `{called[0]}` and `{called[1]}`, and goes on with one"
         problems.add(BadRows(declaration.name.span, what))
         return None
-    if called or not models:
-        if not models:
-            problems.add(BadRows(declaration.name.span, "the file has no model to go on with"))
-        return called[0] if called else None
-    stem = root.module.source.name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".weft")
-    return stem if stem in models else list(models)[-1]
+    able = [name for name, model in models.items() if model is not None and tokens_of(model) is not None]
+    if not called and len(able) != 1:
+        if None in models.values():
+            return None  # its mistakes are told
+        found = f"several: {', '.join(able)}" if able else "none"
+        what = f"it calls no model, and of models that go on with tokens the file has {found}"
+        problems.add(BadRows(declaration.name.span, what))
+        return None
+    return (called or able)[0]
 
 
 def _settings(
@@ -415,4 +418,3 @@ def _kind(parameter: syntax.Parameter) -> syntax.Identifier:
     if parameter.default is None:
         raise Mistake(BadArguments(parameter.span, name, "needs a default"))
     return type.kind
-

@@ -14,7 +14,7 @@ from .program import Constant, Program, Value
 from .source import Span
 from .static_math import number_of
 from .statics import describe
-from .value_type import Id, Int, Real, ValueType
+from .value_type import Id, Int, Kind, Real, ValueType
 
 if TYPE_CHECKING:
     from .body import Body
@@ -44,7 +44,8 @@ def _along(model: Program, inputs: Mapping[str, Value], given: Given, at: Span) 
     """The one axis that the inputs given lie along. What is given along a selection may come with what every row of
     the whole axis has."""
     axes = dict.fromkeys(rows for name in given if (rows := inputs[name].type.rows) is not None)
-    own = [axis for axis in axes if not any(standing(model, other).whole is axis for other in axes if other is not axis)]
+    wholes = {standing(model, axis).whole for axis in axes if standing(model, axis).whole is not axis}
+    own = [axis for axis in axes if axis not in wholes]
     if not own:
         what = "no input with rows is given, so there is no row"
         raise Mistake(BadRows(at, what, "a token is `append(N)`; other rows are given by the names of inputs"))
@@ -62,7 +63,8 @@ def _along(model: Program, inputs: Mapping[str, Value], given: Given, at: Span) 
 def _wanted(model: Program, along: Axis, tag: tuple[str, int] | None) -> tuple[str, ...]:
     """The inputs that a row of `along` has: those along it, and those that every row of the whole axis has."""
     on = {along, standing(model, along), standing(model, along).whole}
-    return tuple(value.name for value in model.inputs if value.type.rows in on and (tag is None or value.name != tag[0]))
+    told = None if tag is None else tag[0]
+    return tuple(value.name for value in model.inputs if value.type.rows in on and value.name != told)
 
 
 def _fitting(body: Body, wanted: Value, given: object, at: Span) -> Value:
@@ -74,11 +76,21 @@ def _fitting(body: Body, wanted: Value, given: object, at: Span) -> Value:
             raise Mistake(BadRows(at, f"`{wanted.name}` is `{kind}`, 0 to {kind.count - 1}; this is {number}"))
         return Constant(str(number), ValueType(kind), at, number)
     value = as_value(body, given, at, wanted.name)
-    found = value.type.kind
-    of_kind = found == kind or (isinstance(kind, Real) and isinstance(found, Int))
-    smaller = isinstance(kind, Id) and isinstance(found, Id) and (found.axis is kind.axis and not found.or_none)
-    if not (of_kind or smaller or (isinstance(kind, Int) and isinstance(found, Id))) or set(value.type.axes) != set(axes):
+    if not _is_of_kind(value.type.kind, kind) or set(value.type.axes) != set(axes):
+        assert wanted.type.rows is not None
         entry = ValueType(kind, axes)
-        what = f"`{wanted.name}` has `{entry}` in a row of {wanted.type.rows}; this is {describe(value)}"
-        raise Mistake(BadRows(at, what.replace("<", "").replace(">", ""), None, wanted.span))
+        what = f"`{wanted.name}` has `{entry}` in a row of {wanted.type.rows.name}; this is {describe(value)}"
+        raise Mistake(BadRows(at, what, None, wanted.span))
     return value
+
+
+def _is_of_kind(found: Kind, wanted: Kind) -> bool:
+    match wanted, found:
+        case Real(), Int():
+            return True
+        case Int(), Id():
+            return True
+        case Id(axis, or_none), Id(own, own_none):
+            return own is axis and or_none >= own_none
+        case _:
+            return found == wanted

@@ -188,9 +188,7 @@ class _Run:
         assert scores is not None
         return state, scores
 
-    def _feed(
-        self, state: DecodeState, parts: list[list[Part]], scores: Tensor | None
-    ) -> tuple[DecodeState, Tensor]:
+    def _feed(self, state: DecodeState, parts: list[list[Part]], scores: Tensor | None) -> tuple[DecodeState, Tensor]:
         for place, own in enumerate(parts):
             self._add(place, own, told=False)
         rows = self.program.forms.of_parts(parts)
@@ -238,9 +236,7 @@ class _Run:
             request.is_done = request.is_done or request.chosen >= self.max_new_tokens
         return state, scores
 
-    def _fire(
-        self, state: DecodeState, tokens: list[int | None], scores: Tensor
-    ) -> tuple[DecodeState, Tensor]:
+    def _fire(self, state: DecodeState, tokens: list[int | None], scores: Tensor) -> tuple[DecodeState, Tensor]:
         """Runs the events of the sequences whose last row is a token that is waited for, those of one token
         together."""
         for token in dict.fromkeys(token for token in tokens if token is not None):

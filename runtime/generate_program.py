@@ -169,5 +169,3 @@ class GenerateProgram:
 def scores_of(results, name: str) -> Tensor:
     """Scores for the next token among a decoder's results."""
     return results[name] if isinstance(results, dict) else results
-
-

@@ -91,9 +91,9 @@ class TurnChangesType(SpecError, code="E603"):
             return linear(embed(tokens, vocab -> dim), dim -> vocab)
         generate g():
             on token == 3:
-                total = 0
+                total = normal()
                 for i in 0 .. 4:
-                    total = total + normal()
+                    total = normal(per=dim)
                 append(4)
     Right:
         size dim = 8
