@@ -103,6 +103,7 @@ def answer(
     if decoder is None:
         decoder = decoder_of(model) if generation.model is model.program else Decoder(model, generation.model)
     program = GenerateProgram(decoder, generation, begin, watch)
+    program.forms.want_plain_tokens(generation.model.name)
     ends = stop_tokens(eos, generation.tokens.count)
     front: list[Part] = [] if begin is None else [begin]
     seeds = seeds_of(seed, len(prompts))

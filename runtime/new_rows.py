@@ -61,6 +61,14 @@ class Forms:
     def of_token(self) -> Form:
         return self._of[str(self._along[self.token])]
 
+    def want_plain_tokens(self, model: str) -> None:
+        """Text goes on by tokens alone: an input besides them has nobody who gives it."""
+        own = {self.whole, self._along[self.token]}
+        told = {self.token} | ({self.of_token.tag[0]} if self.of_token.tag else set())
+        more = [slot.name for slot in self.slots if slot.rows in own and slot.name not in told]
+        if more:
+            raise GenerateFault(f"a token of {model} has {more[0]}, too, and text goes on with tokens alone")
+
     def along(self, axis: str) -> Form:
         return self._of[axis]
 
