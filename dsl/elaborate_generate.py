@@ -20,6 +20,7 @@ from .errors.generate import BadEvent, BadRows, NothingToGoOn, TurnChangesType, 
 from .errors.later import NotBuiltYet
 from .errors.names import BadArguments, MisplacedStatement, did_you_mean
 from .errors.signatures import BadType
+from .errors.sizes import WrongOption
 from .generation import (
     Append,
     Carried,
@@ -49,7 +50,8 @@ from .weight_book import WeightBook
 if TYPE_CHECKING:
     from .elaborate import Spec
 
-KINDS = ("real", "int", "flag")
+WANTED = {"real": "a number", "int": "a whole number", "flag": "true or false"}
+KINDS = tuple(WANTED)
 
 
 class NoWeights(WeightBook):
@@ -66,6 +68,7 @@ class GenerateBuild(Build):
     model: Program | None = None
     actions: list = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    names: dict[Value, str] = field(default_factory=dict)  # what statements of the program call values
     in_event: bool = False
 
     def act(self, action: Look | Append | Repeat) -> None:
@@ -121,6 +124,11 @@ class GenerateBody(Elaboration):
             what = "a `generate` program computes when something happens"
             raise Mistake(MisplacedStatement(at, what, "write it below `on token == N:`"))
 
+    def _bind_target(self, target: syntax.Target, value: object) -> None:
+        super()._bind_target(target, value)
+        if self.form == "generate" and isinstance(value, Value):
+            self.build.names.setdefault(value, target.name.text)
+
     def _on(self, statement: syntax.On) -> None:
         build, at = self.build, first_line(statement.span)
         if build.in_event or self.loops:
@@ -138,7 +146,7 @@ class GenerateBody(Elaboration):
             made = build.outer(before)
             self.scope.leave_loop(scope, at)
             self.scope.bound.update(scope)
-        body, _ = settled(made, frozenset(), statement.span)
+        body, _ = settled(made, frozenset(), statement.span, build.names)
         self._want_token_last(body)
         if build.make_nodes:
             build.events.append(Event(token, body, at))
@@ -402,6 +410,8 @@ def _settings(
                 at, value = parameter.default.span, body.evaluate(parameter.default)
             if value is UNKNOWN:
                 continue
+            if isinstance(value, str):
+                raise Mistake(WrongOption(at, name, f"`{value}`", WANTED[kind.text]))
             value = getattr(value, "size", None) or value
             option = syntax.OptionDeclaration(parameter.name, kind, syntax.Name(name, at), at)
             chosen[name] = body.scope.bound[name] = check_option(option, value, None, at)

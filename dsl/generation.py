@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .axes import Axis, Cut, Selected
-from .program import Constant, Program, Value
+from .program import Constant, Node, Program, Value
 from .record import record
 from .source import Span
 from .value_type import Id, Real
@@ -183,18 +183,19 @@ def looked_at(actions: tuple[Action, ...]) -> tuple[Look, ...]:
 class Straight:
     """Nodes between two other actions, before it is known which of their values are read later."""
 
-    nodes: tuple
+    nodes: tuple[Node, ...]
 
 
 def settled(
-    actions: tuple[Action | Straight, ...], wanted: frozenset[Value], span: Span
+    actions: tuple[Action | Straight, ...], wanted: frozenset[Value], span: Span, names: Mapping[Value, str]
 ) -> tuple[tuple[Action, ...], frozenset[Value]]:
-    """The actions without what nobody reads, with programs for straight runs; and what they read from before."""
+    """The actions without what nobody reads, with programs for straight runs; and what they read from before.
+    `names`: what statements call values that blocks made."""
     kept: list[Action] = []
     for action in reversed(actions):
         match action:
             case Straight():
-                program = _program(action.nodes, wanted, span)
+                program = _program(action.nodes, wanted, span, names)
                 if program is not None:
                     kept.append(Compute(program))
                     wanted = wanted - {value for _, value in program.outputs} | set(program.inputs)
@@ -208,7 +209,7 @@ def settled(
                 wanted = wanted | _read(action.rows)
             case Repeat():
                 handed = {one.value for one in action.carried}
-                body, read = settled(action.body, frozenset(one.end for one in action.carried), span)
+                body, read = settled(action.body, frozenset(one.end for one in action.carried), span, names)
                 if handed & wanted or appended(body):
                     kept.append(Repeat(action.variable, action.turns, action.carried, body))
                     outside = read - handed - {action.variable}
@@ -222,7 +223,9 @@ def _read(rows: NewRows) -> set[Value]:
     return {value for _, value in rows.given}
 
 
-def _program(nodes: tuple, wanted: frozenset[Value], span: Span) -> Program | None:
+def _program(
+    nodes: tuple[Node, ...], wanted: frozenset[Value], span: Span, names: Mapping[Value, str]
+) -> Program | None:
     """A straight run for what is wanted of it; None when nothing is."""
     needed, live = set(wanted), []
     for node in reversed(nodes):
@@ -236,5 +239,5 @@ def _program(nodes: tuple, wanted: frozenset[Value], span: Span) -> Program | No
     inputs = dict.fromkeys(
         value for node in live for value in node.inputs if value not in made and not isinstance(value, Constant)
     )
-    outputs = tuple((value.name, value) for value in made if value in wanted)
+    outputs = tuple((names.get(value, value.name), value) for value in made if value in wanted)
     return Program("compute", "generate", tuple(inputs), (), tuple(live), outputs, (), span)

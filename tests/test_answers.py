@@ -387,7 +387,7 @@ def test_clear_faults(subject: Model) -> None:
         generation_of(subject, "sing")
     with pytest.raises(SpecErrors, match="did you mean `guide`"):
         generation_of(subject, guid=2)
-    with pytest.raises(SpecErrors, match="`taken` is the number 2.5, not a whole number"):
+    with pytest.raises(SpecErrors, match=r"`taken` is the number 2\.5, not a whole number"):
         generation_of(subject, taken=2.5)
     assert answer(subject, tell, [], 3) == []
 
