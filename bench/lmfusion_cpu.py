@@ -24,8 +24,10 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,15 +35,15 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.lmfusion_torch import IMAGE, TEXT, Rows, Sizes, TorchLMFusion, index, load, select  # noqa: E402
+from bench.lmfusion_torch import IMAGE, TEXT, Route, Rows, Sizes, TorchLMFusion, index, load, select  # noqa: E402
 from tests.torch_unet import UNet  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl.check import check, read_source  # noqa: E402
 from weft.runtime.decoder import Decoder  # noqa: E402
 from weft.runtime.model import Model  # noqa: E402
 
-SIZES = Sizes(layers=4, dim=512, heads=8, kv_heads=2, ffn=1792, vocab=1024, side=32, channels=4, base=32, begin=1)
-UNET = {"side": SIZES.side, "channels": SIZES.channels, "base": SIZES.base}
+SIZES = Sizes(layers=4, dim=512, heads=8, kv_heads=2, ffn=1792, vocab=1024, side=32, channels=4, begin=1)
+BASE, BLOCKS, STEPS = 32, 2, 100
 SPOTS = (SIZES.side // 2) ** 2
 CAPTIONS = (34, 21, 48, 30)
 PREFIX = 64
@@ -49,10 +51,172 @@ PREFIX = 64
 
 def ours(dtype: torch.dtype = torch.float32) -> Model:
     source = read_source(ROOT / "specs" / "lmfusion.weft")
-    named = ("layers", "dim", "heads", "kv_heads", "ffn", "vocab", "begin")
-    overrides = {name: getattr(SIZES, name) for name in named} | {f"unet.{name}": size for name, size in UNET.items()}
-    return Model(check(source, OPS, "tiny", overrides).value(), dtype)
+    named = ("layers", "dim", "heads", "kv_heads", "ffn", "vocab", "side", "channels", "begin")
+    return Model(check(source, OPS, "tiny", {name: getattr(SIZES, name) for name in named}).value(), dtype)
 
 
-def unet() -> UNET:  # type: ignore[valid-type]
-    return UNet(SIZES.channels, SIZES.dim, SIZES.base, (1, 2), (False, True), 2, 8, 16, 64)
+def plain(model: Model, route: Route) -> TorchLMFusion:
+    """In torch, with the weights of ours."""
+    unet = UNet(SIZES.channels, SIZES.dim, BASE, (1, 2), (False, True), BLOCKS, 8, 16, 64)
+    made = TorchLMFusion(SIZES, unet, route)
+    load(made, dict(model.by_path()), BLOCKS)
+    return made
+
+
+def documents(captions: Sequence[int], generator: torch.Generator) -> Rows:
+    """Captions first, each with a picture behind it and two words that end it."""
+    lengths = [caption + SPOTS + 2 for caption in captions]
+    kinds = [torch.tensor([TEXT] * n + [IMAGE] * SPOTS + [TEXT] * 2) for n in captions]
+    return Rows(
+        torch.cat(kinds),
+        torch.cat([torch.where(kind == IMAGE, number, -1) for number, kind in enumerate(kinds)]),
+        torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
+        torch.cat([torch.arange(length) for length in lengths]),
+        torch.randint(2, SIZES.vocab, (sum(captions) + 2 * len(captions),), generator=generator),
+        torch.randn(len(captions), SIZES.side**2, SIZES.channels, generator=generator),
+        torch.randint(STEPS, (len(captions),), generator=generator),
+    )
+
+
+def per_document(rows: Rows, captions: Sequence[int]) -> dict[str, list[Tensor]]:
+    """The inputs of a model of ours."""
+    lengths = [caption + SPOTS + 2 for caption in captions]
+    return {
+        "kind": list(rows.kind.split(lengths)),
+        "ids": list(rows.ids.split([caption + 2 for caption in captions])),
+        "latent": list(rows.latent.split(1)),
+        "time": list(rows.time.split(1)),
+    }
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def text_targets(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Which words are followed by a word of their document, and that word."""
+    is_word = rows.kind == TEXT
+    follows = torch.zeros_like(is_word)
+    follows[:-1] = is_word[:-1] & is_word[1:] & (rows.document[:-1] == rows.document[1:])
+    has_target = follows[is_word].nonzero()[:, 0]
+    return has_target, rows.ids[has_target + 1]
+
+
+def losses_of(logits: Tensor, noise: Tensor, drawn: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+    text = torch.nn.functional.cross_entropy(logits[targets[0]], targets[1])
+    return text + 5 * (noise - drawn).square().mean()
+
+
+def train_plain(model: TorchLMFusion) -> Callable[[Rows], None]:
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
+
+    def step(rows: Rows) -> None:
+        drawn = torch.randn_like(rows.latent)
+        left = 0.5 + 0 * rows.time[:, None, None]
+        noisy = replace(rows, latent=left.sqrt() * rows.latent + (1 - left).sqrt() * drawn)
+        losses_of(*model(noisy), drawn, text_targets(rows)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def train_ours(model: Model) -> Callable[[Rows], None]:
+    trained = [weight for path, weight in model.by_path() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(trained, 1e-4, fused=True)
+    cap = torch.full((len(CAPTIONS),), STEPS)
+
+    def step(rows: Rows) -> None:
+        given = per_document(rows, CAPTIONS)
+        del given["time"]
+        sums = model.loss(**given, cap=cap)
+        sum(total / count for total, count in sums.values()).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def check_equal(model: Model, others: Mapping[str, TorchLMFusion], rows: Rows) -> None:
+    found = model(**per_document(rows, CAPTIONS))
+    logits, noise = torch.cat(list(found["logits"])), torch.cat(list(found["noise"]))
+    for name, other in others.items():
+        expected = other(rows)
+        for ours_, theirs in zip((logits, noise), expected, strict=True):
+            assert (ours_ - theirs).abs().max() < 1e-3 * theirs.abs().max(), name
+
+
+def compare_training(rounds: int) -> None:
+    model, generator = ours(), torch.Generator().manual_seed(0)
+    others = {"select": plain(model, select), "index": plain(model, index)}
+    with torch.no_grad():
+        check_equal(model, others, documents(CAPTIONS, generator))
+    sides = {"ours": train_ours(model), **{name: train_plain(other) for name, other in others.items()}}
+    report("train", alternate(sides, lambda: documents(CAPTIONS, generator), rounds))
+
+
+# -- denoising -------------------------------------------------------------------------------------
+
+
+def compare_denoising(rounds: int) -> None:
+    model, generator = ours(), torch.Generator().manual_seed(1)
+    rows = documents((PREFIX,), generator)
+    given = {name: value[0] for name, value in per_document(rows, (PREFIX,)).items()}
+    text = {
+        "kind": [given["kind"][:PREFIX]], "ids": [given["ids"][:PREFIX]], "latent": [given["latent"][:0]],
+        "time": [given["time"][:0]],
+    }  # fmt: skip
+    picture = {"kind": [given["kind"][PREFIX:-2]], "ids": [given["ids"][:0]]}
+    decoder = Decoder(model)
+    _, state = decoder.prefill(text, capacity=PREFIX + SPOTS + 2)
+
+    def behind_caches(latent: Tensor) -> Tensor:
+        return decoder.look(state, {**picture, "latent": [latent], "time": [given["time"]]})["noise"]
+
+    def whole(latent: Tensor) -> Tensor:
+        kind, ids = given["kind"][:-2], given["ids"][:PREFIX]
+        return model(kind=[kind], ids=[ids], latent=[latent], time=[given["time"]])["noise"][0]
+
+    def draw() -> Tensor:
+        return torch.randn(1, SIZES.side**2, SIZES.channels, generator=generator)
+
+    with torch.no_grad():
+        latent = draw()
+        assert (behind_caches(latent) - whole(latent)).abs().max() < 1e-4
+        report("denoise", alternate({"ours": behind_caches, "full": whole}, draw, rounds))
+
+
+# -- timing ----------------------------------------------------------------------------------------
+
+
+def alternate(sides: Mapping[str, Callable[[Any], object]], draw: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """Median seconds of each side; all take what is drawn for a round, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        given = draw()
+        for name, side in sides.items():
+            begin = time.perf_counter()
+            side(given)
+            if number:  # the first round compiles
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def report(what: str, times: Mapping[str, float]) -> None:
+    for name, seconds in times.items():
+        print(f"{what:8} {name:8} {seconds * 1e3:9.1f} ms  {seconds / times['ours']:6.2f}x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("train", "denoise"))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.only in (None, "train"):
+        compare_training(options.rounds)
+    if options.only in (None, "denoise"):
+        compare_denoising(3 * options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,6 @@ class Sizes:
     vocab: int
     side: int
     channels: int
-    base: int
     begin: int
 
 
@@ -83,6 +82,7 @@ class Tower(nn.Module):
 
 
 Part = Callable[[Tower, Tensor], Tensor]
+Route = Callable[[nn.ModuleList, Part, Tensor, Tensor], Tensor]
 
 
 def select(towers: nn.ModuleList, part: Part, x: Tensor, kind: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def index(towers: nn.ModuleList, part: Part, x: Tensor, kind: Tensor) -> Tensor:
 
 
 class TorchLMFusion(nn.Module):
-    def __init__(self, s: Sizes, unet: UNet, route: Callable[..., Tensor]) -> None:
+    def __init__(self, s: Sizes, unet: UNet, route: Route) -> None:
         super().__init__()
         self.sizes, self.unet, self.route = s, unet, route
         self.embed, self.head = nn.Embedding(s.vocab, s.dim), nn.Linear(s.dim, s.vocab, bias=False)

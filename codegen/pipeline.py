@@ -32,6 +32,7 @@ from .passes.dead_code import drop_dead_code
 from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
+from .passes.group_norms import recognise_group_norms
 from .passes.joined_linears import join_linears_on_gpu
 from .passes.measured_choices import use_choices
 from .passes.packed_linears import pack_linears
@@ -100,6 +101,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rotary", recognise_rotary, "turns of halves over shared tables"),
     Pass("reshapes", cancel_reshapes, "reshapes the turns leave behind; before norms, which look at dimensions"),
     Pass("rms-norms", recognise_rms_norms, "norm formulas"),
+    Pass("group-norms", recognise_group_norms, "norm formulas of pictures"),
     Pass("norm-reshapes", cancel_reshapes, "norms over several axes flatten what a linear has just unflattened"),
     Pass("residuals", join_residuals, "a residual added to a norm; after norms"),
     Pass("bands", recognise_bands, "attention in a band to the fused kernel"),

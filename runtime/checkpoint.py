@@ -29,12 +29,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..dsl.sizes import Override
 from .errors import RuntimeFault
 from .optimiser import OptimiserState
+from .tensor_files import map_tensors, write_tensors
 
 FORMAT = 1
 MANIFEST = "weft.json"
@@ -227,6 +228,18 @@ def read_weights(path: Path, manifest: Manifest | None = None) -> dict[str, Tens
     return _read_tensors(path, WEIGHTS)
 
 
+def map_weights(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Weights by path where they lie in the file. Its size is compared; to check its contents is to read all of it."""
+    entry = next((entry for entry in manifest.files if entry.name == WEIGHTS), None)
+    if entry is None:
+        raise RuntimeFault(f"the checkpoint {path} is damaged: {MANIFEST} does not list {WEIGHTS}")
+    _check_size(path, entry)
+    try:
+        return map_tensors(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RuntimeFault(f"the checkpoint {path} is damaged: {WEIGHTS} cannot be read ({error})") from None
+
+
 def read_training(path: Path, manifest: Manifest | None = None) -> TrainingState:
     """What a run needs to go on from here."""
     manifest = manifest or read_manifest(path)
@@ -274,6 +287,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def apply_weights(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
     """Copies saved weights into a model's, strictly: the same names, shapes and types."""
+    check_weights(target, saved, path)
+    with torch.no_grad():
+        for name, weight in target.items():
+            weight.copy_(saved[name])
+
+
+def check_weights(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
+    """Saved weights have the names and shapes of a model's, or one line says which differs."""
     missing = [name for name in target if name not in saved]
     extra = [name for name in saved if name not in target]
     if missing or extra:
@@ -284,17 +305,13 @@ def apply_weights(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], pat
         if saved[name].shape != weight.shape:
             shapes = f"{tuple(saved[name].shape)}, the spec makes it {tuple(weight.shape)}"
             raise RuntimeFault(f"the weights of {path} do not fit the spec: {name} has shape {shapes}")
-    with torch.no_grad():
-        for name, weight in target.items():
-            weight.copy_(saved[name])
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
-    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
+    write_tensors(path, tensors)
     return _synced_entry(path)
 
 

@@ -30,7 +30,7 @@ from ..codegen.weight_tree import WeightTree
 from ..dsl.check import Checked, check, read_source
 from ..dsl.program import Program, Weight
 from ..dsl.source import Source
-from .checkpoint import MANIFEST, SpecText, apply_weights, read_manifest, read_weights
+from .checkpoint import MANIFEST, SpecText, apply_weights, check_weights, map_weights, read_manifest, read_weights
 from .compiled import ARTIFACT, open_artifact
 from .cut_lengths import cuts_of, lengths_of, with_cuts
 from .draws import Draws, draw_arguments
@@ -307,12 +307,15 @@ def load(
     seed: int = 0,
     passes: tuple[Pass, ...] | None = None,
     tuning: str | Path | None = None,
+    mapped: bool = False,
 ) -> torch.nn.Module:
     """A model from a spec file, a checkpoint folder (of a run: its newest) or a compiled artifact.
 
     A spec's weights start as it says, drawn from `seed`. `dtype` defaults to float32 for a spec, to the stored type
     else. `tuning` is a file that `weft tune` wrote, or an artifact made with one; a spec has the tuning.json beside it
-    by default. On the "meta" device nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
+    by default. `mapped`: weights of a checkpoint are used where they lie in its file, which may be larger than memory;
+    of a table only the rows that are read are loaded. On the "meta" device nothing is allocated: a 32B model's shapes
+    and parameter totals cost no memory.
     Raises SpecErrors for the spec, LoadFault or another RuntimeFault of one line for everything else.
     """
     if dtype is not None and dtype not in PRECISIONS:
@@ -324,7 +327,7 @@ def load(
     if path.is_dir():
         if (path / MANIFEST).is_file():
             _no_choices(path, size, overrides, "checkpoint")
-            return from_checkpoint(path, dtype, device, passes, table_for(tuning))
+            return from_checkpoint(path, dtype, device, passes, table_for(tuning), mapped)
         if (path / ARTIFACT).is_file():
             _no_choices(path, size, overrides, "compiled artifact")
             if tuning is not None:
@@ -364,16 +367,43 @@ def from_checkpoint(
     device: torch.device | str | None,
     passes: tuple[Pass, ...] | None,
     tuning: Table | None = None,
+    mapped: bool = False,
 ) -> Model:
     """The model of a checkpoint folder: its own spec text, its sizes, its weights."""
     manifest = read_manifest(path)
     checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
+    if mapped:
+        return _on_file(path, checked, map_weights(path, manifest), dtype, device, passes)
     saved = read_weights(path, manifest)
     # The widest: an imported checkpoint may keep its norms in float32 beside bfloat16 matrices.
     stored = reduce(torch.promote_types, (tensor.dtype for tensor in saved.values())) if saved else torch.float32
     model = Model(checked, dtype or stored, device, seed=None, passes=passes, tuning=tuning)
     if model.device.type != "meta":
         apply_weights(dict(model.by_path()), saved, path)
+    return model
+
+
+def _on_file(
+    path: Path,
+    checked: Checked,
+    saved: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    passes: tuple[Pass, ...] | None,
+) -> Model:
+    """A model whose weights are those of a mapped file."""
+    stored = {tensor.dtype for tensor in saved.values()}
+    names = " and ".join(sorted(str(one).removeprefix("torch.") for one in stored))
+    if torch.device(device or "cpu").type != "cpu":
+        raise LoadFault(f"{path}: weights are mapped into the memory of the CPU, not of {device}")
+    if len(stored) > 1 or (dtype is not None and {dtype} != stored):
+        raise LoadFault(f"{path} holds {names}: mapped weights are of one type, that of the computation")
+    model = Model(checked, next(iter(stored), torch.float32), "meta", seed=None, passes=passes)
+    check_weights(dict(model.by_path()), saved, path)
+    trained = {name: weight.requires_grad for name, weight in model.by_path()}
+    model.load_state_dict(saved, assign=True)
+    for name, weight in model.by_path():
+        weight.requires_grad_(trained[name])
     return model
 
 

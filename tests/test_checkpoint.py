@@ -116,7 +116,7 @@ def test_the_last_ones_are_kept(tmp_path):
 # --- stopped while writing -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["save_file", "_write_text", "_sync", "_digest_of"])
+@pytest.mark.parametrize("name", ["write_tensors", "_write_text", "_sync", "_digest_of"])
 @pytest.mark.parametrize("call", [0, 1])
 def test_a_failure_at_any_write_leaves_the_last_good_one(tmp_path, monkeypatch, name, call):
     good = save(tmp_path, 1)

@@ -6,6 +6,8 @@ the gathers never add two numbers: they are the same on every run.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,7 +40,28 @@ def offsets_of_examples(offsets: Tensor, examples: Tensor) -> Tensor:
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
     """`x [N, ...]` at the chosen rows: `[W, ...]`."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Take.apply(x, rows)
     return x.index_select(0, rows)
+
+
+class _Take(torch.autograd.Function):
+    """No row is chosen twice, so that the gradient is copied, which is faster than adding it row by row."""
+
+    @staticmethod
+    def forward(x: Tensor, rows: Tensor) -> Tensor:
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        x, rows = inputs
+        ctx.shape = x.shape
+        ctx.save_for_backward(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None
 
 
 def want_as_many(x: Tensor, rows: Tensor, name: str) -> Tensor:
@@ -84,7 +107,29 @@ def order_of(rows: tuple[Tensor, ...]) -> Tensor:
 
 def join(parts: tuple[Tensor, ...], order: Tensor) -> Tensor:
     """The rows of all parts in their places: `[N, ...]`."""
+    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
+        return _Join.apply(order, *parts)
     return torch.cat(parts).index_select(0, order)
+
+
+class _Join(torch.autograd.Function):
+    """Every row is in one part, so that the gradient is read in the other order, and nothing is added."""
+
+    @staticmethod
+    def forward(order: Tensor, *parts: Tensor) -> Tensor:
+        return torch.cat(parts).index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        order, *parts = inputs
+        ctx.lengths = [part.shape[0] for part in parts]
+        ctx.save_for_backward(order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (order,) = ctx.saved_tensors
+        back = torch.empty_like(order).index_put_((order,), torch.arange(len(order), device=order.device))
+        return None, *gradient.index_select(0, back).split(ctx.lengths)
 
 
 def all_there(rows: Tensor) -> Tensor:

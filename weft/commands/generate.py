@@ -40,6 +40,9 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cuda if present].")] = None,
     tuning: Annotated[str | None, typer.Option(metavar="FILE", help="Measurements that `weft tune` wrote.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    mapped: Annotated[
+        bool, typer.Option("--map", help="Use weights where they lie in the file: tables larger than memory.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of text.")] = False,
 ) -> None:
     """One prompt streams to standard output as it is made; several are continued together and printed in order.
@@ -54,7 +57,7 @@ def run(
 
     from weft.text_generation import continue_text, open_text_model
 
-    model = open_text_model(checkpoint, tokenizer, precision, device, threads, of, tuning)
+    model = open_text_model(checkpoint, tokenizer, precision, device, threads, of, tuning, mapped)
     printer = _Printer(prompts[0]) if len(prompts) == 1 and not as_json else None
     results = continue_text(
         model,
