@@ -65,7 +65,7 @@ class _Request:
         return given, None
 
 
-def generation_of(model: Model, name: str | None = None, **settings: object) -> Generation:
+def generation_of(model: Model, name: str | None = None, /, **settings: object) -> Generation:
     """A `generate` declaration of a model's spec by name (None: the only one), for these parameters."""
     known = model.checked.generates
     if name is None and len(known) != 1:

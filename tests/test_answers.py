@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from weft.dsl.diagnostics import SpecErrors
 from weft.runtime.answer import Answer, answer, generation_of
 from weft.runtime.decoder import Decoder
 from weft.runtime.errors import GenerateFault
-from weft.runtime.model import Model
+from weft.runtime.model import Model, load
 from weft.runtime.new_rows import Part, Rows
 
 SPEC = """
@@ -65,6 +66,7 @@ generate tell(guide: real = 1.0, taken: int = 4):
 init ** = normal(0.5)
 """
 BEGIN, END = 38, 39
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def spec(program: str) -> str:
@@ -318,6 +320,31 @@ block real_time(scores: real[vocab]):
     subject = model(looking)
     (found,) = answer(subject, generation_of(subject), [[1, BEGIN]], 7)
     assert check_greedy(subject, found, [1, BEGIN]) == 7
+
+
+def test_lmfusion() -> None:
+    """The spec itself: a guided picture between two texts, with weights as they start but for the last layers."""
+    subject = load(ROOT / "specs" / "lmfusion.weft", size="tiny", dtype=torch.float64)
+    assert isinstance(subject, Model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in subject.parameters():
+            weight += 0.03 * torch.randn_like(weight)
+    prompts = [[97, 98, 258], [99, 258, 100]]
+    found = answer(subject, generation_of(subject, guide=1.55, taken=2), prompts, 4, begin=257)
+    for one in found:
+        (row,) = one.rows
+        assert row.values["latent"].shape == (64, 4)
+        kinds = torch.tensor([tag for part in one.parts for tag in ([0] if isinstance(part, int) else [1] * 16)])
+        with torch.no_grad():
+            scores = subject(
+                kind=[kinds],
+                ids=[torch.tensor(one.tokens)],
+                latent=[row.values["latent"][None]],
+                time=[torch.tensor([0])],
+            )["logits"][0]
+        for place in range(-4, 0):
+            assert int(scores[place - 1].argmax()) == one.tokens[place]
 
 
 # ---- loops and draws ------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def tell(
 
 def _pieces(opened: AnsweringModel, found: Answer) -> tuple[str | Tensor, ...]:
     """Text in one piece between pictures. Other rows than pictures say nothing."""
-    name = None if opened.picture is None else opened.picture.name
+    name = "" if opened.picture is None else opened.picture.name
     pieces: list[str | Tensor] = []
     ids: list[int] = []
     for part in found.parts:
