@@ -120,8 +120,8 @@ def saved_text(folder: Path, text: str) -> str:
 
 
 def test_pixels_and_sheets() -> None:
-    found = picture_input(model(SPEC).program)
-    assert found == PictureInput("latent", 2, 3, 3)
+    found = PictureInput("latent", 2, 3, 3)
+    assert picture_input(model(SPEC).program) == found
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0, 0.5]).reshape(6, 1).expand(6, 3)
     assert pixels(found, values)[:, :, 0].tolist() == [[0, 0, 128], [255, 255, 191]]
     pictures = [np.full((2, 3, 1), i + 1, np.uint8) for i in range(5)]
