@@ -3,7 +3,7 @@
     python bench/lmfusion_cpu.py                  # everything
     python bench/lmfusion_cpu.py --only train     # or denoise
 
-A model of specs/lmfusion.weft with four layers of width 512 and pictures of 256 rows; documents of a caption and a
+A model of specs/lmfusion.weft with eight layers of width 512 and pictures of 256 rows; documents of a caption and a
 picture, packed end to end; fp32. Text weights are frozen, as the spec says.
 
     train    forward, backward and AdamW
@@ -42,7 +42,7 @@ from weft.dsl.check import check, read_source  # noqa: E402
 from weft.runtime.decoder import Decoder  # noqa: E402
 from weft.runtime.model import Model  # noqa: E402
 
-SIZES = Sizes(layers=4, dim=512, heads=8, kv_heads=2, ffn=1792, vocab=1024, side=32, channels=4, begin=1)
+SIZES = Sizes(layers=8, dim=512, heads=8, kv_heads=2, ffn=1792, vocab=1024, side=32, channels=4, begin=1)
 BASE, BLOCKS, STEPS = 32, 2, 100
 SPOTS = (SIZES.side // 2) ** 2
 CAPTIONS = (34, 21, 48, 30)

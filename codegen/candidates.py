@@ -14,6 +14,7 @@ from .gpu.scatter import Tiling, tiling_of
 from .logits.kernels import Tile, default_tile
 from .logits.op import LogitsOp
 from .rowwise.plan import RowPlan
+from .rowwise.row_program import WORD
 from .score.configurations import (
     candidate_configurations,
     candidate_decode_configurations,
@@ -45,7 +46,8 @@ _LINEAR_TILES = (
 def of_rows(plan: RowPlan) -> tuple[Configuration, ...]:
     """A kernel that goes through a row in blocks gains from stages; others load once."""
     default = row_default(plan)
-    rows = [r for r in (plan.block_rows * factor // 4 for factor in (1, 2, 4, 8, 16)) if 1 <= r <= MOST_ROWS]
+    fewest = WORD if plan.program.packs else 1
+    rows = [r for r in (plan.block_rows * factor // 4 for factor in (1, 2, 4, 8, 16)) if fewest <= r <= MOST_ROWS]
     stages = (1, 2, 3, 4) if any(one.loop for one in plan.passes) else (plan.stages,)
     programs = _PROGRAMS if plan.has_sums else (plan.programs,)
     found = [

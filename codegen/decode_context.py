@@ -65,6 +65,7 @@ class DecodeContext(GraphContext):
         self.plan, self.types, self.form, self._stateful = plan, types, form, stateful
         self.specs: list[CacheSpec] = []
         self.open: dict[Axis, OpenCut] = {}
+        self._shared_caches: dict[tuple[object, ...], fx.Node] = {}
         self._open_before: dict[Axis, tuple[fx.Node, fx.Node]] = {}
         self._in_tail = False
         self.met_stateful = False
@@ -326,6 +327,12 @@ class DecodeContext(GraphContext):
     ) -> fx.Node:
         """A further cache of the run, as an argument of the graph."""
         return self._new_cache(CacheSpec(f"cache_{len(self.specs)}_{what}", before, slots, after, dtype, self._place()))
+
+    def shared_cache(self, key: tuple[object, ...], what: str, dtype: torch.dtype) -> fx.Node:
+        """A cache with one entry per row that all who ask with one key write the same to."""
+        if key not in self._shared_caches:
+            self._shared_caches[key] = self.cache(what, (), None, (), dtype)
+        return self._shared_caches[key]
 
     def state(self, what: str, after: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
         """What was so after the last row: `[batch, 2, *after]`; see functions/open_cuts.py."""

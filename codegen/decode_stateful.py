@@ -11,6 +11,7 @@ from torch import fx
 
 from ..dsl import masks
 from ..dsl.axes import Axis
+from ..dsl.program import Value
 from .decode_context import DecodeContext
 from .functions import attention, caches, cuts, open_cuts, shifts
 from .graph_context import NotLowered
@@ -141,15 +142,19 @@ def _captured(ctx: DecodeContext, attrs: AttendAttrs) -> list[fx.Node]:
     mask, score = attrs.mask_captures(ctx.node.inputs), attrs.score_captures(ctx.node.inputs)
     formula = None if masks.is_exactly_distance(attrs.mask.formula) else attrs.mask.formula
     sides = [] if attrs.score is None else sides_of(attrs.score.formula)
-    found = [None if index is None else mask[index] for index in _key_reads(formula, attrs.along)]
+    read = _key_reads(formula, attrs.along)
+    found = [mask[index] if isinstance(index, int) else index for index in read]
     found += [score[index] for side, index in sides if side == "key"]
-    made = []
-    for value in found:
-        # What a score reads is written out for all heads; a mask reads one value per row, or the number of a segment.
-        wide = value is not None and value.type.static_axes
-        shape = (math.prod(sizes(attrs.heads.of_queries)),) if wide else ()
-        made.append(ctx.cache("captured", (), None, shape, torch.int64 if value is None else ctx.cache_type(value)))
-    return made
+    return [_captured_cache(ctx, attrs, value) for value in found]
+
+
+def _captured_cache(ctx: DecodeContext, attrs: AttendAttrs, read: Value | masks.SegmentIndex) -> fx.Node:
+    """What a score reads is written out for all heads; a mask reads one value per row, or the number of a segment. That
+    of a mask is the same in all layers, and kept once."""
+    if isinstance(read, Value) and read.type.static_axes:
+        return ctx.cache("captured", (), None, (math.prod(sizes(attrs.heads.of_queries)),), ctx.cache_type(read))
+    dtype = ctx.cache_type(read) if isinstance(read, Value) else torch.int64
+    return ctx.shared_cache((read, attrs.along), "captured", dtype)
 
 
 def _band_mask(
@@ -168,14 +173,14 @@ def _slots_of(keys: torch.Tensor) -> int:
     return keys.shape[2]
 
 
-def _key_reads(formula: masks.Formula | masks.Term | None, keys: Axis) -> list[int | None]:
-    """Which captured values the keys' side of a mask reads, in the order in which the lowered predicate does. None: the
-    number of a segment."""
+def _key_reads(formula: masks.Formula | masks.Term | None, keys: Axis) -> list[int | masks.SegmentIndex]:
+    """Which captured values the keys' side of a mask reads, or numbers of segments, in the order in which the lowered
+    predicate does."""
     match formula:
         case masks.Side("key", masks.Captured(index)):
             return [index]
-        case masks.Side("key", masks.SegmentIndex(axis)) if axis is not keys:
-            return [None]
+        case masks.Side("key", masks.SegmentIndex(axis) as read) if axis is not keys:
+            return [read]
         case (
             masks.Both(left, right)
             | masks.Either(left, right)

@@ -107,7 +107,7 @@ def _kernel(plan: RowPlan) -> _Kernel:
 
 def _made(result: Result) -> str:
     flags = ("" if result.by_row else ", by_row=False") + (", is_saved=True" if result.is_saved else "")
-    flags += ", by_run=True" if result.by_run else ""
+    flags += (", by_run=True" if result.by_run else "") + (", is_packed=True" if result.is_packed else "")
     return f"Made({result.dims}, {result.dtype}{flags})"
 
 

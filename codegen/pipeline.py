@@ -24,10 +24,12 @@ from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
 from .passes.bands import recognise_bands
 from .passes.cached_attention import use_cached_attention
+from .passes.cached_masks import use_cached_masks
 from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
+from .passes.cut_scans import scan_cuts
 from .passes.dead_code import drop_dead_code
 from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
@@ -83,6 +85,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
+    Pass("cut-scans", scan_cuts, "segments are numbered by one kernel, of flags that a fused group packs for it"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
     Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
@@ -95,6 +98,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
+    Pass("cached-masks", use_cached_masks, "masked attention over caches; one plan for all layers"),
     Pass("few-keys", read_few_keys, "attention to a few keys of each row's own; while reshapes have their facts"),
     Pass("segments", spread_segments, "values of segments that no attention reads; after few keys, which read some"),
     Pass("activations", recognise_activations, "formulas of silu and gelu; before gates, which look for them"),

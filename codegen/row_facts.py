@@ -38,6 +38,12 @@ def _flag_of_rows(read: Reader) -> Fact | None:
     return None if rows is None or rows.level is None else Fact(rows.level, (), torch.bool)
 
 
+def _packed(read: Reader) -> Fact | None:
+    """Of flags, whose level it keeps: a word for every 32 rows. Nothing reads it but what knows."""
+    flags = read.fact()
+    return None if flags is None or flags.level is None or flags.dims else replace(flags, dtype=torch.int32)
+
+
 def _per_segment(read: Reader) -> Fact | None:
     """One number for each segment. Of which cut, only the plan says: what it is made of has other rows, or none."""
     rows = None if (type_ := origin(read.node).type) is None else type_.rows
@@ -90,9 +96,10 @@ def _spread(read: Reader) -> Fact | None:
 
 ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     packing.row_example: _row_example,
-    **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.in_a_run, cuts.first_rows), _flag_of_rows),
+    **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.first_rows), _flag_of_rows),
     **dict.fromkeys((cuts.own, cuts.before, cuts.closed, cuts.index, cuts.index_or_next), _row_number),
     cuts.begins: _per_segment,
+    cuts.packed: _packed,
     packing.per_owner: _per_owner,
     windows.scaled_row: _row_number,
     selections.has_tag: _flag_of_rows,

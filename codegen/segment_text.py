@@ -34,22 +34,24 @@ def pool_kernels(by: str, width: int, dtype: torch.dtype) -> tuple[KernelText, K
     return forward, _text("spread_runs", (y, _BOUNDS, x), (("BY", by), *sizes))
 
 
-def spread_kernels(width: int, dtype: torch.dtype) -> tuple[KernelText, KernelText, KernelText]:
-    """Of values of segments at rows: forward, and the two of the backward."""
-    return (_read_kernel(width, dtype), *run_kernels(width, dtype))
+def spread_kernels(
+    width: int, dtype: torch.dtype, numbers: torch.dtype = torch.int32
+) -> tuple[KernelText, KernelText, KernelText]:
+    """Of values of segments at rows, whose `numbers` have a type: forward, and the two of the backward."""
+    return (_read_kernel(width, dtype, numbers), *run_kernels(width, dtype, numbers))
 
 
-def run_kernels(width: int, dtype: torch.dtype) -> tuple[KernelText, KernelText]:
+def run_kernels(width: int, dtype: torch.dtype, numbers: torch.dtype = torch.int32) -> tuple[KernelText, KernelText]:
     """What adds up rows that lie side by side: where they begin and end, and the sums."""
-    real = f"*{TRITON_TYPES[dtype]}"
-    find = _text("find_runs", (("number_ptr", "*i64"), _BOUNDS, ("n_rows", "i32")), (("BLOCK_N", BLOCK_N),))
+    real, number = f"*{TRITON_TYPES[dtype]}", f"*{TRITON_TYPES[numbers]}"
+    find = _text("find_runs", (("number_ptr", number), _BOUNDS, ("n_rows", "i32")), (("BLOCK_N", BLOCK_N),))
     constants = (("STEP", 2), ("BY", "sum"), *_sizes(width, dtype))
     return find, _text("pool_runs", (("x_ptr", real), _BOUNDS, ("y_ptr", real)), constants)
 
 
-def _read_kernel(width: int, dtype: torch.dtype) -> KernelText:
-    real = f"*{TRITON_TYPES[dtype]}"
-    arguments = (("p_ptr", real), ("number_ptr", "*i64"), ("x_ptr", real), ("n_rows", "i32"))
+def _read_kernel(width: int, dtype: torch.dtype, numbers: torch.dtype) -> KernelText:
+    real, number = f"*{TRITON_TYPES[dtype]}", f"*{TRITON_TYPES[numbers]}"
+    arguments = (("p_ptr", real), ("number_ptr", number), ("x_ptr", real), ("n_rows", "i32"))
     return _text("read_runs", arguments, (("WIDTH", width), ("BLOCK_T", BLOCK_T), ("BLOCK_E", block_entries(width))))
 
 
@@ -82,11 +84,13 @@ def _text(
 @dataclass(frozen=True)
 class SegmentCall:
     """A call over rows of `width` entries of `dtype`. `by`: max, mean or sum of a pool; "spread"; and in the backward
-    of a fused call "find", where runs begin and end, and "runs", their sums."""
+    of a fused call "find", where runs begin and end, and "runs", their sums. `numbers`: the type of what says which
+    segment a row reads."""
 
     by: str
     width: int
     dtype: torch.dtype
+    numbers: torch.dtype = torch.int32
 
 
 def segment_calls(module: fx.GraphModule) -> list[tuple[SegmentCall, fx.Node]]:
@@ -96,9 +100,10 @@ def segment_calls(module: fx.GraphModule) -> list[tuple[SegmentCall, fx.Node]]:
         if isinstance(node.target, FusedOp):
             found += [(call, node) for call in _of_fused(node.target)]
         elif node.target in _POOLS or node.target is segments.spread:
-            fact = known.get(node.args[0])
+            fact, number = known.get(node.args[0]), known.get(node.args[1])
             if fact is not None:
-                found.append((SegmentCall(_POOLS.get(node.target, "spread"), prod(fact.dims), fact.dtype), node))
+                by, numbers = _POOLS.get(node.target, "spread"), torch.int64 if number is None else number.dtype
+                found.append((SegmentCall(by, prod(fact.dims), fact.dtype, numbers), node))
     return found
 
 
@@ -107,7 +112,10 @@ def _of_fused(op: FusedOp) -> list[SegmentCall]:
         return []
     gathered = [g for g in op.derivative.gathered if g.in_runs and not g.is_summed]
     made = [op.backward.program.results[g.rows] for g in gathered]
-    finds = [SegmentCall("find", 1, torch.int64) for _ in {(g.index, g.index_result) for g in gathered}]
+    of_operands = {source.place: source.dtype for source in op.program.sources}
+    indices = dict.fromkeys((g.index, g.index_result) for g in gathered)
+    numbers = [torch.int64 if place is None else of_operands[place] for place, _ in indices]
+    finds = [SegmentCall("find", 1, dtype, dtype) for dtype in numbers]
     return finds + [SegmentCall("runs", prod(result.dims), result.dtype) for result in made]
 
 
@@ -115,11 +123,11 @@ def call_kernels(call: SegmentCall) -> tuple[KernelText, ...]:
     """Forward first, where there is one."""
     match call.by:
         case "find":
-            return run_kernels(call.width, torch.float32)[:1]
+            return run_kernels(call.width, torch.float32, call.numbers)[:1]
         case "runs":
             return run_kernels(call.width, call.dtype)[1:]
         case "spread":
-            return spread_kernels(call.width, call.dtype)
+            return spread_kernels(call.width, call.dtype, call.numbers)
         case _:
             return pool_kernels(call.by, call.width, call.dtype)
 
@@ -128,7 +136,7 @@ def call_work(call: SegmentCall, name: str, rows: int) -> Work:
     """Of a launch over `rows` rows in segments of SEGMENT rows."""
     count = -(-rows // SEGMENT)
     if call.by in ("find", "runs", "spread"):
-        return spread_work(name, call.width, call.dtype, rows, count)
+        return spread_work(name, call.width, call.dtype, rows, count, call.numbers)
     return pool_work(name, call.by, call.width, call.dtype, rows, count)
 
 
@@ -142,11 +150,13 @@ def pool_work(name: str, by: str, width: int, dtype: torch.dtype, rows: int, cou
     return Work(read, rows * row, vector=2 * vector if by == "max" else vector)
 
 
-def spread_work(name: str, width: int, dtype: torch.dtype, rows: int, count: int) -> Work:
+def spread_work(
+    name: str, width: int, dtype: torch.dtype, rows: int, count: int, numbers: torch.dtype = torch.int32
+) -> Work:
     """Of a launch of one of `spread_kernels`: each segment is read by a run of rows, once for all of them."""
     row = width * dtype.itemsize
     if name == "find_runs":
-        return Work(8 * rows, 8 * count)
+        return Work(numbers.itemsize * rows, 8 * count)
     if name == "read_runs":
-        return Work(8 * rows + count * row, rows * row)
+        return Work(numbers.itemsize * rows + count * row, rows * row)
     return Work(rows * row + 8 * count, count * row, vector=rows * width)

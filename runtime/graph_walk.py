@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu.attention import attend
+from ..codegen.gpu.cut_scans import capped, capped_by_torch, scan, scan_by_torch
 from ..codegen.gpu.run_attention import attend_runs, by_torch
 from ..codegen.logits.op import LogitsOp
 from ..codegen.lower import signature
@@ -33,6 +34,8 @@ def meanings_of(module: fx.GraphModule) -> dict[fx.Node, Callable[..., Any]]:
             found[node] = _attend
         elif node.target is attend_runs:
             found[node] = by_torch
+        elif node.target in (scan, capped):
+            found[node] = scan_by_torch if node.target is scan else capped_by_torch
     return found
 
 

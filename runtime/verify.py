@@ -28,6 +28,7 @@ from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu import linear_tiles
 from ..codegen.gpu.attention import attend
 from ..codegen.gpu.attention_library import attend_by_torch
+from ..codegen.gpu.cut_scans import Scan, capped, capped_by_torch, scan, scan_by_torch
 from ..codegen.gpu.run_attention import attend_runs
 from ..codegen.gpu.run_attention import by_torch as attend_runs_by_torch
 from ..codegen.lower import signature
@@ -337,6 +338,10 @@ def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
             found[node.name] = _Call(lambda args, kwargs: attend_packed(*args, **kwargs), [node], [node])
         elif node.target is attend_runs:
             found[node.name] = _Call(lambda args, kwargs: attend_runs_by_torch(*args), [node], [node])
+        elif node.target is scan:
+            found[node.name] = _Call(lambda args, kwargs: scan_by_torch(*args), [node] * len(Scan._fields), [node])
+        elif node.target is capped:
+            found[node.name] = _Call(lambda args, kwargs: capped_by_torch(*args), [node], [node])
         elif node.target is linear_tiles.linear:
             found[node.name] = _Call(_linear, [node], [node])
     return found

@@ -6,8 +6,8 @@ bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu_bench import patches
+from bench.gpu_bench.context import Context
 from weft.codegen.ops import OPS
 from weft.dsl.check import check
 from weft.dsl.source import Source
@@ -114,11 +115,24 @@ class Moved(TorchDispatchMode):
         return made
 
 
-@pytest.mark.xfail(strict=True, reason="the scan is torch's own functions, with 64-bit numbers and a pass for each")
 def test_planned_bytes_of_the_boundary_scan() -> None:
-    """A number of 32 bits in; which patch a byte is in, and the last that has ended, out."""
-    surprise = torch.randn(BYTES)
-    run: Callable[[Tensor], object] = patches.scanned
+    """A number of 32 bits in; which patch a byte is in, and the last that has ended, out. Among what runs is the rule
+    that decides, which packs its flags for the scan."""
+    shape = replace(patches.TINY, rows=BYTES)
+    surprise = torch.randn(BYTES, generator=torch.Generator().manual_seed(0))
+    run = patches.scanned(Context(torch.device("cpu"), True, time.monotonic() + 600, frozenset()), shape)
     with Moved() as counter:
-        run(surprise)
+        found = run(surprise)
     assert counter.bytes <= MOST * (4 + 8) * BYTES
+    for got, want in zip(found, patches.scanned_by_torch(surprise), strict=True):
+        assert got.dtype == torch.int32
+        assert torch.equal(got, want.to(torch.int32))
+
+
+def test_planned_bytes_of_the_kernels_of_the_boundary_scan() -> None:
+    """The same as it is planned, with surprise in bfloat16, and patches counted: where each begins is written too."""
+    planned = of_graph(graph(patches.SCAN), "cuda:90", BYTES)
+    found = [one for one in planned if one.kernel.name in ("gt_kernel", "scan_cuts")]
+    assert len(found) == 2
+    least = (2 + 8) * BYTES + 4 * PATCHES
+    assert least <= moved(found) <= 1.05 * least

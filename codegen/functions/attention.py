@@ -57,7 +57,7 @@ def attend_packed(
                 min(start + step, queries[1]),
             )
             seen = Rows(_positions(k_position, *keys, keys[0], k), *keys)
-            flags = _flags(rows, seen, low, high, predicate)
+            flags = keys_allowed(rows, seen, low, high, predicate)
             local = None if bias is None else bias[keys[0] : keys[1]].T[:, None]
             change = None if score is None else partial(scored, score, query=rows, key=seen)
             pieces.append(
@@ -93,7 +93,7 @@ def attend_static(
     """
     rows = Rows(torch.arange(q.shape[1], device=q.device), 0, q.shape[1])
     keys = Rows(torch.arange(k.shape[1], device=k.device), 0, k.shape[1])
-    flags = _flags(rows, keys, low, high, predicate)
+    flags = keys_allowed(rows, keys, low, high, predicate)
     local = None if bias is None else bias.movedim(-1, 1)[:, :, None]
     change = None if score is None else partial(scored, score, query=rows, key=keys)
     return _attend(q, k, v, scale, flags, local, change)
@@ -105,7 +105,9 @@ def _positions(given: Tensor | None, start: int, stop: int, first: int, like: Te
     return torch.arange(start - first, stop - first, device=like.device)
 
 
-def _flags(query: Rows, key: Rows, low: int | None, high: int | None, predicate: Predicate | None) -> Tensor | None:
+def keys_allowed(
+    query: Rows, key: Rows, low: int | None, high: int | None, predicate: Predicate | None
+) -> Tensor | None:
     """Which keys `[queries, keys]` are allowed; None: all."""
     flags = None if predicate is None else allowed(predicate, query, key)
     if low is not None or high is not None:

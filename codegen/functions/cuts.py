@@ -7,6 +7,8 @@ that is in no segment (a gap) has the number -1.
     inside  [N]      the row is in a segment; None: every row is
     first   [N]      a segment begins with this row
     offsets [B + 1]  where the rows of each example begin; `cut_offsets`: where its segments begin
+
+Numbers are int64, as torch computes them; kernels (codegen/gpu/cut_scans.py) make them int32. Both are read alike.
 """
 
 from __future__ import annotations
@@ -43,10 +45,6 @@ def ends_of_runs(x: Tensor, none: int | None, row_example: Tensor) -> Tensor:
     ends with its example is not known there: it stays open."""
     ends = functional.pad((x[1:] != x[:-1]) & (row_example[1:] == row_example[:-1]), (0, min(1, len(x))))
     return ends if none is None else ends & (x != none)
-
-
-def in_a_run(x: Tensor, none: int) -> Tensor:
-    return x != none
 
 
 def first_rows(ends: Tensor, inside: Tensor | None, row_example: Tensor) -> Tensor:
@@ -112,6 +110,22 @@ def closed(ends: Tensor, first: Tensor, inside: Tensor | None, row_example: Tens
     return _within(torch.cumsum(first, 0) - 1 - is_open.to(torch.int64), row_example, cut_offsets)
 
 
+def offsets_among(begins: Tensor, offsets: Tensor) -> Tensor:
+    """int32 [B + 1]: where the segments of each example begin, of which `begins [P]` says which row each begins with.
+    As `cut_offsets`, where no row is looked at again."""
+    return torch.searchsorted(begins, offsets.to(begins.dtype), out_int32=True)
+
+
+def wide(number: Tensor) -> Tensor:
+    """int64 [N]: numbers of segments, to be counted with."""
+    return number.to(torch.int64)
+
+
+def begins_of(bounds: Tensor) -> Tensor:
+    """[P]: the first row of each segment, as `bounds [P + 1]` count them."""
+    return bounds[:-1]
+
+
 def index(number: Tensor, row_example: Tensor, cut_offsets: Tensor) -> Tensor:
     """int64 [N]: a segment's number within its example; -1 for none."""
     return torch.where(number < 0, -1, number - cut_offsets.to(torch.int64)[row_example])
@@ -123,8 +137,28 @@ def index_or_next(first: Tensor, inside: Tensor, row_example: Tensor, cut_offset
     return begun - inside.to(torch.int64)
 
 
+def index_after(before: Tensor, row_example: Tensor, cut_offsets: Tensor) -> Tensor:
+    """As `index_or_next`, from the segment before each row's own."""
+    return index(before, row_example, cut_offsets) + 1
+
+
 def _within(number: Tensor, row_example: Tensor, cut_offsets: Tensor) -> Tensor:
     return torch.where(number < cut_offsets.to(torch.int64)[row_example], -1, number)
+
+
+# -- flags in words ------------------------------------------------------------------------------------
+
+
+def packed(flags: Tensor) -> Tensor:
+    """int32 [words]: flags [N], that of row r in bit r % 32 of word r // 32."""
+    whole = functional.pad(flags, (0, -flags.shape[0] % 32)).reshape(-1, 32).to(torch.int32)
+    return (whole << torch.arange(32, dtype=torch.int32, device=flags.device)).sum(1, dtype=torch.int32)
+
+
+def unpacked(words: Tensor, rows: int) -> Tensor:
+    """bool [rows]: the flags again."""
+    bits = words[:, None] >> torch.arange(32, dtype=torch.int32, device=words.device)
+    return (bits & 1).reshape(-1)[:rows] != 0
 
 
 # -- to segments and back --------------------------------------------------------------------------

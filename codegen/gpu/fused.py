@@ -128,9 +128,10 @@ class Fused:
     def _fake(self, *given: Any) -> Any:
         operands, saves = given[: self.operands], all(given[self.operands :])
         rows = self._rows(operands)
+        counts = [0 if made.is_saved and not saves else made.lines(rows) for made in self.forward.results]
         return _alone([
-            operands[0].new_empty((0 if made.is_saved and not saves else rows, *made.dims), dtype=made.dtype)
-            for made in self.forward.results
+            operands[0].new_empty((count, *made.dims), dtype=made.dtype)
+            for made, count in zip(self.forward.results, counts, strict=True)
         ])  # fmt: skip
 
     def _rows(self, operands: tuple[Tensor, ...]) -> Any:

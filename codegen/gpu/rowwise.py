@@ -17,13 +17,18 @@ PROGRAMS = 256
 @dataclass(frozen=True)
 class Made:
     """A result: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone. `by_run`: it has
-    a row for each run of rows."""
+    a row for each run of rows. `is_packed`: flags, those of 32 rows in each int32: `[words]`."""
 
     dims: tuple[int, ...]
     dtype: torch.dtype
     by_row: bool = True
     is_saved: bool = False
     by_run: bool = False
+    is_packed: bool = False
+
+    def lines(self, rows: Any) -> Any:
+        """Of a result with rows, for so many rows of the kernel."""
+        return (rows + 31) // 32 if self.is_packed else rows
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class RowKernel:
         if made.by_run:
             return like.new_empty((programs, *made.dims), dtype=made.dtype)
         if made.by_row:
-            return like.new_empty((rows, *made.dims), dtype=made.dtype)
+            return like.new_empty((made.lines(rows), *made.dims), dtype=made.dtype)
         wide = torch.promote_types(made.dtype, torch.float32)
         make = like.new_zeros if self.is_accumulated else like.new_empty
         return make((programs, *made.dims), dtype=wide)
@@ -107,7 +112,8 @@ def tiled_runs(number: Tensor, count: int) -> Tensor:
     """int32 `[count + 1]`: where the rows of each number begin in `number [rows]`, whose numbers lie in order. Rows of
     none, -1, go with the rows before them; of the first ones number 0 takes care."""
     in_order = torch.cummax(number, 0).values
-    bounds = torch.searchsorted(in_order, torch.arange(count + 1, device=number.device), out_int32=True)
+    runs = torch.arange(count + 1, dtype=number.dtype, device=number.device)
+    bounds = torch.searchsorted(in_order, runs, out_int32=True)
     bounds[0] = 0
     return bounds
 

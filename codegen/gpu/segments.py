@@ -69,6 +69,7 @@ def find_runs(number: Tensor, count: int) -> Tensor:
             grid = (-(-number.shape[0] // BLOCK_N),)
             _kernels().find_runs[grid](number.contiguous(), bounds, number.shape[0], BLOCK_N=BLOCK_N, num_warps=WARPS)
         return bounds
+    number = number.to(torch.int64)
     in_order = torch.cummax(number, 0).values  # a row of none has the number of the row before
     rows = torch.zeros(count, dtype=torch.int64, device=number.device).index_add_(
         0, number[number >= 0], torch.ones_like(number[number >= 0])
@@ -108,7 +109,7 @@ def _pooled(x: Tensor, number: Tensor, bounds: Tensor, by: str) -> Tensor:
 def _pool_op(x: Tensor, number: Tensor, bounds: Tensor, by: str) -> Tensor:
     if launches(x):
         return _pool(x.contiguous(), bounds, by, 1)
-    return _MEANING[by](x, number, bounds)
+    return _MEANING[by](x, number.to(torch.int64), bounds)
 
 
 @_pool_op.register_fake
@@ -124,7 +125,7 @@ def _pool_backward(dy: Tensor, x: Tensor | None, number: Tensor, bounds: Tensor,
         if dx.numel():
             _pool_gradient(dy.contiguous(), x, bounds, dx, by)
         return dx
-    return _gradient_by_torch(dy, x, number, bounds, by)
+    return _gradient_by_torch(dy, x, number.to(torch.int64), bounds, by)
 
 
 @_pool_backward.register_fake

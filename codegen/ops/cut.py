@@ -6,6 +6,7 @@ the inputs of every operator that groups rows by the cut, because which rows tho
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from ...dsl import frontier
@@ -109,7 +110,7 @@ def _lower_segment(ctx: LowerContext, node: Node) -> None:
         return
     none = given.type.kind.axis.size if isinstance(given.type.kind, Id) and len(node.outputs) > 1 else None
     ends = ctx.call(cuts.ends_of_runs, x, none, rows)
-    inside = None if none is None else ctx.call(cuts.in_a_run, x, none)
+    inside = None if none is None else ctx.call(operator.ne, x, none)
     for value, made in zip(node.outputs, (ends, inside), strict=False):
         ctx.define(value, made)
     ctx.cut(attrs.cut, attrs.along, ends, inside)

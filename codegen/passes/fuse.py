@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from ..facts import FACT, Fact, facts
-from ..functions import packing
+from ..functions import cuts, packing
 from ..graph_context import CompilerBug
 from ..origin import inherit, mark, origin
 from ..rowwise.axes import CannotFuse
@@ -199,7 +199,8 @@ def _fits(region: Region, known: dict[fx.Node, Fact]) -> bool:
 
 
 def _work(nodes: Iterable[fx.Node]) -> int:
-    return sum(node.target not in VIEWS for node in nodes)
+    # Packing flags alone is several functions of torch.
+    return sum(FEWEST if node.target is cuts.packed else node.target not in VIEWS for node in nodes)
 
 
 def _is_fusible(node: fx.Node, known: dict[fx.Node, Fact]) -> bool:

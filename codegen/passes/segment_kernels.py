@@ -16,6 +16,7 @@ from torch import fx
 from ..functions import cuts, open_cuts
 from ..functions import segments as reference
 from ..gpu import segments
+from .cut_scans import is_bounds_of_scan
 
 _POOLS: dict[Any, Any] = {
     reference.max_rows: segments.max_rows,
@@ -36,4 +37,4 @@ def use_segment_kernels(module: fx.GraphModule) -> None:
 
 
 def _are_segments(bounds: Any) -> bool:
-    return isinstance(bounds, fx.Node) and bounds.target in _BOUNDS
+    return is_bounds_of_scan(bounds) or (isinstance(bounds, fx.Node) and bounds.target in _BOUNDS)

@@ -166,7 +166,7 @@ _TABLES: dict[Any, tuple[int, ...]] = {
 }  # fmt: skip
 
 AXES: dict[Any, Callable[[Builder, fx.Node], tuple[Dim, ...]]] = {
-    **dict.fromkeys((torch.Tensor.to, precision.real, torch.clamp, torch.detach), _axes_same),
+    **dict.fromkeys((torch.Tensor.to, precision.real, torch.clamp, torch.detach, cuts.packed), _axes_same),
     **dict.fromkeys((torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze), _axes_regrouped),
     operator.getitem: _axes_regrouped,
     torch.permute: _axes_permute,

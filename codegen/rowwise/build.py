@@ -18,6 +18,7 @@ from torch import fx
 
 from ...dsl.program import Weight
 from ..facts import Fact, dimension
+from ..functions import cuts
 from ..origin import UNKNOWN, Origin, origin
 from . import functions as f
 from .axes import CannotFuse, Dim, Leaf, fresh, resolved, unify
@@ -156,11 +157,15 @@ class Builder:
         self.called = {}
         for place, node in enumerate(self.region.outputs):
             fact = self.facts[node]
-            results.append(Result(_unique(spec_name(node), called), fact.dims, fact.dtype))
+            name_, is_packed = _unique(spec_name(node), called), node.target is cuts.packed
+            results.append(Result(name_, fact.dims, fact.dtype, is_packed=is_packed))
             for where in self.parts(dict.fromkeys(self.leaves(node))):
                 value = self.value(node, where)
                 stores.append(Store(place, value, self.layout(self.leaves(node), where)))
-        return RowProgram(name, tuple(self.sources.values()), tuple(results), tuple(stores))
+        program = RowProgram(name, tuple(self.sources.values()), tuple(results), tuple(stores))
+        if program.packs and program.axes:
+            raise CannotFuse("flags are packed by programs that hold many rows")
+        return program
 
     def value(self, node: Any, where: Where) -> Val:
         """The value of a node, at the given parts of the axes that are written out."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..functions.cuts import packed
 from .row_program import (
     Axis,
     Constant,
@@ -38,12 +39,16 @@ def evaluate(
     for value in program.values:
         held[value] = _value(value, held, tensors, axes, real)
     results = [
-        torch.zeros((*((rows,) if r.by_row else ()), *r.dims), dtype=r.dtype, device=tensors[0].device)
+        torch.zeros(
+            (*((rows,) if r.by_row else ()), *r.dims),
+            dtype=torch.bool if r.is_packed else r.dtype,
+            device=tensors[0].device,
+        )
         for r in program.results
     ]
     for store in program.stores:
         _store(store, held[store.value], results[store.place], rows, axes)
-    return tuple(results)
+    return tuple(packed(x) if r.is_packed else x for x, r in zip(results, program.results, strict=True))
 
 
 def _value(

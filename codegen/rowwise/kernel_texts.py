@@ -10,7 +10,7 @@ from ..cost import SEGMENT, Work
 from ..emit_kernels import render, row_kernel
 from ..kernel_text import KernelText
 from .plan import RowPlan
-from .row_program import Load, Map, Reduce, Result, Val
+from .row_program import WORD, Load, Map, Reduce, Result, Val
 
 _HEAD = "import triton\nimport triton.language as tl\n\n"
 
@@ -64,7 +64,8 @@ def _written(result: Result, rows: int, shares: int, real: int) -> int:
     """Bytes for each entry of a result."""
     if result.by_run:
         return -(-rows // SEGMENT) * result.dtype.itemsize
-    return rows * result.dtype.itemsize if result.by_row else shares * real
+    lines = -(-rows // WORD) if result.is_packed else rows
+    return lines * result.dtype.itemsize if result.by_row else shares * real
 
 
 def _count(value: Val, rows: int) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from ..gpu.rowwise import PROGRAMS, most_registers
 from ..gpu.triton_types import TRITON_TYPES
-from .row_program import Load, Map, Part, Reduce, RowProgram, Val, axes_of
+from .row_program import WORD, Load, Map, Part, Reduce, RowProgram, Val, axes_of
 from .steps import Step, Writer, grouped, needed
 from .tiles import tiling
 
@@ -105,7 +105,7 @@ def plan(program: RowProgram, block_rows: int | None = None, warps: int | None =
         passes=passes,
         summary=_summary(write),
         real=write.real,
-        block_rows=chosen.rows,
+        block_rows=max(chosen.rows, WORD) if program.packs else chosen.rows,
         columns=tiles.columns,
         warps=warps or chosen.warps,
         stages=2,

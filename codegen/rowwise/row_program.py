@@ -22,6 +22,9 @@ import torch
 from ..origin import UNKNOWN, Origin
 from .functions import Function
 
+# Flags in an int32 of a packed result.
+WORD = 32
+
 
 class Kind(Enum):
     REAL = "real"  # computed in float32, or float64 where an input is
@@ -236,7 +239,7 @@ class Store:
 class Result:
     """A tensor the kernel makes: `[rows, *dims]`, or `[*dims]` for a sum over rows. `is_saved`: for the backward alone,
     after all results that others read; it is made where a gradient will be asked for. `by_run`: it has a row for each
-    run of rows."""
+    run of rows. `is_packed`: it is flags, those of WORD rows in each int32."""
 
     name: str
     dims: tuple[int, ...]
@@ -244,6 +247,7 @@ class Result:
     by_row: bool = True
     is_saved: bool = False
     by_run: bool = False
+    is_packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,10 @@ class RowProgram:
     results: tuple[Result, ...]
     stores: tuple[Store, ...]
     runs: tuple[int, int] | None = None
+
+    @property
+    def packs(self) -> bool:
+        return any(result.is_packed for result in self.results)
 
     @property
     def values(self) -> tuple[Val, ...]:

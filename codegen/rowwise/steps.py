@@ -12,6 +12,7 @@ from ..gpu.triton_types import TRITON_TYPES
 from ..origin import UNKNOWN, Origin
 from ..spec_comment import comment
 from .row_program import (
+    WORD,
     Axis,
     Constant,
     How,
@@ -233,6 +234,8 @@ class Writer:
                     Step(f"tl.store({pointer}, before + {text}{guard})"),
                 ]
             return [self.step(f"{self.totals[store]} += {text}", store.value.origin)]
+        if result.is_packed:
+            return self._store_packed(store)
         pointer = f"{self.results[store.place]} + row * {entries}"
         address = self._address(store.layout, entries)
         pointer += f" + {address}" if address else ""
@@ -248,6 +251,23 @@ class Writer:
             )
         guard = "if SAVES: " if result.is_saved else ""
         return [self.step(f"{guard}tl.store({pointer}, {written}, mask={mask})", store.value.origin)]
+
+    def _store_packed(self, store: Store) -> list[Step]:
+        """A flag for each row, without axes: WORD of them are the bits of a word."""
+        flags = self._read(store.value)
+        if isinstance(store.value, Constant) or not store.value.by_row:
+            flags = f"tl.full([BLOCK_R], {flags}, tl.int1)"
+        bits, word = self.unique("bits"), self.unique("word")
+        return [
+            self.step(
+                f"{bits} = tl.reshape(({flags} & is_row).to(tl.int32), [BLOCK_R // {WORD}, {WORD}])", store.value.origin
+            ),
+            Step(f"{word} = tile * (BLOCK_R // {WORD}) + tl.arange(0, BLOCK_R // {WORD})"),
+            Step(
+                f"tl.store({self.results[store.place]} + {word}, tl.sum({bits} << tl.arange(0, {WORD})[None, :], 1), "
+                f"mask={word} * {WORD} < n_rows)"
+            ),
+        ]
 
     def _cast(self, text: str, kind: Kind, dtype: torch.dtype) -> str:
         if kind is Kind.REAL and dtype == torch.bfloat16:

@@ -282,6 +282,7 @@ VALUES: dict[Any, Callable[[Builder, fx.Node, Where], Val]] = {
         ),
         _value_passed_on,
     ),
+    cuts.packed: _value_passed_on,  # how it is stored, its result says
     **dict.fromkeys((torch.Tensor.to, precision.real), _value_real),
     operator.pow: _value_pow,
     torch.clamp: _value_clamp,

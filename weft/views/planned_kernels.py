@@ -92,8 +92,8 @@ def decoding_step(program: Program, dtype: torch.dtype) -> DecodeGraph | None:
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
-    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of attention, of
-    gradients of tables and of segments; calls that share a kernel are counted."""
+    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of cuts, of
+    attention, of gradients of tables and of segments; calls that share a kernel are counted."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
@@ -108,7 +108,7 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
     made = [one for both in found.values() for one in both]
-    more = (of_attention, of_run_attention, of_tables, of_segments)
+    more = (of_cuts, of_attention, of_run_attention, of_tables, of_segments)
     return made + [one for kernels in more for one in kernels(module, target, rows)]
 
 
@@ -123,6 +123,24 @@ def _rows_of(node: fx.Node, rows: int) -> int:
     while axis is not None and isinstance(axis.kind, Cut):
         rows, axis = -(-rows // SEGMENT), axis.kind.parent
     return rows
+
+
+def of_cuts(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
+    """The kernels that number the segments of cuts."""
+    from torch import fx
+
+    from weft.codegen.cut_scan_text import cut_scan_kernel, cut_scan_work, cut_scans
+    from weft.codegen.origin import user_span
+
+    found: dict[object, Planned] = {}
+    for made, node in cut_scans(module):
+        span, ends = user_span(node), node.args[0]
+        assert isinstance(ends, fx.Node)
+        work = cut_scan_work(made, _rows_of(ends, rows))
+        one = Planned(cut_scan_kernel(made), target, _place(span), "forward", work, 1, _line(span))
+        known = found.get((made, one.spec))
+        found[made, one.spec] = one if known is None else replace(known, count=known.count + 1)
+    return list(found.values())
 
 
 def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
