@@ -90,6 +90,9 @@ def test_latents_are_no_pixels(tmp_path: Path) -> None:
 def test_mistakes(trained: Trained, tmp_path: Path) -> None:
     folder = str(trained.folder)
     says(weft("sample", folder), 2, "give a --prompt")
+    says(
+        weft("generate", folder, "--prompt", "a"), 1, "one input of ids; `weft sample` runs the spec's generate program"
+    )
     says(weft("sample", folder, "--picture", "--of", "sing"), 1, "no generate program sing; it has tell")
     says(weft("sample", folder, "--picture", "--set", "taken"), 2, "--set wants NAME=VALUE")
     run = weft("sample", folder, "--picture", "--set", "takn=3")
