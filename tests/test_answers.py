@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from tests.small_models import model
 from tests.test_std import run
+from weft.codegen.lower import lower
 from weft.codegen.pipeline import CPU_PASSES, REFERENCE_PASSES
 from weft.dsl.diagnostics import SpecErrors
+from weft.dsl.generation import Compute, Repeat
 from weft.runtime.answer import Answer, answer, generation_of
 from weft.runtime.decoder import Decoder
 from weft.runtime.errors import GenerateFault
-from weft.runtime.model import Model, load
+from weft.runtime.model import Model, check_file, load
 from weft.runtime.new_rows import Part, Rows
 
 SPEC = """
@@ -345,6 +348,25 @@ def test_lmfusion() -> None:
             )["logits"][0]
         for place in range(-4, 0):
             assert int(scores[place - 1].argmax()) == one.tokens[place]
+
+
+@pytest.mark.parametrize("taken", [1, 7, 250, 1000])
+def test_steps_of_lmfusion(taken: int) -> None:
+    """Each turn goes on where the one before ended, from a step in which a little of the picture is left to all of it,
+    and makes no error more than a few times larger."""
+    tell = check_file(ROOT / "specs" / "lmfusion.weft", "digits").generates["tell"].again({"taken": taken})
+    loop = tell.events[0].body[1]
+    assert isinstance(loop, Repeat)
+    schedule = loop.body[0]
+    assert isinstance(schedule, Compute)
+    graph = lower(schedule.program)
+    named = [name for name, _ in schedule.program.outputs]
+    steps = [dict(zip(named, map(int, graph(torch.tensor(turn))), strict=True)) for turn in loop.turns]
+    assert [step["after"] for step in steps] == [step["now"] for step in steps[1:]] + [-1]
+    assert steps[-1]["now"] == 0
+    assert steps[0]["now"] == min(1000 - -(-1000 // taken), 996)
+    left = [math.cos((max(step["now"], -1) + 1) / 1000 * math.pi / 2) ** 2 for step in steps]
+    assert all(math.sqrt(after / now) < 3 for now, after in pairwise(left))
 
 
 # ---- loops and draws ------------------------------------------------------------------------------

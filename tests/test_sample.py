@@ -144,12 +144,13 @@ def test_what_a_program_does_is_shown() -> None:
         "when token 258 comes",
         "x in 1 operation",
         "250 turns of i, handing on x",
-        "now, after in 9 operations",
+        lines[4],
         "look at noise of a row of picture, from latent = x, time = now",
         lines[6],
         "keep a row of picture: latent = x, time = 0",
         "keep a row of word: ids = 259",
     ]
+    assert lines[4].startswith("now, after in ")
     assert lines[6].startswith("x in ")
     found = json.loads(weft("inspect", "specs/lmfusion.weft", "decode", "--json").stdout)["decode"]["generate"]
     assert [one["name"] for one in found] == ["tell"]
