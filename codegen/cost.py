@@ -8,6 +8,8 @@ from .targets import Device
 
 # Rows of a segment, where how many segments there are is data: as patches of bytes have them.
 SEGMENT = 4
+# Bytes that the largest cache holds, about: rows of a table that is larger are read from memory each time.
+CACHE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Work:
             self.vector + other.vector,
             self.vector_type if self.vector else other.vector_type,
         )
+
+
+def looked_up(lookups: int, count: int, row: int) -> int:
+    """Bytes that so many lookups read of `count` rows of `row` bytes each, by ids as different as there are rows."""
+    return row * (lookups if count * row > CACHE else min(lookups, count))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .graph_context import CompilerBug
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
+from .passes.bag_kernels import use_bag_kernels
 from .passes.bands import recognise_bands
 from .passes.cached_attention import use_cached_attention
 from .passes.cached_masks import use_cached_masks
@@ -44,6 +45,7 @@ from .passes.row_norms import join_residuals, recognise_rms_norms
 from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
+from .passes.selection_kernels import use_selection_kernels
 from .passes.selections import select_by_partial_sort
 from .passes.sorted_rows import keep_rows_sorted
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
@@ -83,6 +85,8 @@ GPU_PASSES: tuple[Pass, ...] = (
     SORTED_ROWS,
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("bags", use_bag_kernels, "rows that are read and not stored; readers of a table share one sum of gradients"),
+    Pass("selections", use_selection_kernels, "the largest scores of a product, which are never stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("cut-scans", scan_cuts, "segments are numbered by one kernel, of flags that a fused group packs for it"),

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..codegen.functions import row_tables
+from ..codegen.gpu import bags
 from .errors import RuntimeFault
 
 STRETCH = 512  # rows that are worked on at a time: they and their moments stay in a cache
@@ -61,6 +62,7 @@ class LazyRows:
         self._scale = 1.0
         self._sums: row_tables.RowSums | None = None
         on_cpu = table.device.type == "cpu"
+        self._row_sums = row_tables.RowSums if on_cpu else bags.RowSums
         self._stretch = STRETCH if on_cpu else 64 * STRETCH
         self._points = DOUBLE if table.dtype == torch.float64 else SINGLE
 
@@ -108,7 +110,7 @@ class LazyRows:
         if not self._factors:
             return
         if self._sums is None:
-            self._sums = row_tables.RowSums(self._factors)
+            self._sums = self._row_sums(self._factors)
         for rows, sums in self._sums.stretches(self._stretch):
             yield rows, sums if self._scale == 1.0 else sums.mul_(self._scale)
 

@@ -12,29 +12,20 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
-from torch.nn import functional
 
 from ..codegen.decode import DecodeGraphs
 from ..codegen.decode_stages import modules
-from ..codegen.functions.attention import attend_packed
-from ..codegen.gpu import linear_tiles
-from ..codegen.gpu.attention import attend
-from ..codegen.gpu.attention_library import attend_by_torch
-from ..codegen.gpu.cut_scans import Scan, capped, capped_by_torch, scan, scan_by_torch
-from ..codegen.gpu.run_attention import attend_runs
-from ..codegen.gpu.run_attention import by_torch as attend_runs_by_torch
+from ..codegen.gpu.shared_tables import Shared
 from ..codegen.lower import signature
 from ..codegen.origin import origin, user_span
 from ..codegen.pipeline import GPU_PASSES, Pass, optimise
-from ..codegen.rowwise.fused import FusedOp
 from ..codegen.spec_comment import comment
 from ..dsl.check import Checked
 from ..dsl.diagnostics import SpecErrors
@@ -43,6 +34,7 @@ from ..dsl.source import Span
 from .decoder import Decoder
 from .draws import Draws, draw_arguments
 from .errors import GenerateFault, RuntimeFault
+from .kernel_calls import KernelCall, kernel_calls, listed
 from .kernels import attach_kernels
 from .model import Model
 from .packed import offsets_of
@@ -153,7 +145,7 @@ class _Check:
         self.model, self.exact, self.program, self.dtype = model, exact, program, dtype
         self.truth, self.unfused = exact.reference(program), model.reference(program)
         self.fused = optimise(self.unfused, model.passes)
-        self.calls = _calls(self.fused)
+        self.calls = kernel_calls(self.fused)
         attach_kernels(self.fused)
         self.signature = signature(self.truth)
         self.lengths = settled(self.signature, unequal_examples(self.signature, LENGTHS), seed)
@@ -197,14 +189,14 @@ class _Check:
                 yield from self.region(node, call, runner.operands[node], with_gradients)
 
     def region(
-        self, node: fx.Node, call: _Call, operands: Mapping[fx.Node, Any], with_gradients: bool
+        self, node: fx.Node, call: KernelCall, operands: Mapping[fx.Node, Any], with_gradients: bool
     ) -> Iterator[Part]:
         where, limit = _where(node), LIMITS[self.dtype]
         given = {name: _leaf(value, None) for name, value in operands.items()}
         wide = {name: _leaf(value, torch.float64) for name, value in operands.items()}
         kernel: Any = node.target
-        got = _listed(kernel(*_filled(node.args, given), **_filled(node.kwargs, given)))
-        want = _listed(call.truth(_filled(node.args, wide), _filled(node.kwargs, wide)))
+        got = listed(kernel(*_filled(node.args, given), **_filled(node.kwargs, given)))
+        want = listed(call.truth(_filled(node.args, wide), _filled(node.kwargs, wide)))
         for number, (one, two) in enumerate(zip(got, want, strict=True)):
             name = where if len(got) == 1 else f"{where}[{number}]"
             yield self.part("region", name, call.place(number), one, two, limit)
@@ -250,7 +242,7 @@ class _Check:
 
     def output_spans(self) -> list[Span | None]:
         results: Any = self.truth.graph.output_node().args[0]
-        return [user_span(node) if isinstance(node, fx.Node) else None for node in _listed(results)]
+        return [user_span(node) if isinstance(node, fx.Node) else None for node in listed(results)]
 
     def weight_spans(self) -> dict[str, Span | None]:
         """Where each weight is first read."""
@@ -304,68 +296,10 @@ class _Check:
         return rows, once
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What a call of the fused graph stands for: `truth(args, kwargs)`, the nodes its results come from, all nodes."""
-
-    truth: Callable[[Any, Any], Any]
-    results: list[fx.Node]
-    nodes: list[fx.Node]
-
-    def place(self, number: int = -1) -> str:
-        """The spec line of a result, and the numbers of all lines that the call serves."""
-        span = user_span(self.results[number])
-        if span is None:
-            return ""
-        spans = [span, *(found for node in self.nodes if (found := user_span(node)) is not None)]
-        lines = sorted({other.line for other in spans if other.source is span.source})
-        name, _, text = comment(span).partition(f":{span.line}")
-        return f"{name}:{', '.join(map(str, lines))}{text}"
-
-
-def _calls(graph: fx.GraphModule) -> dict[str, _Call]:
-    """The calls of generated kernels by node name, before the kernels are put in."""
-    found = {}
-    for node in graph.graph.nodes:
-        if isinstance(node.target, FusedOp):
-            meaning = node.target.meaning
-            results: Any = meaning.graph.output_node().args[0]
-            inside = [inner for inner in meaning.graph.nodes if inner.op == "call_function"]
-            found[node.name] = _Call(partial(run_wide, meaning), _listed(results), inside)
-        elif node.target is attend:
-            found[node.name] = _Call(_attend, [node], [node])
-        elif node.target is attend_by_torch:
-            found[node.name] = _Call(lambda args, kwargs: attend_packed(*args, **kwargs), [node], [node])
-        elif node.target is attend_runs:
-            found[node.name] = _Call(lambda args, kwargs: attend_runs_by_torch(*args), [node], [node])
-        elif node.target is scan:
-            found[node.name] = _Call(lambda args, kwargs: scan_by_torch(*args), [node] * len(Scan._fields), [node])
-        elif node.target is capped:
-            found[node.name] = _Call(lambda args, kwargs: capped_by_torch(*args), [node], [node])
-        elif node.target is linear_tiles.linear:
-            found[node.name] = _Call(_linear, [node], [node])
-    return found
-
-
-def run_wide(meaning: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a graph computes with every type it names taken for float64."""
-    return _Wide(meaning).run(*args, **kwargs)
-
-
-def _attend(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    # Intervals only say again, once for many calls, what the band says.
-    return attend_packed(*args, **{name: value for name, value in kwargs.items() if name != "intervals"})
-
-
-def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    # What is left of the arguments says in which tiles.
-    return functional.linear(*args, **{name: value for name, value in kwargs.items() if name == "bias"})
-
-
 class _Operands(fx.Interpreter):
     """Keeps what calls read, by node. `at`: the node that is being run."""
 
-    def __init__(self, module: fx.GraphModule, calls: Mapping[str, _Call]) -> None:
+    def __init__(self, module: fx.GraphModule, calls: Mapping[str, KernelCall]) -> None:
         super().__init__(module)
         self.calls = calls
         self.operands: dict[fx.Node, dict[fx.Node, Any]] = {}
@@ -382,22 +316,12 @@ def _leaf(value: Any, dtype: torch.dtype | None) -> Any:
     """An operand of its own, with a gradient where there may be one."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().clone().to(dtype or value.dtype).requires_grad_()
-    return value
+    # A call by itself has a whole gradient, not a part of one.
+    return None if isinstance(value, Shared) else value
 
 
 def _filled(args: Any, values: Mapping[fx.Node, Any]) -> Any:
     return map_aggregate(args, lambda arg: values[arg] if isinstance(arg, fx.Node) else arg)
-
-
-class _Wide(fx.Interpreter):
-    """Runs nodes in float64, whatever type they name."""
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return super().call_function(target, _wide(args), _wide(kwargs))
-
-
-def _wide(given: Any) -> Any:
-    return map_aggregate(given, lambda x: torch.float64 if isinstance(x, torch.dtype) and x.is_floating_point else x)
 
 
 def _attach(graphs: DecodeGraphs) -> None:
@@ -480,10 +404,6 @@ def _back(results: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     pairs = [(x, grad) for x, grad in zip(results, grads, strict=True) if x.requires_grad]
     if pairs:
         torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])
-
-
-def _listed(results: Any) -> list[Any]:
-    return list(results) if isinstance(results, tuple | list) else [results]
 
 
 def _where(node: fx.Node) -> str:

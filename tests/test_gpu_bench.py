@@ -81,6 +81,10 @@ def test_every_kernel_is_timed_beside_its_peers(measured: dict[str, Any]) -> Non
         "boundary scan", "max of patches", "mean of patches", "sum of patches", "patches at bytes",
         "n-gram hashes and tables", "entropy of a head", "slots attend to bytes", "bytes attend to slots",
     ]  # fmt: skip
+    of_memories = [row for row in kernels if row["spec"] == "memory_layers.weft"]
+    assert [row["kernel"] for row in of_memories] == ["bag, uniform ids", "bag, Zipf ids", "selection of pairs"]
+    # Two lists of four for each of twelve tokens: rows of 24 entries, ids, weights, and the sums.
+    assert found["bag, uniform ids"]["passes"]["forward"]["bytes"] == (64 + 12) * 48 + 12 * 8 * (8 + 2)
     assert {"eager", "compile", "sdpa, a mask of all pairs"} <= found["slots attend to bytes"]["passes"]["both"][
         "peers"
     ].keys()
@@ -89,7 +93,7 @@ def test_every_kernel_is_timed_beside_its_peers(measured: dict[str, Any]) -> Non
     for row in kernels:
         # Where a boundary lies is a whole number, or wrong.
         assert row["error"] is None if row["kernel"] == "boundary scan" else row["error"] <= 8e-3, row
-        assert row in of_patches or row["spec"].startswith("olmo2.weft:")
+        assert row in (*of_patches, *of_memories) or row["spec"].startswith("olmo2.weft:")
         for made in row["passes"].values():
             assert made["us"] > 0
             assert made["of_copy"] == pytest.approx(made["bytes"] / made["us"] * 1e6 / ceilings["copy_bytes_per_s"])

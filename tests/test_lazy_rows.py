@@ -192,9 +192,9 @@ def test_a_row_with_a_hundred_thousand_hits() -> None:
     weight, gradient = torch.rand(1000, 100, generator=generator), torch.randn(1000, 4, generator=generator)
     wanted = torch.zeros(6, 4, dtype=torch.float64)
     wanted.index_add_(0, index.flatten(), (weight[..., None].double() * gradient[:, None].double()).reshape(-1, 4))
-    found = row_tables.add_rows(index, weight, gradient, 6)
+    found = row_tables.add_factors([(index, weight, gradient)], 6)
     assert ((found - wanted).abs() <= 1e-5 * wanted.abs().clamp(min=1)).all()
-    assert torch.equal(found, row_tables.add_rows(index, weight, gradient, 6))
+    assert torch.equal(found, row_tables.add_factors([(index, weight, gradient)], 6))
 
 
 @pytest.mark.parametrize("lazy", [True, False])

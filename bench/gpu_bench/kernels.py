@@ -1,5 +1,5 @@
-"""Every generated kernel of OLMo 2 at real sizes, and tiny, and those that only BLT has at the sizes of its 1B: their
-times, what they attain, and the best of their peers.
+"""Every generated kernel of OLMo 2 at real sizes, and tiny, those that only BLT has at the sizes of its 1B, those of
+Memory Layers: their times, what they attain, and the best of their peers.
 
 A graph is walked on random operands, as in tuning; where a call is met for the first time it is measured on the
 operands that the graph gives it. Gradients are asked for every real operand.
@@ -30,13 +30,13 @@ from weft.codegen.score.cost import Rows, kernel_cost
 from weft.codegen.score.graph_keys import attention_keys
 from weft.codegen.score.kernels import KERNELS, plan_of
 from weft.runtime.graph_walk import Call, GraphWalk, meanings_of
+from weft.runtime.kernel_calls import run_wide
 from weft.runtime.kernels import attach_kernels
 from weft.runtime.measured import choices_for, device_name, table_for
 from weft.runtime.model import check_file
 from weft.runtime.sample_inputs import equal_examples
-from weft.runtime.verify import run_wide
 
-from . import patches, peers
+from . import memories, patches, peers
 from .contest import Contest, Work, run
 from .context import Context, DeviceLost
 from .results import Row
@@ -78,6 +78,7 @@ def rows(context: Context) -> Iterator[Row]:
             yield {"name": f"{size.preset}: the walk", "failure": f"{type(error).__name__}: {error}"[:300]}
             context.free()
     yield from patches.rows(context, found)
+    yield from memories.rows(context, found)
 
 
 def _of_size(context: Context, size: Size, found: dict[str, float]) -> Iterator[Row]:

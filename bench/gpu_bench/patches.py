@@ -39,9 +39,9 @@ from weft.codegen.segment_text import (
 from weft.dsl.check import check
 from weft.dsl.source import Source
 from weft.runtime.graph_walk import GraphWalk, meanings_of
+from weft.runtime.kernel_calls import run_wide
 from weft.runtime.kernels import attach_kernels
 from weft.runtime.sample_inputs import equal_examples
-from weft.runtime.verify import run_wide
 
 from . import peers
 from .contest import Contest, Work, run

@@ -92,6 +92,27 @@ def of_table(context: Context) -> dict[str, Function]:
     return found
 
 
+def of_bag(context: Context, index: Tensor) -> dict[str, Function]:
+    """`(table, weight)` at the lists `index [lines, n]`."""
+    if "fbgemm" not in context.peers or not has("fbgemm_gpu"):
+        return {}
+    offsets = torch.arange(0, index.numel() + 1, index.shape[1], device=index.device)
+    return {"fbgemm": partial(_fbgemm_bag, index.reshape(-1), offsets)}
+
+
+def _fbgemm_bag(index: Tensor, offsets: Tensor, table: Tensor, weight: Tensor) -> Tensor:
+    """A table-batched bag of one table, whose gradient is dense as ours is."""
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (  # type: ignore[import-not-found]
+        DenseTableBatchedEmbeddingBagsCodegen,
+    )
+
+    with torch.device("meta"):
+        module: Any = DenseTableBatchedEmbeddingBagsCodegen([tuple(table.shape)], use_cpu=False)
+    given = {"weights": table.reshape(-1)}
+    found: Any = torch.func.functional_call(module, given, (index, offsets, weight.reshape(-1)), strict=False)
+    return found
+
+
 # -- attention -----------------------------------------------------------------------------------------
 
 

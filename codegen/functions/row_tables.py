@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+# As `StepRows.add_gradient` gets them.
+Factors = tuple[Tensor, Tensor | None, Tensor]
 ATTRIBUTE = "step_rows"  # of a table that an optimiser reads and updates by rows
 
 
@@ -49,9 +51,7 @@ class _Bag(torch.autograd.Function):
         ctx.table = table.detach() if weight is not None and ctx.needs_input_grad[2] else None
         ctx.entries = table.shape[0]
         ctx.save_for_backward(index, *(() if weight is None else (weight,)))
-        if weight is None and index.shape[1] == 1:
-            return functional.embedding(index.squeeze(1), table)
-        return functional.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+        return sum_of_rows(table, index, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
@@ -63,7 +63,7 @@ class _Bag(torch.autograd.Function):
             of_weight = products(ctx.table, index, gradient)
         if ctx.needs_input_grad[0]:
             if ctx.rows is None:
-                of_table = add_rows(index, weight, gradient, ctx.entries)
+                of_table = add_factors([(index, weight, gradient)], ctx.entries)
             else:
                 ctx.rows.add_gradient(index, weight, gradient)
         return of_table, None, of_weight
@@ -88,13 +88,22 @@ class _Products(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         of_table = of_lines = None
         if ctx.needs_input_grad[2]:
-            of_lines = functional.embedding_bag(index, ctx.table, mode="sum", per_sample_weights=gradient)
+            of_lines = sum_of_rows(ctx.table, index, gradient)
         if ctx.needs_input_grad[0]:
             if ctx.rows is None:
-                of_table = add_rows(index, gradient, lines, ctx.table.shape[0])
+                of_table = add_factors([(index, gradient, lines)], ctx.table.shape[0])
             else:
                 ctx.rows.add_gradient(index, gradient, lines)
         return of_table, None, of_lines
+
+
+def sum_of_rows(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    """`table [entries, width]` at `index [lines, n]` times `weight [lines, n]` (None: 1), summed over n: `[lines,
+    width]`."""
+    if weight is None and index.shape[1] == 1:
+        return functional.embedding(index.squeeze(1), table)
+    factors = None if weight is None else weight.to(table.dtype)
+    return functional.embedding_bag(index, table, mode="sum", per_sample_weights=factors)
 
 
 def products(table: Tensor, index: Tensor, lines: Tensor) -> Tensor:
@@ -123,7 +132,7 @@ def bag(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     n]`: `[..., *rest]`."""
     lines = index.reshape(index.shape[:-1].numel(), index.shape[-1])
     factors = None if weight is None else weight.reshape(lines.shape).to(table.dtype)
-    result: Any = _Bag.apply(_flat(table), lines, factors)
+    result: Any = _Bag.apply(flat_table(table), lines, factors)
     return result.reshape(index.shape[:-1] + table.shape[1:])
 
 
@@ -139,16 +148,17 @@ def products_of_rows(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
 def embedding(index: Tensor, table: Tensor) -> Tensor:
     """`table [entries, *rest]` at `index [...]` as `torch.nn.functional.embedding` has it, each entry a row of a
     matrix: `[..., width]`."""
-    return rows_of_table(_flat(table), index)
+    return rows_of_table(flat_table(table), index)
 
 
 def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
     """`table [entries, *rest]` at `index [...]`: `[..., *rest]`."""
-    result: Any = _Bag.apply(_flat(table), index.reshape(-1, 1), None)
+    result: Any = _Bag.apply(flat_table(table), index.reshape(-1, 1), None)
     return result.reshape(index.shape + table.shape[1:])
 
 
-def _flat(table: Tensor) -> Tensor:
+def flat_table(table: Tensor) -> Tensor:
+    """As a matrix that is read by rows as the table is."""
     if table.dim() == 2:
         return table
     flat = table.reshape(table.shape[0], table.shape[1:].numel())
@@ -157,39 +167,51 @@ def _flat(table: Tensor) -> Tensor:
     return flat
 
 
+class SortedFactors(NamedTuple):
+    """Terms of a table's gradient by row: to row `ids [terms]`, ascending, `weight [terms]` (None: 1) times the row
+    `line [terms]` of `lines [all lines, width]`. Terms of a row are in the order in which they were given."""
+
+    ids: Tensor
+    line: Tensor
+    weight: Tensor | None
+    lines: Tensor
+
+
+def sort_factors(factors: Sequence[Factors]) -> SortedFactors:
+    counts = [gradient.shape[0] for _, _, gradient in factors]
+    first = [0, *accumulate(counts)]
+    lines = torch.cat([gradient for _, _, gradient in factors]) if len(factors) > 1 else factors[0][2]
+    index = torch.cat([index.reshape(-1) for index, _, _ in factors])
+    line = torch.cat([
+        torch.arange(start, start + count, device=index.device).repeat_interleave(index.shape[1])
+        for start, count, (index, _, _) in zip(first, counts, factors, strict=False)
+    ])  # fmt: skip
+    order = index.sort(stable=True)
+    weights = None
+    if any(weight is not None for _, weight, _ in factors):
+        weights = torch.cat([
+            lines.new_ones(index.numel()) if weight is None else weight.reshape(-1) for index, weight, _ in factors
+        ])[order.indices]  # fmt: skip
+    return SortedFactors(order.values, line[order.indices], weights, lines)
+
+
 class RowSums:
     """A table's gradient from its factors: `rows`, those that are not 0, ascending; their sums a stretch at a time.
 
     Terms of a row are added in the order in which they were given, whatever else a step reads.
     """
 
-    def __init__(self, factors: Sequence[tuple[Tensor, Tensor | None, Tensor]]) -> None:
-        """Factors as `StepRows.add_gradient` gets them."""
-        counts = [gradient.shape[0] for _, _, gradient in factors]
-        first = [0, *accumulate(counts)]
-        self.lines = torch.cat([gradient for _, _, gradient in factors]) if len(factors) > 1 else factors[0][2]
-        index = torch.cat([index.reshape(-1) for index, _, _ in factors])
-        line = torch.cat([
-            torch.arange(start, start + count, device=index.device).repeat_interleave(index.shape[1])
-            for start, count, (index, _, _) in zip(first, counts, factors, strict=False)
-        ])  # fmt: skip
-        order = index.sort(stable=True)
-        self.rows, hits = torch.unique_consecutive(order.values, return_counts=True)
-        self._line = line[order.indices]
-        weights = None
-        if any(weight is not None for _, weight, _ in factors):
-            weights = torch.cat([
-                self.lines.new_ones(index.numel()) if weight is None else weight.reshape(-1).to(self.lines.dtype)
-                for index, weight, _ in factors
-            ])[order.indices]  # fmt: skip
-        self._weight = weights
+    def __init__(self, factors: Sequence[Factors]) -> None:
+        ids, self._line, weight, self.lines = sort_factors(factors)
+        self.rows, hits = torch.unique_consecutive(ids, return_counts=True)
+        self._weight = weight
         self._start = torch.cat([hits.new_zeros(1), hits.cumsum(0)])
 
     def stretch(self, begin: int, end: int) -> Tensor:
         """The sums of `rows[begin:end]`: `[end - begin, width]`."""
         starts = self._start[begin : end + 1]
         low, high = int(starts[0]), int(starts[-1])
-        weight = None if self._weight is None else self._weight[low:high]
+        weight = None if self._weight is None else self._weight[low:high].to(self.lines.dtype)
         line, starts = self._line[low:high], starts - low
         hits = starts.diff()
         if len(hits) == 0 or int(hits.max()) <= _HITS:
@@ -209,11 +231,12 @@ class RowSums:
             yield self.rows[begin:end], self.stretch(begin, end)
 
 
-def add_rows(index: Tensor, weight: Tensor | None, gradient: Tensor, entries: int) -> Tensor:
+def add_factors(factors: Sequence[Factors], entries: int) -> Tensor:
     """The table's whole gradient: `[entries, width]`."""
-    total = gradient.new_zeros(entries, gradient.shape[1])
-    if index.numel():
-        for rows, sums in RowSums([(index, weight, gradient)]).stretches(_STRETCH):
+    lines = factors[0][2]
+    total = lines.new_zeros(entries, lines.shape[1])
+    if any(index.numel() for index, _, _ in factors):
+        for rows, sums in RowSums(factors).stretches(_STRETCH):
             total.index_copy_(0, rows, sums)
     return total
 

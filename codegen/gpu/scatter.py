@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Positions of a program: enough to be worth its start, few enough that all processors have some.
 TILE = 32
+# Tiles of a launch at most, each of which has two rows of parts.
+MOST_TILES = 1 << 14
 # Entries of a row and parts of a run that a program holds.
 BLOCK_E = 512
 BLOCK_T = 16
@@ -53,30 +55,47 @@ def add_rows(index: Tensor, rows: Tensor, count: int) -> Tensor:
 
 def _add(ids: Tensor, rows: Tensor, sums: Tensor) -> None:
     """`rows [N, entries]` into `sums`, which are zero."""
+    in_order, order = torch.sort(sort_keys(ids, sums.shape[0]), stable=True)
+    add_in_order(in_order, order, None, rows, sums)
+
+
+def sort_keys(ids: Tensor, count: int) -> Tensor:
+    """Ids below `count`: shorter keys sort faster."""
+    return ids.to(torch.int32) if count < 2**31 else ids
+
+
+def add_in_order(ids: Tensor, order: Tensor, weight: Tensor | None, rows: Tensor, sums: Tensor) -> None:
+    """Into `sums [count, entries]`, which are zero, at the sorted `ids [N]`: the rows `order [N]` of `rows`, each times
+    `weight [N]`."""
     # Here, because a model on a CPU reads tables too, without Triton.
     from . import scatter_kernels
 
     kernels: Any = scatter_kernels
 
-    n_rows, width = rows.shape
-    # Shorter keys sort faster.
-    keys = ids.to(torch.int32) if sums.shape[0] < 2**31 else ids
-    in_order, order = torch.sort(keys, stable=True)
+    n_rows, width = ids.shape[0], rows.shape[1]
     tile, block, warps = tiling_of(width, rows.dtype)
+    tile = longest_tile(tile, n_rows)
     tiles = -(-n_rows // tile)
     parts = rows.new_empty((tiles, 2, width), dtype=_wide(rows))
     grid = (tiles, -(-width // block))
     kernels.sum_runs[grid](
-        in_order, order, rows, sums, parts, n_rows, WIDTH=width, TILE=tile, BLOCK_E=block, num_warps=warps
+        ids, order, order if weight is None else weight, rows, sums, parts, n_rows, WIDTH=width,
+        IS_WEIGHTED=weight is not None, TILE=tile, BLOCK_E=block, num_warps=warps,
     )  # fmt: skip
     if tiles > 1:
-        last = in_order[tile - 1 :: tile].contiguous()
-        run_end = torch.searchsorted(in_order, last, right=True)
+        last = ids[tile - 1 :: tile].contiguous()
+        run_end = torch.searchsorted(ids, last, right=True)
         # The last tile has none after it.
         kernels.join_parts[(tiles - 1, grid[1])](
-            in_order, run_end, parts, sums, n_rows, WIDTH=width, TILE=tile, BLOCK_E=block, BLOCK_T=BLOCK_T,
-            num_warps=warps,
+            ids, run_end, parts, sums, n_rows, WIDTH=width, TILE=tile, BLOCK_E=block, BLOCK_T=BLOCK_T, num_warps=warps,
         )  # fmt: skip
+
+
+def longest_tile(tile: int, positions: int) -> int:
+    """Positions of a program: more where there are so many that the parts of runs would fill the memory."""
+    while positions > MOST_TILES * tile:
+        tile *= 2
+    return tile
 
 
 @cache

@@ -29,16 +29,19 @@ def rounded(x, dtype: tl.constexpr):
 def sum_runs(
     ids_ptr,
     order_ptr,
+    weight_ptr,
     rows_ptr,
     sums_ptr,
     parts_ptr,
     n_rows,
     WIDTH: tl.constexpr,
+    IS_WEIGHTED: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """Of TILE positions: sums of whole runs into `sums [count, WIDTH]`, of the others into `parts [tiles, 2, WIDTH]`:
-    first the part of a run that began before the tile, then of one that begins in it."""
+    """Of TILE positions, each a row that `order` names, times its `weight`: sums of whole runs into `sums [count,
+    WIDTH]`, of the others into `parts [tiles, 2, WIDTH]`: first the part of a run that began before the tile, then of
+    one that begins in it."""
     tile = tl.program_id(0)
     offs_e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     mask_e = offs_e < WIDTH
@@ -51,7 +54,10 @@ def sum_runs(
         source = tl.load(order_ptr + position).to(tl.int64)
         following = tl.load(ids_ptr + position + 1, mask=position + 1 < n_rows, other=-1)
         row = tl.load(rows_ptr + source * WIDTH + offs_e, mask=mask_e, other=0.0)
-        acc += row.to(parts_ptr.dtype.element_ty)
+        row = row.to(parts_ptr.dtype.element_ty)
+        if IS_WEIGHTED:
+            row *= tl.load(weight_ptr + position).to(parts_ptr.dtype.element_ty)
+        acc += row
         if (following != id) | (position + 1 == end):
             is_whole = begins_here & (following != id)
             sum_at = sums_ptr + id.to(tl.int64) * WIDTH + offs_e

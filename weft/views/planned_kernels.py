@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .kernels import Planned
+from .kernels import Direction, Planned
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def decoding_step(program: Program, dtype: torch.dtype) -> DecodeGraph | None:
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
     """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of cuts, of
-    attention, of gradients of tables and of segments; calls that share a kernel are counted."""
+    attention, of selections, of bags, of gradients of tables and of segments; calls that share a kernel are counted."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
@@ -108,7 +108,7 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
     made = [one for both in found.values() for one in both]
-    more = (of_cuts, of_attention, of_run_attention, of_tables, of_segments)
+    more = (of_cuts, of_attention, of_run_attention, of_selections, of_bags, of_tables, of_segments)
     return made + [one for kernels in more for one in kernels(module, target, rows)]
 
 
@@ -197,9 +197,63 @@ def of_tables(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
         span = user_span(node)
         found.setdefault((gradient, _place(span)), []).extend(
             Planned(kernel, target, _place(span), "backward", scatter_work(gradient, kernel.name, rows), 1, _line(span))
-            for kernel in scatter_kernels(gradient.width, gradient.dtype)
+            for kernel in scatter_kernels(gradient.width, gradient.dtype, gradient.weight)
         )
     return [replace(one, count=len(all_) // 2) for all_ in found.values() for one in all_[:2]]
+
+
+def of_selections(module: fx.GraphModule, target: str, rows: int, is_step: bool = False) -> list[Planned]:
+    """The kernels that select the largest scores, and the sums of keys that are the gradients of rows."""
+    from weft.codegen.bag_text import bag_work, forward_kernels
+    from weft.codegen.origin import user_span
+    from weft.codegen.selection_text import (
+        SelectionCall,
+        gradient_bag,
+        selection_calls,
+        selection_kernels,
+        selection_work,
+    )
+
+    found: dict[tuple[SelectionCall, str], list[fx.Node]] = {}
+    for call, node in selection_calls(module):
+        found.setdefault((call, _place(user_span(node))), []).append(node)
+    planned = []
+    for (call, place), nodes in found.items():
+        count, line, of_rows = len(nodes), _line(user_span(nodes[0])), rows if is_step else _rows_of(nodes[0], rows)
+        direction: Direction = "decode" if is_step else "forward"
+        planned += [
+            Planned(kernel, target, place, direction, selection_work(call, kernel.name, of_rows), count, line)
+            for kernel in selection_kernels(call, target, of_rows)
+        ]
+        bag = gradient_bag(call)
+        planned += [
+            Planned(kernel, target, place, "backward", bag_work(bag, kernel.name, of_rows), count, line)
+            for kernel in (() if is_step else forward_kernels(bag, of_rows))
+        ]
+    return planned
+
+
+def of_bags(module: fx.GraphModule, target: str, rows: int, is_step: bool = False) -> list[Planned]:
+    """The kernels that sum rows of tables, or multiply by them, without storing what they read."""
+    from weft.codegen.bag_text import BagCall, backward_kernels, bag_calls, bag_work, forward_kernels
+    from weft.codegen.origin import user_span
+
+    found: dict[tuple[BagCall, str], list[fx.Node]] = {}
+    for call, node in bag_calls(module):
+        found.setdefault((call, _place(user_span(node))), []).append(node)
+    planned = []
+    for (call, place), nodes in found.items():
+        line, of_rows = _line(user_span(nodes[0])), rows if is_step else _rows_of(nodes[0], rows)
+        direction: Direction = "decode" if is_step else "forward"
+        planned += [
+            Planned(kernel, target, place, direction, bag_work(call, kernel.name, of_rows), len(nodes), line)
+            for kernel in forward_kernels(call, of_rows)
+        ]
+        planned += [
+            Planned(kernel, target, place, "backward", bag_work(call, kernel.name, of_rows), len(nodes), line)
+            for kernel in (() if is_step else backward_kernels(call, of_rows))
+        ]
+    return planned
 
 
 def of_segments(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
@@ -238,6 +292,8 @@ def of_step(step: DecodeGraph, target: str) -> list[Planned]:
                 made = replace(of_op(node.target, user_span(node), target, SEQUENCES)[0], direction="decode")
                 known = found.get(made.kernel)
                 found[made.kernel] = made if known is None else replace(known, count=known.count + 1)
+        for kernels in (of_selections, of_bags):
+            found |= {one.kernel: one for one in kernels(module, target, SEQUENCES, is_step=True)}
         for key, nodes in decode_keys(module, module.meta[WORKING]).items():
             attentions.setdefault(key, []).extend(nodes)
     planned = list(found.values())
