@@ -185,7 +185,7 @@ class BlockCalls(Signatures, Expressions, OpCalls):
         if type.kind.text == "size":
             return self._as_size(written.name.text, given, at)
         if type.kind.text in STATIC_KINDS:
-            return self._accept(replace(param, default=None), given, at)
+            return NONE if given is NONE else self._accept(replace(param, default=None), given, at)
         if given is NONE and type.or_none and type.element is not None:
             axis = self.axis(type.element)
             return none_of(axis, at)

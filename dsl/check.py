@@ -8,6 +8,7 @@ from dataclasses import field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import syntax
 from .axes import Axis
@@ -25,7 +26,7 @@ from .elaborate import (
 )
 from .errors.weights import PatternMatchesNothing
 from .located import located
-from .modules import Library
+from .modules import Library, Module
 from .opdef import OpTable
 from .optimise import optimiser
 from .program import Optimiser, Program, Value, Weight
@@ -34,6 +35,9 @@ from .repeats import Turns
 from .sizes import asked_for, check_choice, check_settings
 from .source import Source
 from .weight_map import WeightMap, weight_maps
+
+if TYPE_CHECKING:
+    from .generation import Generation
 
 
 @record(eq=False)
@@ -55,6 +59,7 @@ class Checked:
     weight_maps: Mapping[str, WeightMap]
     presets: tuple[str, ...] = ()
     docstring: str | None = None
+    generates: Mapping[str, Generation] = field(default_factory=dict)
 
     @property
     def model(self) -> Program:
@@ -178,6 +183,7 @@ def _check(
         o.name.text: elaborate_objective(spec, o) for o in module.of(syntax.Objective) if module.stands_for(o)
     }
     check_declarations(spec)
+    told = _generations(spec, module, models)
     if problems:
         return Result(None, problems)
     if any(not _is_like_whole(program, turns) for program, turns in spec.shortened):
@@ -205,8 +211,19 @@ def _check(
         maps,
         tuple(module.presets),
         docstring,
+        told,
     )
     return Result(checked, problems)
+
+
+def _generations(spec: Spec, module: Module, models: Mapping[str, Program | None]) -> dict[str, Generation]:
+    declared = [g for g in module.of(syntax.Generate) if module.stands_for(g)]
+    if not declared:
+        return {}
+    from .elaborate_generate import elaborate_generate  # few specs have one
+
+    made = {g.name.text: elaborate_generate(spec, g, models, {}) for g in declared}
+    return {name: generation for name, generation in made.items() if generation is not None}
 
 
 def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[str, Program]) -> None:

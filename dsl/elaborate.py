@@ -342,8 +342,7 @@ def _is_concrete(parameter: syntax.Parameter) -> bool:
 
 
 LATER = {
-    syntax.Hook: "`hook`", syntax.Memory: "`memory`", syntax.Extern: "`extern`", syntax.Generate: "`generate`",
-    syntax.Recipe: "`recipe`",
+    syntax.Hook: "`hook`", syntax.Memory: "`memory`", syntax.Extern: "`extern`", syntax.Recipe: "`recipe`",
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ CONSTANTS = {"true": True, "false": False, "none": NONE}
 # Members of axis families made from other members: `axis a[i] = a[i - 1] / 2`.
 AXES_DEEP = 64
 # Functions of the language that this version lacks.
-LATER_FUNCTIONS = ("gradient", "peer", "again", "extend", "rewind", "append", "batch_norm")
+LATER_FUNCTIONS = ("gradient", "peer", "again", "extend", "rewind", "batch_norm")
 BUILTINS = ("size", "static_axis", "static_axes", "last_axis", "row_axis", "precise")
 
 
@@ -134,6 +134,8 @@ class Expressions(Body):
         found = self.find(name, at)
         if found is None and name in LATER_FUNCTIONS:
             raise Mistake(NotBuiltYet(at, f"`{name}`"))
+        if found is None and name == "append":
+            raise Mistake(MisplacedStatement(at, "`append` is called in a `generate` program"))
         if found is None:
             loop = self.scope.ended.get(name)
             reason = f"`{name}` is bound in the loop at line {loop.line} and ends with each turn" if loop else None

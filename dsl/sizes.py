@@ -147,7 +147,7 @@ class ChosenValues(dict):
             raise Mistake(BadType(declaration.kind.span, f"`{declaration.kind.text}` is not a kind of option", help))
         if name in self._overrides:
             given = self._overrides[name]
-            value = number_of(given.value) if isinstance(given.value, Axis) else _parsed(given.value, enum)
+            value = number_of(given.value) if isinstance(given.value, Axis) else parsed(given.value, enum)
             return check_option(declaration, value, enum, given.at)
         expression = self._settings[name].value if name in self._settings else declaration.default
         if enum is not None and isinstance(expression, syntax.Name) and expression.text in enum.members:
@@ -169,7 +169,7 @@ class ChosenValues(dict):
 
 def _whole(name: str, given: Given) -> int:
     """A whole number, whether typed on a command line, passed by a program or written in a `use`."""
-    number = _parsed(given.value, None)
+    number = parsed(given.value, None)
     if isinstance(number, float) and math.isfinite(number) and number == int(number):
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
@@ -178,14 +178,14 @@ def _whole(name: str, given: Given) -> int:
     return number
 
 
-def _parsed(given: object, enum: EnumType | None) -> object:
+def parsed(given: object, enum: EnumType | None) -> object:
     """A value from the command line: a number, true, false, a member's name, or several with commas between."""
     if isinstance(given, list | tuple):
-        return tuple(_parsed(item, enum) for item in given)
+        return tuple(parsed(item, enum) for item in given)
     if not isinstance(given, str):
         return given
     if "," in given:
-        return tuple(_parsed(item.strip(), enum) for item in given.strip("()").split(",") if item.strip())
+        return tuple(parsed(item.strip(), enum) for item in given.strip("()").split(",") if item.strip())
     if enum is not None and given in enum.members:
         return Member(enum, given)
     if given in ("true", "false"):

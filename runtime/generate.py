@@ -53,7 +53,7 @@ def generate(
     decoder = decoder or decoder_of(model)
     limit = vocabulary_of(decoder)
     sampling = Sampling(temperature, top_k, top_p)
-    ends = _ends(eos, limit)
+    ends = stop_tokens(eos, limit)
     given = [_with_begin(prompt, begin) or (list(ends) if len(ends) == 1 else []) for prompt in prompts]
     if not given:
         return []
@@ -68,7 +68,7 @@ def generate(
             raise GenerateFault(f"prompt {i} has {len(prompt)} tokens, and {more}: over the capacity of {capacity}")
     if max_new_tokens == 0:
         return [Continuation((), None) for _ in given]
-    seeds = _seeds(seed, len(given))
+    seeds = seeds_of(seed, len(given))
     room = capacity or max(map(len, given)) + max_new_tokens
     with torch.inference_mode():
         return _run(decoder, given, max_new_tokens, ends, sampling, seeds, stream, room, inputs)
@@ -136,7 +136,7 @@ def _with_begin(prompt: Sequence[int] | Tensor, begin: int | None) -> list[Any]:
     return listed if begin is None else [begin, *listed]
 
 
-def _ends(eos: int | Collection[int] | None, limit: int) -> frozenset[int]:
+def stop_tokens(eos: int | Collection[int] | None, limit: int) -> frozenset[int]:
     ends = frozenset() if eos is None else frozenset({eos}) if isinstance(eos, int) else frozenset(eos)
     for token in ends:
         if not 0 <= token < limit:
@@ -144,7 +144,7 @@ def _ends(eos: int | Collection[int] | None, limit: int) -> frozenset[int]:
     return ends
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
     seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise GenerateFault(f"{len(seeds)} seeds were given for {count} prompts")

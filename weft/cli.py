@@ -30,6 +30,7 @@ COMMANDS = {
     "compile": "Lower a spec and write it to a folder.",
     "train": "Train a spec's objective on files.",
     "generate": "Continue a prompt with a trained checkpoint.",
+    "sample": "Have a trained checkpoint tell text and pictures.",
     "entropies": "Measure how hard each byte is to foresee, for dynamic patches.",
     "latents": "Encode pictures with a trained autoencoder, for a model of latents.",
     "import": "Make a checkpoint from a Hugging Face folder.",

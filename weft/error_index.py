@@ -19,6 +19,7 @@ _PART = {
     "E3": "Names, sizes and weights",
     "E4": "Causality",
     "E5": "Weights, objectives and limits",
+    "E6": "Generate programs",
     "E9": "Not built yet",
 }
 

@@ -26,6 +26,7 @@ EXTRAS = {
     "torchdata": "train",
     "tensorboard": "train",
     "tokenizers": "train",
+    "PIL": "train",
     "pyarrow": "train",
     "transformers": "hf",
     "triton": "gpu",

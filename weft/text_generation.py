@@ -14,6 +14,7 @@ from weft.dsl.program import Program
 from weft.dsl.value_type import Id
 from weft.faults import CommandFault
 from weft.runtime.decoder import Decoder, decoder_of
+from weft.runtime.errors import GenerateFault
 from weft.runtime.generate import generate, vocabulary_of
 from weft.runtime.model import Model
 from weft.runtime.tokens import Tokens, load_tokens, marks_begin
@@ -91,7 +92,7 @@ def open_text_model(
     decoder = decoder_of(model) if program is model.program else Decoder(model, program)
     run = opened.manifest.run or {}
     name = tokenizer or run.get("tokenizer", "bytes")
-    vocabulary = load_tokens(name, vocabulary_of(decoder), run.get("end_token"))
+    vocabulary = load_tokens(name, _vocabulary(decoder, model), run.get("end_token"))
     begin = vocabulary.begin if marks_begin(name, opened.manifest.run) else None
     return TextModel(model, decoder, vocabulary, begin)
 
@@ -132,6 +133,15 @@ def continue_text(
     if stream is not None:
         stream.close()
     return [TextContinuation(tokens.decode(one.tokens), one.tokens, one.stopped is not None) for one in found]
+
+
+def _vocabulary(decoder: Decoder, model: Model) -> int:
+    try:
+        return vocabulary_of(decoder)
+    except GenerateFault as fault:
+        if not model.checked.generates:
+            raise
+        raise CommandFault(f"{fault}; `weft sample` runs the spec's generate program") from None
 
 
 def _program(model: Model, of: str | None) -> Program:

@@ -70,7 +70,7 @@ def run(
     axes: every axis and its length.
     params: every weight, how it starts, and totals.
     causality: how far ahead each value looks, and what objectives demand.
-    decode: what the derived decoder computes per row and what it caches.
+    decode: what the derived decoder computes per row and what it caches, and what `generate` programs do.
     kernels: every kernel that a GPU would launch in a training step and in a step of the decoder, compiled here for
     GPUs that need not be there, and for each operator whether torch's kernel or ours was chosen, by measurement or by
     default.
@@ -259,9 +259,15 @@ def _view(checked, view: str, of: str | None, full: bool):
             programs = [spec_files.program(checked, of)] if of else [checked.model, *checked.objectives.values()]
             return lambda: causality.data(programs), lambda: causality.text(programs)
         case _:
-            from weft.views import decode
+            from weft.views import decode, generate
 
             model = spec_files.program(checked, of)
             if model.losses:
                 raise CommandFault(f"{model.name} is an objective: decode shows a model", 2)
-            return lambda: decode.data(model), lambda: decode.text(model)
+            told = [one for one in checked.generates.values() if one.model is model]
+            if not told:
+                return lambda: decode.data(model), lambda: decode.text(model)
+            return (
+                lambda: {**decode.data(model), "generate": generate.data(told)},
+                lambda: f"{decode.text(model)}\n\n{generate.text(told)}",
+            )
