@@ -15,6 +15,7 @@ from torch import Tensor
 from ..codegen.functions import cuts
 from ..codegen.lower import live_nodes, loss_values
 from ..codegen.ops.cut import SegmentAttrs
+from ..dsl.frontier_elements import owner_of
 from ..dsl.program import Node, Program, Weight
 
 # The longest segment of each bin of a histogram; the last bin has no end.
@@ -91,7 +92,7 @@ def cuts_of(program: Program) -> dict[str, Node]:
     wanted = (*(value for _, value in program.outputs), *loss_values(program.losses))
     found: dict[str, Node] = {}
     for node in live_nodes(program, wanted):
-        if isinstance(node.attrs, SegmentAttrs):
+        if isinstance(node.attrs, SegmentAttrs) and owner_of(node.attrs.cut) is None:
             name, number = node.attrs.cut.name, 1
             while name in found:
                 number += 1

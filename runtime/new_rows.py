@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codegen.ops.cut import SegmentAttrs
 from ..codegen.signature import Slot
-from ..dsl.axes import Axis
+from ..dsl.axes import Axis, Cut
 from ..dsl.generation import Tokens, tag_of
 from ..dsl.program import Program
 from .decoder import Decoder
@@ -123,8 +122,5 @@ class Forms:
 
 def _form(program: Program, axis: Axis) -> Form:
     cut = program.shown.get(axis)
-    each = 1
-    if cut is not None:
-        attrs = (node.attrs for node in program.nodes)
-        each = next(a.each for a in attrs if isinstance(a, SegmentAttrs) and a.cut is cut and a.each is not None)
+    each = cut.kind.each if cut is not None and isinstance(cut.kind, Cut) else 1
     return Form(axis.name, each, tag_of(program, axis))
