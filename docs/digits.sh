@@ -2,7 +2,7 @@
 # What `make digits` shows: a model of text learns to draw. A small Llama learns captions of handwritten digits; its weights
 # become LMFusion, whose tower for pictures then learns the digits, while the words stay as they are to the last bit.
 set -euo pipefail
-: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}"
+: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}" "${TURNS:=50}" "${GUIDE:=1.55}"
 
 say() { printf '\n== %s\n' "$1"; }
 # Prints a command as it would be typed, then runs it.
@@ -36,3 +36,14 @@ say "5. What it has learned, and what it has not forgotten"
 
 say "6. Who will judge its drawings: a classifier of pixels"
 "$PYTHON" bench/digits.py judge "$OUT/data"
+
+say "7. Eight drawings of each digit, from its caption alone"
+prompts=()
+for name in zero one two three four five six seven eight nine; do
+    case $name in e*) prompts+=(--prompt "an $name") ;; *) prompts+=(--prompt "a $name") ;; esac
+done
+printf '$ weft sample %q --prompt "a zero" .. --prompt "a nine" --picture --count 8 -o %q\n' "$OUT/run" "$OUT/drawn"
+"$WEFT" sample "$OUT/run" "${prompts[@]}" --picture --count 8 --tokens 0 --latents --set taken="$TURNS" \
+    --set guide="$GUIDE" -o "$OUT/drawn" --json >"$OUT/drawn.json"
+"$PYTHON" bench/digits.py drawn "$OUT/data" "$OUT/drawn.json"
+echo "all of them on one sheet: $OUT/drawn/all.png"
