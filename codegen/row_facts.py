@@ -96,7 +96,7 @@ def _spread(read: Reader) -> Fact | None:
 
 ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     packing.row_example: _row_example,
-    **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.first_rows), _flag_of_rows),
+    **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.ends_of_each, cuts.first_rows), _flag_of_rows),
     **dict.fromkeys((cuts.own, cuts.before, cuts.closed, cuts.index, cuts.index_or_next), _row_number),
     cuts.begins: _per_segment,
     cuts.packed: _packed,
@@ -109,6 +109,7 @@ ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     selections.placed_numbers: _placed(torch.int64, 3),
     selections.placed_flags: _placed(torch.bool, 1),
     selections.places_of: _placed(torch.int64, 1),
+    selections.place_of_segment: _placed(torch.int64, 3),
     selections.join: _join,
     cuts.spread: _spread,
     packing.position: _position,

@@ -67,7 +67,7 @@ _WIDE: _Table = {
     _KEY: {64: Configuration(32, 32, 8, 1), 128: Configuration(32, 16, 8, 1), 256: Configuration(16, 16, 8, 1)},
 }
 _WIDEST = Configuration(16, 16, 4, 1)
-# Where a formula that reads values of rows, 16-bit, would spill in the tile of other formulas.
+# Where a formula or a mask that reads values of rows, 16-bit, would spill in the tile of others.
 _WITH_VALUES: dict[tuple[str, str, int], Configuration] = {
     ("cuda:80", _FORWARD, 128): Configuration(128, 16, 8, 2),
     ("cuda:80", _QUERY, 128): Configuration(64, 16, 8, 2),
@@ -76,6 +76,9 @@ _WITH_VALUES: dict[tuple[str, str, int], Configuration] = {
     ("cuda:100", _KEY, 64): Configuration(16, 64, 8, 2),
     ("cuda:100", _KEY, 128): Configuration(32, 64, 8, 1),
 }
+
+# Where a mask that reads ids of rows would.
+_WITH_IDS: dict[tuple[str, str, int], Configuration] = {("cuda:90", _KEY, 128): Configuration(32, 64, 8, 2)}
 
 
 def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Configuration:
@@ -90,10 +93,12 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
         return _WIDE[kernel][size]
     family = _family(target)
     chosen = _with_room(_DEFAULTS[family][kernel][size], plan, kernel)
+    if plan.form.captured and plan.form.score is None and (family, kernel, size) in _WITH_IDS:
+        return _WITH_IDS[family, kernel, size]
+    if plan.form.captured and (family, kernel, size) in _WITH_VALUES:
+        return _WITH_VALUES[family, kernel, size]
     if plan.form.score is None and not plan.has_bias:
         return chosen
-    if plan.form.score is not None and plan.form.captured and (family, kernel, size) in _WITH_VALUES:
-        return _WITH_VALUES[family, kernel, size]
     # Gradients of formulas hold more per score: half the tile that a loop moves over. Where sums lie in memory of the
     # tensor cores, half a tile of keys' gradients needs more registers, not less.
     if kernel == _KEY and not (family == "cuda:100" and size == 128):
