@@ -98,7 +98,6 @@ class Mover:
         self.cuts = cuts
         self._axes: dict[Axis, Axis] = {}
         self._groups: dict[Group, Group] = {}
-        self._maker = {output: node for node in build.nodes[:begin] for output in node.outputs}
         self._precise: set[Value] = set()
         self.made: set[Value] = set()  # by the nodes of the arm, as they were written
 
@@ -127,6 +126,11 @@ class Mover:
     def is_precise(self, value: Value) -> bool:
         return value in self._precise
 
+    def _maker(self, value: Value) -> Node | None:
+        """The node in front of the arm that made a value: mostly one of the last."""
+        nodes = (self.build.nodes[place] for place in range(self.begin - 1, -1, -1))
+        return next((node for node in nodes if value in node.outputs), None)
+
     def _moves(self, value: Value) -> bool:
         if self.arm.axis is None:
             return not value.type.is_weight_level
@@ -140,7 +144,7 @@ class Mover:
         target = None if source is None else self.axis(source)
         attrs = TakeAttrs(source, target, self.arm.numbers, self.group)
         output = Value(value.name, self._type(value.type), value.span)
-        maker = self._maker.get(value)
+        maker = self._maker(value)
         # Kept as wide as it was where it was made.
         precise = maker is not None and maker.precise
         inputs = (value, self.arm.tag)

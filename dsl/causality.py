@@ -229,12 +229,16 @@ def _seen(path: Iterable[Step]) -> tuple[Seen, ...]:
     return tuple(Seen(*step.shown, str(step.frontier)) for step in path)
 
 
-def check_generates(program: Program, output: Value, sources: Iterable[Value]) -> NotGenerated | None:
+def check_generates(
+    program: Program, output: Value, sources: Iterable[Value], found: dict[Value, dict[Value, Frontier]] | None = None
+) -> NotGenerated | None:
     """Why rows of `output` cannot be generated one by one; None when they can.
 
     Only sources along the generated axis ask for it: a prompt in front and inputs on other axes are there at once. An
-    output without rows has a result only when all rows are there, so every source it reads is asked about.
+    output without rows has a result only when all rows are there, so every source it reads is asked about. `found`:
+    frontiers by source, for several outputs.
     """
+    found = {} if found is None else found
     for source in sources:
         axis = source.type.rows
         generated = output.type.rows or axis
@@ -245,7 +249,9 @@ def check_generates(program: Program, output: Value, sources: Iterable[Value]) -
         generated, along = _rows_that_come(program, generated), _rows_that_come(program, axis)
         if not _grows_with(program, along, generated):
             continue
-        known = frontiers(program, source, axis)
+        if source not in found:
+            found[source] = frontiers(program, source, axis)
+        known = found[source]
         bound = row(generated if is_part_of(along, generated) else along) if owner is None else last(owner)
         f = known.get(output, NONE)
         if leq(f, bound) or (owner is not None and leq(f, end(owner))):
@@ -265,8 +271,9 @@ def _rows_that_come(program: Program, axis: Axis) -> Axis:
 
 def why_not_generated(program: Program) -> NotGenerated | None:
     """The first reason why a model's outputs cannot be generated row by row; None when they can."""
-    found = (check_generates(program, output, program.inputs) for _, output in program.outputs)
-    return next((error for error in found if error is not None), None)
+    found: dict[Value, dict[Value, Frontier]] = {}
+    errors = (check_generates(program, output, program.inputs, found) for _, output in program.outputs)
+    return next((error for error in errors if error is not None), None)
 
 
 def _grows_with(program: Program, axis: Axis, generated: Axis) -> bool:

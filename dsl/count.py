@@ -156,7 +156,7 @@ class _Counter:
                 value = self.static(parameter.default, inner, block.home)
                 if value is not None:
                     inner[parameter.name.text] = value
-        key = (id(block.declaration), id(block.home), tuple(sorted((k, repr(v)) for k, v in inner.items())))
+        key = (id(block.declaration), id(block.home), tuple(sorted((k, _told(v)) for k, v in inner.items())))
         if key in self.known:
             return self.known[key]
         if id(block.declaration) in self.open:
@@ -228,3 +228,11 @@ def check_size(declaration: syntax.Block | syntax.Objective, home: Instance, lib
         at = counter.largest[1] if counter.largest else declaration.name.span
         count = f"at least {total:,}" if total < 10**12 else "more than 10^12"
         raise Mistake(TooLarge(first_line(at), f"{count} operations; the limit is {OPERATION_LIMIT:,}"))
+
+
+def _told(value: object) -> str:
+    """What tells one static value from another. A block is told by where it is declared: to print it is to print its
+    text."""
+    if isinstance(value, BlockRef):
+        return f"block {id(value.declaration)} {id(value.home)}"
+    return repr(value)

@@ -23,7 +23,7 @@ SPEC = Path(__file__).parent.parent / "specs" / "lmfusion.weft"
 USE = "use unet(dim = dim, side = side, channels = channels, steps = steps)"
 SMALL = USE.replace(")", ", base = 16, blocks = 1, groups = 4, head_size = 8, time_width = 16)")
 PLACES, CELLS, CHANNELS = 9, 36, 2
-PICTURES = {"side": 6, "channels": 2, "begin": 95}
+PICTURES = {"side": 6, "channels": 2, "begin": 95, "end": 96}
 SIZES = PICTURES | {"dim": 64, "layers": 3, "heads": 8, "kv_heads": 2, "ffn": 160, "vocab": 97, "theta": 5e5}
 TEXT, IMAGE = 0, 1
 

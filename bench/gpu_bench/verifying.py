@@ -25,6 +25,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 # layers of any. A memory's table is checked in float64, which no device has room for at its real size.
 SMALL = {"layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn": 48, "vocab": 40}
 PICTURE = {"side": 4, "base": 16}
+MARKS = {"begin": 38, "end": 39}  # of the small vocabulary
 LAYERS = ("layers", "decoder_layers", "patcher_layers", "blocks")
 KEYS = {"half": 64}
 _MOST_NAMED = 20
@@ -58,7 +59,7 @@ def _real(presets: tuple[str, ...] | list[str]) -> list[str]:
 def _settings(path: Path, preset: str, tiny: bool) -> dict[str, int]:
     sizes = check_file(path, preset).sizes
     if tiny and SMALL.keys() <= sizes.keys():
-        return dict(SMALL)
+        return SMALL | {name: size for name, size in (PICTURE | MARKS).items() if name in sizes}
     fewer = {name: 1 for name in LAYERS if name in sizes}
     smaller = PICTURE if tiny else KEYS
     return fewer | {name: size for name, size in smaller.items() if name in sizes}
