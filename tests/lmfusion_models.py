@@ -56,12 +56,6 @@ def spec_text(*edits: tuple[str, str]) -> str:
     return text
 
 
-def without_generation(text: str) -> str:
-    """A spec whose model has other inputs than its `generate` program gives it."""
-    before, rest = text.split("generate tell", 1)
-    return before + "init " + rest.split("\ninit ", 1)[1]
-
-
 def imported(folder: Path, *edits: tuple[str, str], **overrides: object):
     """The Llama, and the checkpoint folder of LMFusion that starts from it."""
     theirs, spec = llama(), folder / "lmfusion.weft"

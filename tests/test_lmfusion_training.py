@@ -24,7 +24,6 @@ from tests.lmfusion_models import (
     model,
     of_objective,
     spec_text,
-    without_generation,
 )
 from weft.codegen.ops import OPS
 from weft.codegen.pipeline import CPU_PASSES, GPU_PASSES, optimise
@@ -198,13 +197,15 @@ GIVEN = (
     ("    time: int[picture],\n):", "    time: int[picture],\n    given: real[picture, spot, dim],\n):"),
     ("cosine_left(time, steps)), time)", "cosine_left(time, steps)), time, given)"),
     ("cap: int):", "cap: int, given: real[picture, spot, dim]):"),
+    ("(latent=x, time=now", "(latent=x, time=now, given=normal(per=(spot, dim))"),
+    ("(latent=x, time=0", "(latent=x, time=0, given=normal(per=(spot, dim))"),
     ("places = flatten(z,", "places = flatten(given,"),
     (" |> rope(along=seq, theta=theta)", ""),
 )
 
 
 def test_without_positions_rows_of_a_picture_may_change_places() -> None:
-    built, one = model(without_generation(spec_text(*GIVEN))), DOCUMENTS[0]
+    built, one = model(spec_text(*GIVEN)), DOCUMENTS[0]
     rows = torch.randn(2, 9, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
