@@ -2,7 +2,7 @@
 # What `make digits` shows: a model of text learns to draw. A small Llama learns captions of handwritten digits; its weights
 # become LMFusion, whose tower for pictures then learns the digits, while the words stay as they are to the last bit.
 set -euo pipefail
-: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}" "${TURNS:=50}" "${GUIDE:=1.55}"
+: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}" "${TURNS:=50}" "${GUIDE:=1.55}" "${LEAST:=0.2}"
 
 say() { printf '\n== %s\n' "$1"; }
 # Prints a command as it would be typed, then runs it.
@@ -45,5 +45,5 @@ done
 printf '$ weft sample %q --prompt "a zero" .. --prompt "a nine" --picture --count 8 -o %q\n' "$OUT/run" "$OUT/drawn"
 "$WEFT" sample "$OUT/run" "${prompts[@]}" --picture --count 8 --tokens 0 --latents --set taken="$TURNS" \
     --set guide="$GUIDE" -o "$OUT/drawn" --json >"$OUT/drawn.json"
-"$PYTHON" bench/digits.py drawn "$OUT/data" "$OUT/drawn.json"
+"$PYTHON" bench/digits.py drawn "$OUT/data" "$OUT/drawn.json" "$LEAST"
 echo "all of them on one sheet: $OUT/drawn/all.png"

@@ -95,8 +95,11 @@ def test_the_whole_script(tmp_path: Path) -> None:
     command.chmod(0o755)
     environment = {
         **os.environ, "WEFT": str(command), "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "STEPS": "2",
-        "TEXT_STEPS": "2", "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+        "TEXT_STEPS": "2", "TURNS": "2", "LEAST": "0",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
     }  # fmt: skip
     done = subprocess.run(["bash", "docs/digits.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 80 drawings as they were asked for" in done.stdout
+    assert (tmp_path / "out" / "drawn" / "all.png").is_file()
     assert "logits of 10 texts are the same, bit for bit" in done.stdout
