@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .sampling_options import Device, IgnoreEnd, Precision, Temperature, Threads, Tokenizer, TopK, TopP, Tuning
+
 EXAMPLES = """\b
 Examples:
   weft generate runs/first --prompt "def main():"
@@ -22,24 +24,19 @@ def run(
         list[str] | None, typer.Option(metavar="TEXT", help="What to continue; - is standard input. Repeatable.")
     ] = None,
     tokens: Annotated[int, typer.Option(metavar="N", min=0, help="At most this many new tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the K likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose among the fewest that hold this probability.")
-    ] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text; prompt i uses seed + i.")] = 0,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A `tokenizers` JSON file [default: the run's own]."),
-    ] = None,
+    tokenizer: Tokenizer = None,
     of: Annotated[
         str | None, typer.Option("--of", metavar="NAME", help="Which model, where a spec has several.")
     ] = None,
-    ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on after the mark between documents.")] = False,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64 [default: as saved].")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cuda if present].")] = None,
-    tuning: Annotated[str | None, typer.Option(metavar="FILE", help="Measurements that `weft tune` wrote.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    ignore_end: IgnoreEnd = False,
+    precision: Precision = None,
+    device: Device = None,
+    tuning: Tuning = None,
+    threads: Threads = None,
     mapped: Annotated[
         bool, typer.Option("--map", help="Use weights where they lie in the file: tables larger than memory.")
     ] = False,

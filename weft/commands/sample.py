@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .sampling_options import Device, IgnoreEnd, Precision, Temperature, Threads, Tokenizer, TopK, TopP, Tuning
+
 if TYPE_CHECKING:
     from weft.answers import AnsweringModel, Told
 
@@ -37,24 +39,20 @@ def run(
     pictures: Annotated[
         int, typer.Option(metavar="N", min=0, help="At most so many that the model itself begins.")
     ] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the K likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose among the fewest that hold this probability.")
-    ] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers; answer i uses seed + i.")] = 0,
     of: Annotated[
         str | None, typer.Option("--of", metavar="NAME", help="Which generate program, where a spec has several.")
     ] = None,
     latents: Annotated[bool, typer.Option("--latents", help="Write the numbers of pictures too, as .npy.")] = False,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A `tokenizers` JSON file [default: the run's own].")
-    ] = None,
-    ignore_end: Annotated[bool, typer.Option("--ignore-end", help="Go on after the mark between documents.")] = False,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64 [default: as saved].")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cuda if present].")] = None,
-    tuning: Annotated[str | None, typer.Option(metavar="FILE", help="Measurements that `weft tune` wrote.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    tokenizer: Tokenizer = None,
+    ignore_end: IgnoreEnd = False,
+    precision: Precision = None,
+    device: Device = None,
+    tuning: Tuning = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of text.")] = False,
 ) -> None:
     """Runs the spec's `generate` program: text token by token, and what the program does when a token comes.
