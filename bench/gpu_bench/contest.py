@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -148,3 +149,27 @@ def _error(contest: Contest) -> float:
             size = max(two.abs().max().item(), 1e-30)
             worst = max(worst, (one.double() - two).abs().max().item() / size)
     return worst
+
+
+def contests(
+    context: Context,
+    ceilings: dict[str, float],
+    spec: str,
+    shape: Any,
+    makers: dict[str, Callable[[Context, Any, str, Row], Contest]],
+) -> Iterator[Row]:
+    """A row for each kernel that `makers` name, at one shape of a spec, which has a `name` and `rows`."""
+    for kernel, make in makers.items():
+        name = f"{shape.name}: {kernel}"
+        if name in context.done:
+            continue
+        labels: Row = {"size": shape.name, "kernel": kernel, "spec": spec, "rows": shape.rows, "dtype": "bfloat16"}
+        if context.is_over:
+            yield {"name": name, **labels, "failure": "the time budget was used up"}
+            continue
+        context.begin(name)
+        made, why = context.attempt(partial(make, context, shape, name, labels))
+        row, failed = (None, why) if made is None else context.attempt(partial(run, context, made, ceilings))
+        yield row if row is not None else {"name": name, **labels, "failure": failed}
+        del made
+        context.free()

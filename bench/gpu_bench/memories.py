@@ -20,7 +20,7 @@ from weft.codegen.scatter_text import TableGradient, scatter_kernels, scatter_wo
 from weft.codegen.selection_text import SCORES, SelectionCall, gradient_bag, selection_kernels, selection_work
 
 from . import peers
-from .contest import Contest, Work, run
+from .contest import Contest, Work, contests
 from .context import Context
 from .patches import compared
 from .results import Row
@@ -51,23 +51,7 @@ TINY = (Shape("memory tiny", 12, 8, 24, lookups=2, key=16, top=4),)
 def rows(context: Context, ceilings: dict[str, float]) -> Iterator[Row]:
     """A row per kernel."""
     for shape in TINY if context.tiny else SHAPES:
-        for kernel, make in _CONTESTS.items():
-            name = f"{shape.name}: {kernel}"
-            if name in context.done:
-                continue
-            labels: Row = {
-                "size": shape.name, "kernel": kernel, "spec": "memory_layers.weft", "rows": shape.rows,
-                "dtype": "bfloat16",
-            }  # fmt: skip
-            if context.is_over:
-                yield {"name": name, **labels, "failure": "the time budget was used up"}
-                continue
-            context.begin(name)
-            made, why = context.attempt(partial(make, context, shape, name, labels))
-            row, failed = (None, why) if made is None else context.attempt(partial(run, context, made, ceilings))
-            yield row if row is not None else {"name": name, **labels, "failure": failed}
-            del made
-            context.free()
+        yield from contests(context, ceilings, "memory_layers.weft", shape, _CONTESTS)
 
 
 def uniform(shape: Shape) -> Tensor:

@@ -44,7 +44,7 @@ from weft.runtime.kernels import attach_kernels
 from weft.runtime.sample_inputs import equal_examples
 
 from . import peers
-from .contest import Contest, Work, run
+from .contest import Contest, Work, contests
 from .context import Context
 from .results import Row
 
@@ -119,23 +119,7 @@ freeze **
 
 def rows(context: Context, ceilings: dict[str, float]) -> Iterator[Row]:
     """A row per kernel."""
-    shape = TINY if context.tiny else BLT_1B
-    for kernel, make in _CONTESTS.items():
-        name = f"{shape.name}: {kernel}"
-        if name in context.done:
-            continue
-        labels: Row = {
-            "size": shape.name, "kernel": kernel, "spec": "blt.weft", "rows": shape.rows, "dtype": "bfloat16",
-        }  # fmt: skip
-        if context.is_over:
-            yield {"name": name, **labels, "failure": "the time budget was used up"}
-            continue
-        context.begin(name)
-        made, why = context.attempt(partial(make, context, shape, name, labels))
-        row, failed = (None, why) if made is None else context.attempt(partial(run, context, made, ceilings))
-        yield row if row is not None else {"name": name, **labels, "failure": failed}
-        del made
-        context.free()
+    yield from contests(context, ceilings, "blt.weft", TINY if context.tiny else BLT_1B, _CONTESTS)
 
 
 def compared(context: Context, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
