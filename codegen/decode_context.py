@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dsl.axes import Axis, Cut, Selected
+from ..dsl.axes import Axis, Selected
+from ..dsl.frontier_elements import is_unbroken
 from ..dsl.program import Node, Value
 from ..dsl.selections import TakeAttrs
 from ..dsl.value_type import Flag, Int, Real, ValueType
@@ -40,18 +41,13 @@ class OpenCut:
     at_most: int | None
 
 
-def _has_owner(cut: Axis) -> bool:
-    """Whether rows of a cut's segments come together, with what owns them."""
-    return isinstance(cut.kind, Cut) and cut.kind.owner is not None
-
-
 def _comes_with_owner(node: Node) -> bool:
     """Whether a node makes rows of what owns them, or says which segments they are: all are in one call."""
     return _is_shown(node) or (isinstance(node.attrs, RowsAttrs) and node.attrs.shown is not None)
 
 
 def _is_shown(node: Node) -> bool:
-    return isinstance(node.attrs, SegmentAttrs) and _has_owner(node.attrs.cut)
+    return isinstance(node.attrs, SegmentAttrs) and is_unbroken(node.attrs.cut)
 
 
 class DecodeContext(GraphContext):
@@ -227,7 +223,7 @@ class DecodeContext(GraphContext):
         return self._open_before[cut][1]
 
     def cut(self, cut: Axis, along: Axis, ends: Any, inside: Any) -> None:
-        if _has_owner(cut):
+        if is_unbroken(cut):
             super().cut(cut, along, ends, inside)
             return
         if inside is not None:
@@ -247,7 +243,7 @@ class DecodeContext(GraphContext):
 
     def segment_of(self, cut: Axis, which: str) -> fx.Node:
         """Counted among the segments that close now; see `open_cuts.closed_among_new`."""
-        if _has_owner(cut):
+        if is_unbroken(cut):
             return super().segment_of(cut, which)
         if which == "own":
             raise NotLowered(f"decoding through what reads the open segment of {cut.name}", self._node)
@@ -258,7 +254,7 @@ class DecodeContext(GraphContext):
 
     def segment_index(self, cut: Axis, which: str) -> fx.Node:
         self.met_stateful = True
-        if _has_owner(cut):
+        if is_unbroken(cut):
             return self._place_of_segment(cut)
         made = self.open[cut]
         place = made.ends, self.row_example(made.along), made.offsets, made.lengths
@@ -276,7 +272,7 @@ class DecodeContext(GraphContext):
         return None
 
     def per_segment(self, cut: Axis) -> fx.Node:
-        if _has_owner(cut):
+        if is_unbroken(cut):
             return super().per_segment(cut)
         return self.open[cut].closing
 

@@ -59,15 +59,12 @@ class DecodePlan:
 
     @property
     def row_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if self._comes(value))
+        return tuple(value for value in self.program.inputs if _comes(value, self.axis, self.with_rows))
 
     @property
     def row_outputs(self) -> tuple[tuple[str, Value], ...]:
         """The outputs that a single row has."""
         return tuple((name, value) for name, value in self.program.outputs if _lies_along(value, self.axis))
-
-    def _comes(self, value: Value) -> bool:
-        return _lies_along(value, self.axis) or value.type.rows in self.with_rows
 
     @property
     def row_axes(self) -> tuple[str, ...]:
@@ -77,7 +74,7 @@ class DecodePlan:
 
     @property
     def once_inputs(self) -> tuple[Value, ...]:
-        return tuple(value for value in self.program.inputs if not self._comes(value))
+        return tuple(value for value in self.program.inputs if not _comes(value, self.axis, self.with_rows))
 
     @property
     def cuts(self) -> tuple[Axis, ...]:
@@ -95,14 +92,14 @@ class DecodePlan:
 def plan_decoding(program: Program) -> DecodePlan:
     """Sorts the program's values into those made once and those made per row. Causality has been checked before."""
     axis = decoded_axis(program)
-    with_rows = tuple(owner for owner, cut in program.shown.items() if _shown_along(cut) is axis)
+    with_rows = tuple(owner for owner in program.shown if program.rows_that_come(owner) is axis)
     program = along_rows(program)
     live = live_nodes(program, (value for _, value in program.outputs))
-    comes = lambda value: _lies_along(value, axis) or value.type.rows in with_rows  # noqa: E731
-    along: set[Value] = {value for value in program.inputs if comes(value)}
+    along: set[Value] = {value for value in program.inputs if _comes(value, axis, with_rows)}
     once, rows = [], []
     for node in live:
-        if any(value in along for value in node.inputs) or any(comes(value) for value in node.outputs):
+        comes = any(_comes(value, axis, with_rows) for value in node.outputs)
+        if comes or any(value in along for value in node.inputs):
             rows.append(node)
             along.update(node.outputs)
         else:
@@ -114,10 +111,9 @@ def plan_decoding(program: Program) -> DecodePlan:
     return DecodePlan(program, axis, with_rows, tuple(once), tuple(rows), tuple(carried), same, tail)
 
 
-def _shown_along(cut: Axis) -> Axis:
-    """The whole axis that a cut's rows stand on."""
-    assert isinstance(cut.kind, Cut)
-    return cut.kind.parent.whole
+def _comes(value: Value, axis: Axis, with_rows: tuple[Axis, ...]) -> bool:
+    """Whether rows of a value come as the decoded axis grows."""
+    return _lies_along(value, axis) or value.type.rows in with_rows
 
 
 def _lies_along(value: Value, axis: Axis) -> bool:
@@ -128,7 +124,7 @@ def _lies_along(value: Value, axis: Axis) -> bool:
 def decoded_axis(program: Program) -> Axis:
     """The axis that grows: the one the outputs lie along, or whose rows they are some of."""
     found = (value.type.rows for _, value in program.outputs)
-    axes = dict.fromkeys(None if rows is None else _come_along(program, rows) for rows in found)
+    axes = dict.fromkeys(None if rows is None else program.rows_that_come(rows) for rows in found)
     axis = next(iter(axes), None)
     rows = (value.type.rows for value in (*program.inputs, *(out for node in program.nodes for out in node.outputs)))
     nested = next((axis for axis in rows if axis is not None and axis.parent is not None), None)
@@ -139,10 +135,6 @@ def decoded_axis(program: Program) -> Axis:
     if not any(value.type.rows is axis for value in program.inputs):
         raise NotLowered(f"decoding {program.name}, which has no input along {axis.name}", None)
     return axis
-
-
-def _come_along(program: Program, rows: Axis) -> Axis:
-    return _shown_along(program.shown[rows]) if rows in program.shown else rows.whole
 
 
 def _tail(rows: list[Node], with_rows: tuple[Axis, ...]) -> frozenset[Node]:

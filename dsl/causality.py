@@ -24,7 +24,7 @@ from .axes import Axis, Joined
 from .diagnostics import Problems
 from .errors.causality import NotGenerated, Seen, TargetLeak
 from .frontier import ALL, NONE, Frontier, Kind, end, last, leq, row, settle
-from .frontier_elements import fine_axis, is_part_of
+from .frontier_elements import is_part_of
 from .program import Node, Program, Value, Weight
 from .record import record
 from .source import Span
@@ -245,8 +245,7 @@ def check_generates(
         if generated is None or axis is None:
             continue
         owner = generated if generated in program.shown else None
-        # Rows of a selection come as rows of the whole axis, what owns such rows with them.
-        generated, along = _rows_that_come(program, generated), _rows_that_come(program, axis)
+        generated, along = program.rows_that_come(generated), program.rows_that_come(axis)
         if not _grows_with(program, along, generated):
             continue
         if source not in found:
@@ -261,12 +260,6 @@ def check_generates(
         at, name = culprit.shown
         return NotGenerated(at, output.name, source.name, str(culprit.frontier), name, _seen(path))
     return None
-
-
-def _rows_that_come(program: Program, axis: Axis) -> Axis:
-    """The whole axis that grows as rows of `axis` come: rows of a picture, say, of the text that it stands in."""
-    cut = program.shown.get(axis)
-    return (axis if cut is None else fine_axis(cut) or axis).whole
 
 
 def why_not_generated(program: Program) -> NotGenerated | None:

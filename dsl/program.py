@@ -12,7 +12,7 @@ from dataclasses import field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from .axes import Axis
+from .axes import Axis, Cut
 from .record import record
 from .source import Span
 from .value_type import ValueType
@@ -222,6 +222,12 @@ class Program:
             nodes=tuple(node for node in self.nodes if not made.intersection(node.outputs)),
             optional={name: value for name, value in self.optional.items() if name not in chosen},
         )
+
+    def rows_that_come(self, axis: Axis) -> Axis:
+        """The whole axis that grows as rows of `axis` come: of a selection what it is made from, of what owns rows of
+        one (a picture) what they stand in (the text)."""
+        cut = self.shown.get(axis)
+        return (cut.kind.parent if cut is not None and isinstance(cut.kind, Cut) else axis).whole
 
     @property
     def ordered_axes(self) -> tuple[Axis, ...]:

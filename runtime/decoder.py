@@ -65,6 +65,11 @@ class Decoder:
         self.graphs = graphs or _derived(self.program, model)
         self.weights_read = weights_read(model)
         self._one_each: Tensor | None = None
+        # The axes whose offsets a call takes: the decoded one, and those whose rows come with rows of it.
+        plan = self.graphs.plan
+        self._axes_given = (plan.axis.name, *(axis.name for axis in plan.with_rows))
+        outputs, in_step = self.graphs.row_signature.outputs, {name for name, _ in plan.row_outputs}
+        self._row_outputs = tuple(slot for slot in outputs if slot.name in in_step)
 
     @property
     def row_inputs(self) -> tuple[str, ...]:
@@ -175,11 +180,6 @@ class Decoder:
             for slot in self.graphs.row_signature.inputs
         )
 
-    @property
-    def _axes_given(self) -> tuple[str, ...]:
-        """The axes whose offsets a call takes: the decoded one, and those whose rows come with rows of it."""
-        return (self.graphs.plan.axis.name, *(axis.name for axis in self.graphs.plan.with_rows))
-
     def _step_offsets(self, state: DecodeState) -> Tensor:
         """One row per sequence. Kept, because every small operation between the weights of two steps is a slow one."""
         size, device = state.size, state.lengths.device
@@ -216,9 +216,7 @@ class Decoder:
             *(constants(graph) if isinstance(graph, fx.GraphModule) else ()),
         )
         grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
-        slots = self.graphs.row_signature.outputs
-        if graph is not self.graphs.extend:
-            slots = tuple(slot for slot in slots if slot.rows not in self._axes_given[1:])
+        slots = self.graphs.row_signature.outputs if graph is self.graphs.extend else self._row_outputs
         result = results[0] if len(slots) == 1 else dict(zip((slot.name for slot in slots), results, strict=True))
         grown_state = DecodeState(
             state.caches, state.lengths + grown, known, state.capacity, state.carried, state.carried_offsets
