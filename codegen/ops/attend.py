@@ -245,9 +245,8 @@ def _arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs, formula: Formu
     captures = attrs.mask_captures(node.inputs)
     arguments = mask_arguments(ctx, formula, captures, attrs.query_rows, attrs.along)
     if attrs.score is not None:
-        captures = attrs.score_captures(node.inputs)
         heads = attrs.heads.of_queries
-        arguments["score"] = score_argument(ctx, attrs.score.formula, captures, heads, attrs.query_rows, attrs.along)
+        arguments["score"] = score_argument(ctx, attrs.score, heads, attrs.query_rows, attrs.along)
     return arguments
 
 
@@ -360,7 +359,9 @@ def _frontier(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     tags = tuple(made[-1] for cut, made in made_of if cut.selected)
     read = [] if attrs.score is None else attrs.score_captures(given)
     sides = [] if attrs.score is None else sides_of(attrs.score.formula)
-    at_query = frontier.join(given[0], *(read[index] for side, index in sides if side == "query"))
+    of_keys = {index for side, index in sides if side == "key"} - {index for side, index in sides if side == "query"}
+    # A table is read at the query's, as all that has no rows.
+    at_query = frontier.join(given[0], *(f for index, f in enumerate(read) if index not in of_keys))
     at_keys = [*given[1 : attrs.first_capture], *(read[index] for side, index in sides if side == "key")]
     return frontier.attend(at_query, at_keys, reach, (*attrs.mask_captures(given), *tags))
 
@@ -395,8 +396,8 @@ ATTEND = OpDef(
     doc=(
         "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, score=, scale=)`: each query's "
         "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + bias, "
-        "where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)` and values "
-        "without rows. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
+        "where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)`, values "
+        "without rows, and entries of tables by ids computed from these. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
         "and k are shared by name or q's own; with `group` "
         "query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row without an allowed "
         "key gives 0. The result has the axes of q without D, and v's own."
