@@ -74,7 +74,9 @@ class _Reading:
             case ("query" | "key" as side, "position"):
                 return Row(side, 0)
             case ("query" | "key" as side, Tensor() as tensor):
-                return Row(side, self._index(Captured(side, TRITON_TYPES[tensor.dtype], tensor.dim() == 3, False), tensor))
+                return Row(
+                    side, self._index(Captured(side, TRITON_TYPES[tensor.dtype], tensor.dim() == 3, False), tensor)
+                )
             case ("entry", Tensor() as table, at):
                 entry = Captured("table", TRITON_TYPES[table.dtype], table.dim() == 2, False, table.shape[-1])
                 return Entry(self._index(entry, table), self.formula(at))

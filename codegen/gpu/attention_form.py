@@ -17,7 +17,6 @@ from torch import Tensor
 from .formula import Entry, Formula, Row, applied, from_tuple, to_tuple
 from .triton_types import TRITON_TYPES
 
-
 # Of a table whose gradient is made beside that of the queries: sums of all entries stay in registers.
 MOST_ENTRIES = 1024
 

@@ -29,7 +29,7 @@ from ...dsl.value_type import Real, ValueType
 from ..functions_lazy import attention, cuts
 from ..lazy import torch
 from ..lowering import LowerContext
-from .attend_formulas import check_mask, check_score, mask_arguments, score_argument, sides_of
+from .attend_formulas import check_mask, check_score, mask_arguments, reads_positions, score_argument, sides_of
 from .cut import seen_cut
 from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
 from .mask_cuts import MaskCut, mask_cuts, same_segment, with_shown
@@ -286,7 +286,8 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
         assert attrs.query_rows is not None
         q_offsets, k_offsets = (_segment_offsets(ctx, grouped, rows) for rows in (attrs.query_rows, attrs.along))
         # Rows count from the start of their segment; where that matters, their numbers in the example are given.
-        if (attrs.query_rows is not attrs.along and len(arguments) > ("bias" in arguments)) or "predicate" in arguments:
+        by_position = "predicate" in arguments or reads_positions(arguments.get("score"))
+        if (attrs.query_rows is not attrs.along and len(arguments) > ("bias" in arguments)) or by_position:
             arguments |= {"q_position": ctx.position(attrs.query_rows), "k_position": ctx.position(attrs.along)}
     result = ctx.call(attention.attend_packed, q_read, k_read, v_read, q_offsets, k_offsets, attrs.scale, **arguments)
     ctx.define(node.outputs[0], _unpacked(ctx, node, attrs, result, (), True))
@@ -395,12 +396,12 @@ ATTEND = OpDef(
     lower=_lower,
     doc=(
         "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, score=, scale=)`: each query's "
-        "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + bias, "
-        "where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)`, values "
-        "without rows, and entries of tables by ids computed from these. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
-        "and k are shared by name or q's own; with `group` "
-        "query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row without an allowed "
-        "key gives 0. The result has the axes of q without D, and v's own."
+        "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + "
+        "bias, where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)`, "
+        "values without rows, and tables of weights by ids made of these. D is contracted, `scale` is size(D)^-0.5 "
+        "unless given. Other axes of q and k are shared by name or q's own; with `group` query head h reads key "
+        "head h // (heads / kv_heads). A bias has one value per key. A row without an allowed key gives 0. The "
+        "result has the axes of q without D, and v's own."
     ),
     cost=_cost,
     samples=(

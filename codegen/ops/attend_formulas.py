@@ -78,6 +78,17 @@ def sides_of(formula: Any) -> list[tuple[str, int]]:
             return []
 
 
+def reads_positions(formula: Any) -> bool:
+    """Of a formula of a score, with values or with tensors in it."""
+    match formula:
+        case ("query" | "key", read):
+            return isinstance(read, str)
+        case (str(), *parts):
+            return any(reads_positions(part) for part in parts)
+        case _:
+            return False
+
+
 def _check_side(call: OpCall, side: str, value: Value, along: Axis, query_rows: Axis | None, at: Span) -> None:
     """A value lies along the side's axis, or along an owner of it."""
     rows, own = value.type.rows, along if side == "key" else query_rows
@@ -170,9 +181,7 @@ def mask_arguments(
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def score_argument(
-    ctx: LowerContext, score: Score, heads: tuple[Axis, ...], queries: Axis | None, keys: Axis
-) -> Any:
+def score_argument(ctx: LowerContext, score: Score, heads: tuple[Axis, ...], queries: Axis | None, keys: Axis) -> Any:
     """The formula with tensors in it: of each row of a side, `[rows]` or `[rows, all heads]`; of a table `[entries]` or
     `[all heads, entries]`."""
 

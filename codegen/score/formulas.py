@@ -94,5 +94,7 @@ def entry_gradients(plan: AttentionPlan, is_masked: bool) -> tuple[EntryGradient
         # Of scores that do not count, nobody asks which entries they would read.
         least, most = (f"tl.where(allowed, {at}, {end})" if is_masked else at for end in (sums.entries, -1))
         counted = "allowed" if is_masked else "mask_m[:, None]"
-        found.append(EntryGradient(sums, at, f"tl.min({least})", f"tl.max({most})", f"tl.where({counted}, {part}, 0.0)"))
+        found.append(
+            EntryGradient(sums, at, f"tl.min({least})", f"tl.max({most})", f"tl.where({counted}, {part}, 0.0)")
+        )
     return tuple(found)
