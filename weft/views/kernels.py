@@ -193,6 +193,7 @@ def _row_data(row: KernelRow, device: Device | None) -> dict[str, Any]:
         "roofline_us": None if least is None else least.microseconds,
         "limiter": None if least is None else least.limiter,
         "kept": [asdict(one) for one in row.kept],
+        "note": row.note,
         "problems": problems(made),
         "error": made.error,
     }
