@@ -212,9 +212,10 @@ def errors(case: Case) -> dict[str, float]:
     if case.bias_heads:
         trained["bias"] = torch.randn(rows["key"], case.bias_heads).to(dtype)
     for name, (side, has_heads) in case.read.items():
-        shape = (
-            ((rows[side], heads) if isinstance(side, str) else (heads, side)) if has_heads else (rows.get(side, side),)
-        )
+        is_table = isinstance(side, int)
+        shape = (side if is_table else rows[side],)
+        if has_heads:
+            shape = (heads, *shape) if is_table else (*shape, heads)
         trained[name] = torch.rand(shape).to(dtype)
     ids = {"ids": torch.randint(0, 3, (rows["query"],))} if case.ids else {}
     positions = {}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from tests.diagnostics import codes
 from tests.small_models import checked, model, tokens
@@ -141,6 +141,7 @@ def test_kernels_are_known_before_they_run(monkeypatch: pytest.MonkeyPatch) -> N
     attention_kernels._kernels.clear()
     decoder.step(state, {"tokens": torch.tensor([1, 2]), "kind": torch.tensor([0, 2])})
     step = planned_kernels.decoding_step(small.program, torch.float32)
+    assert isinstance(step, fx.GraphModule)
     assert {key for key, _, _ in attention_kernels._kernels} == set(decode_keys(step, torch.float32))
 
 
@@ -207,9 +208,8 @@ def test_the_bias_of_t5(is_decoder: bool, passes) -> None:
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    config = T5Config(
-        d_model=16, d_kv=8, num_heads=4, dropout_rate=0.0, is_decoder=is_decoder, attn_implementation="eager"
-    )
+    config = T5Config(d_model=16, d_kv=8, num_heads=4, dropout_rate=0.0, is_decoder=is_decoder)
+    config._attn_implementation = "eager"
     torch.manual_seed(0)
     theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
     for parameter in theirs.parameters():

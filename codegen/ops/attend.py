@@ -435,6 +435,7 @@ ATTEND = OpDef(
             "attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads, mask=key(position) < query(position))"
         ),
         "q: real[seq, heads, dim] => attend(q, q, q, over=dim, along=seq, mask=causal and window(3), score=tanh_of)",
+        "q: real[seq, heads, dim] => attend(q, q, q, over=dim, along=seq, mask=causal, score=near_of)",
         "q: real[seq, three, dim] => attend(q, q, q, over=dim, along=three, score=silu)",
         "x: real[seq, three, dim]; q = tanh(x) => attend(q, q, q, over=dim, along=three)",
         "x: real[item, dim] => attend(x, x, x, over=dim, along=item)",
