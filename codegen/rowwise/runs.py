@@ -38,9 +38,7 @@ def summed_in_runs(derivative: Derivative) -> Derivative:
         results[place_of[number] : place_of[number] + 1] = [_of_runs(program.results[number])]
     stores = [store for store in program.stores if place_of.get(store.place) != store.place]
     stores += [_added(store, place_of[store.place], index) for store in program.stores if store.place in sums]
-    summed = replace(
-        program, results=tuple(results), stores=tuple(stores), runs=(gathered[0].index, gathered[0].place)
-    )
+    summed = replace(program, results=tuple(results), stores=tuple(stores), runs=(gathered[0].index, gathered[0].place))
     tiles = Tiles(summed)
     if tiles.cut is not None or tiles.live > MOST_LIVE:
         return derivative
