@@ -7,15 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from weft.cli import COMMANDS, load
-from weft.codegen.ops import OPS
-from weft.dsl.check import check
-from weft.dsl.source import Source
-from weft.views.outline import Call, outline
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -281,24 +276,6 @@ def test_inspect_graph_joins_equal_turns(spec: Path) -> None:
     assert "layer 0 .. 2  (3 times):" in run.stdout
     assert "attend(x, x, x)" in run.stdout
     assert run.stdout.count("= attend(") == 1
-
-
-def test_turns_with_other_numbers_are_not_joined() -> None:
-    text = """
-    size layers = size(widths)
-    size dim = 4
-    option widths: list = (2, 2, 4)
-    axis seq
-    mask near(i) = causal and window(widths[i])
-    model m(x: real[seq, dim]) -> real[seq, dim]:
-        for layer in 0 .. layers:
-            x = x * widths[layer]
-        for layer in 0 .. layers:
-            x = attend(x, x, x, over=dim, along=seq, mask=near(layer))
-        return x
-    """
-    model = check(Source("m.weft", dedent(text)), OPS).value().model
-    assert [call.repeat for call in outline(model).children if isinstance(call, Call)] == [2, 1, 2, 1]
 
 
 def test_inspect_graph_as_json_is_whole(spec: Path) -> None:
