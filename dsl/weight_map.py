@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import syntax
+from .axes import Axis
 from .diagnostics import Mistake
 from .elaborate import Spec
 from .errors.names import did_you_mean
@@ -84,7 +85,10 @@ def _config(spec: Spec, entry: syntax.ConfigEntry) -> list[ConfigLine]:
             repeated = _constant(value.left)
             if not isinstance(repeated, tuple):
                 raise Mistake(BadWeightMap(value.left.span, "what is repeated is a list of constants"))
-            return [ConfigLine(entry.key.value, None, repeated, _setting(spec, value.right))]
+            times = _setting(spec, value.right)
+            if not isinstance(spec.root.values[times], Axis):
+                raise Mistake(BadWeightMap(value.right.span, f"`{times}` is no size: it does not say how often"))
+            return [ConfigLine(entry.key.value, None, repeated, times)]
         return [ConfigLine(entry.key.value, None, _constant(value))]
     except Mistake as mistake:
         spec.library.problems.add(mistake.error)

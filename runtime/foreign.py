@@ -115,7 +115,8 @@ def config_of(checked: Checked, weight_map: WeightMap) -> dict[str, object]:
     for line in weight_map.config:
         value = _plain(line.constant) if line.name is None else _value_of(checked, line.name)
         if line.times is not None:
-            value = value * _value_of(checked, line.times)
+            assert isinstance(value, list)
+            value = value * checked.sizes[line.times]
         inner = config
         *parents, last = line.key.split(".")
         for part in parents:

@@ -31,7 +31,7 @@ class LatentDecoder:
 
     def pixels(self, latents: Sequence[Tensor]) -> list[np.ndarray]:
         """uint8 [height, width, channels] of each latent [places, channels]."""
-        shape = [axis.size for axis in self.program.inputs[0].type.static_axes]
+        shape = [axis.size or 0 for axis in self.program.inputs[0].type.static_axes]
         offsets = torch.tensor([0, len(latents)], dtype=torch.int32)
         given = torch.stack([latent.reshape(shape) for latent in latents]) / self.factor
         with torch.no_grad():
