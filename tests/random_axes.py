@@ -134,7 +134,8 @@ def scores(writer: Writer) -> Typed | None:
 
 
 def rope(writer: Writer) -> Typed | None:
-    even = [axis for axis in writer.known() if writer.length(axis) % 2 == 0]
+    # Half of a grid is a grid of half the sides.
+    even = [axis for axis in writer.known() if writer.length(axis) % 2 == 0 and axis != "spot"]
     x = writer.real(lambda v: v.has_rows and any(axis in even for axis in v.axes) and writer.is_generic is False)
     if x is None:
         return None

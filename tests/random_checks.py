@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,10 +21,10 @@ from weft.codegen.artifact import compile_to
 from weft.codegen.ops import OPS
 from weft.codegen.pipeline import BASIC_PASSES, CPU_PASSES, GPU_PASSES, optimise
 from weft.dsl.check import Checked, check
-from weft.dsl.diagnostics import Problems
+from weft.dsl.diagnostics import Problems, SpecErrors
 from weft.dsl.format import format_text
 from weft.dsl.parser import parse, structure
-from weft.dsl.program import Program
+from weft.dsl.program import Program, Value
 from weft.dsl.render import render
 from weft.dsl.source import Source
 from weft.runtime.decoder import Decoder
@@ -34,6 +34,7 @@ from weft.runtime.model import Model
 
 from . import op_samples
 from .fused_models import calls, gradients
+from .random_documents import between, inputs_of, lengths_of
 from .random_specs import RandomSpec
 
 LIMIT = 1e-8
@@ -91,9 +92,18 @@ def run(spec: RandomSpec, artifact: bool, seen: Seen) -> None:
     model = Model(checked, torch.float64, seed=spec.seed % 1000, passes=())
     which = spec.seed % len(SEQ)
     lengths = {"seq": SEQ[which], "other": OTHER[which]}
+    if spec.documents:
+        lengths = lengths_of(spec.documents, spec.spots)
     for program in (*checked.models.values(), *checked.objectives.values()):
-        _program(model, program, lengths, seen)
-    _decoding(model, spec, lengths, seen)
+        if spec.documents:
+            values = inputs_of(program, spec.documents, spec.spots, seed=3)
+        else:
+            values = op_samples.inputs(program, lengths, seed=3)
+        _program(model, program, lengths, values, seen)
+    if spec.documents:
+        _pictures_decoding(model, spec, seen)
+    else:
+        _decoding(model, spec, lengths, seen)
     if artifact:
         _artifact(checked)
 
@@ -117,9 +127,10 @@ def _tree(text: str) -> object:
 # -- one program -------------------------------------------------------------------------------------------------------
 
 
-def _program(model: Model, program: Program, lengths: op_samples.Lengths, seen: Seen) -> None:
+def _program(
+    model: Model, program: Program, lengths: op_samples.Lengths, values: list[Tensor], seen: Seen
+) -> None:
     graph = model.reference(program)
-    values = op_samples.inputs(program, lengths, seed=3)
     given = op_samples.arguments(graph, values, lengths)
     want = gradients(graph, given)
     for name, tensor in _named(want):
@@ -178,7 +189,8 @@ def _one_by_one(
         if program.losses:
             sums = [total + result for total, result in zip(sums, results, strict=True)]
             continue
-        for (name, value), result, all_rows in zip(program.outputs, results, whole, strict=True):
+        # A graph gives offsets as well, of axes whose rows it makes.
+        for (name, value), result, all_rows in zip(program.outputs, results, whole, strict=False):
             part = op_samples.part(all_rows, value.type, number, lengths)
             _same(result.detach(), part.detach(), f"one by one: {program.name}: {name} of example {number}")
     if program.losses:
@@ -227,6 +239,62 @@ def _decoding(model: Model, spec: RandomSpec, lengths: op_samples.Lengths, seen:
                     _same(result[number], full[starts[number] + place].detach(), what)
 
 
+def _pictures_decoding(model: Model, spec: RandomSpec, seen: Seen) -> None:
+    """Documents part by part, a word or a whole picture of each at a time, and cut short."""
+    program, documents = model.program, spec.documents
+    graph, lengths = model.reference(program), lengths_of(documents, spec.spots)
+    values = inputs_of(program, documents, spec.spots, seed=4)
+    whole = graph(*op_samples.arguments(graph, values, lengths))[: len(program.outputs)]
+    if spec.is_causal:
+        for turn in range(max(map(len, documents))):
+            shorter = [document[:turn] for document in documents]
+            spans = between(documents, [0] * len(documents), [turn] * len(documents), spec.spots)
+            given = [
+                _cut(value, tensor, lengths, spans) for value, tensor in zip(program.inputs, values, strict=True)
+            ]
+            results = graph(*op_samples.arguments(graph, given, lengths_of(shorter, spec.spots)))
+            for (name, value), result, full in zip(program.outputs, results, whole, strict=False):
+                _same(result.detach(), _cut(value, full, lengths, spans).detach(), f"causal: {name}: {turn} parts")
+    try:
+        decoder = Decoder(model)
+    except (GenerateFault, SpecErrors) as fault:
+        if isinstance(fault, SpecErrors) and spec.is_causal:
+            raise
+        what = str(fault).split(":")[0][:60]
+        seen.undecodable[what] = seen.undecodable.get(what, 0) + 1
+        return
+    seen.decoded += 1
+    once = {
+        value.name: list(tensor.split(lengths[value.type.rows.name])) if value.type.rows is not None else tensor
+        for value, tensor in zip(program.inputs, values, strict=True)
+        if value.name not in decoder.row_inputs
+    }
+    state = decoder.begin(len(documents), max(1, *lengths["seq"]), once)
+    for turn in range(max(map(len, documents))):
+        begins, ends = ([min(at, len(document)) for document in documents] for at in (turn, turn + 1))
+        spans = between(documents, begins, ends, spec.spots)
+        rows = {
+            value.name: list(_cut(value, tensor, lengths, spans).split([b - a for a, b in spans[value.type.rows.name]]))
+            for value, tensor in zip(program.inputs, values, strict=True)
+            if value.type.rows is not None and value.name in decoder.row_inputs
+        }
+        results, state = decoder.extend(state, rows)
+        outputs = list(results.values()) if isinstance(results, dict) else [results]
+        for (name, value), result, full in zip(program.outputs, outputs, whole, strict=True):
+            _same(result, _cut(value, full, lengths, spans).detach(), f"decode: {name}: part {turn}")
+
+
+def _cut(
+    value: Value, packed: Tensor, lengths: op_samples.Lengths, spans: Mapping[str, list[tuple[int, int]]]
+) -> Tensor:
+    """Of a packed value, so many rows of each example; all of what has none."""
+    if value.type.rows is None:
+        return packed
+    axis = value.type.rows.name
+    parts = packed.split(lengths[axis])
+    return torch.cat([part[begin:end] for part, (begin, end) in zip(parts, spans[axis], strict=True)])
+
+
 def _artifact(checked: Checked) -> None:
     with TemporaryDirectory() as folder:
         written = [compile_to(checked, Path(folder) / name, torch.float32, BASIC_PASSES) for name in ("one", "two")]
@@ -251,7 +319,7 @@ def smaller(
     def still(text: str) -> bool:
         if not checks and check(Source("random.weft", text), OPS).problems.errors:
             return False
-        found = fails(RandomSpec(spec.seed, text, spec.is_causal))
+        found = fails(replace(spec, text=text))
         return found is not None and found.sort == failure.sort
 
     text, place, changed = spec.text, 0, False
@@ -265,7 +333,7 @@ def smaller(
             place, changed = 0, False  # what was needed before may not be any more
         else:
             break
-    return RandomSpec(spec.seed, text, spec.is_causal)
+    return replace(spec, text=text)
 
 
 def _attempts(text: str) -> Iterator[str]:

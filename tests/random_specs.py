@@ -25,11 +25,15 @@ from .random_values import EXAMPLE, FLAG, INT, REAL, TAG, Typed, Writer, joined,
 
 @dataclass(frozen=True)
 class RandomSpec:
-    """`is_causal`: every output of the model lies along `seq` and reads no later row, so a decoder can be derived."""
+    """`is_causal`: every output of the model lies along `seq` and reads no later row, so a decoder can be derived.
+
+    `documents`: examples to run it on, where rows are words and pictures of so many `spots` (random_documents.py)."""
 
     seed: int
     text: str
     is_causal: bool
+    documents: tuple[str, ...] = ()
+    spots: int = 1
 
 
 def random_specs(most: int = 14) -> st.SearchStrategy[RandomSpec]:
