@@ -69,6 +69,10 @@ class DecodeContext(GraphContext):
         # Flags of segments that come whole: who reads them reads no rows of other calls.
         self._whole_segments = {value for node in plan.rows if _is_shown(node) for value in node.outputs}
         self._row_values = {value for node in plan.rows for value in node.outputs} | set(plan.row_inputs)
+        # An input may lie along rows that nothing in the program takes.
+        for axis, tag in plan.program.selected.items():
+            if tag in plan.row_inputs:
+                self.choose(axis, tag)
         for value in plan.carried:
             self._values[value] = self.argument(f"once_{value.name}", Origin(value.span, value.type, value=value))
             if value.type.rows is not None:

@@ -74,6 +74,15 @@ class SelectionPlans(ABC):
         made = self._chosen.setdefault(target, _Chosen(source, tag, members, group))
         return self._rows(made, target)
 
+    def choose(self, axis: Axis, tag: Value) -> None:
+        """Says which tag the rows of a selection are chosen by."""
+        kind = axis.kind
+        assert isinstance(kind, Selected)
+        assert isinstance(tag.type.kind, Tag)
+        names = tag.type.kind.enum.members
+        members = tuple(names.index(name) for name in kind.members)
+        self._chosen[axis] = _Chosen(kind.parent, tag, members, kind.group)
+
     def joined_order(self, whole: Axis | None, rows: tuple[fx.Node, ...]) -> fx.Node:
         type = ValueType(Int(), (), True) if whole is None else ValueType(Int(), (whole,))
         make = lambda: self.call(selections.order_of, rows)  # noqa: E731
@@ -122,10 +131,7 @@ class SelectionPlans(ABC):
             kind = axis.kind
             assert isinstance(kind, Selected)
             assert kind.by is not None
-            assert isinstance(kind.by.type.kind, Tag)
-            names = kind.by.type.kind.enum.members
-            members = tuple(names.index(name) for name in kind.members)
-            self._chosen[axis] = _Chosen(kind.parent, kind.by, members, kind.group)
+            self.choose(axis, kind.by)
         return self._chosen[axis]
 
     def _examples(self, group: Group) -> fx.Node:

@@ -253,13 +253,20 @@ def check_generates(
         known = found[source]
         bound = row(generated if is_part_of(along, generated) else along) if owner is None else last(owner)
         f = known.get(output, NONE)
-        if leq(f, bound) or (owner is not None and leq(f, end(owner))):
+        if leq(f, bound) or (owner is not None and leq(f, end(owner))) or _comes_whole(program, f, generated):
             continue
         path = leak_path(program, source, output, bound, known)
         culprit = next((step for step in path if not _keeps(step.frontier, bound)), path[-1])
         at, name = culprit.shown
         return NotGenerated(at, output.name, source.name, str(culprit.frontier), name, _seen(path))
     return None
+
+
+def _comes_whole(program: Program, f: Frontier, generated: Axis) -> bool:
+    """Whether `f` is the end of what a caller gives whole as rows of `generated` come, such as pictures of a text."""
+    given = [owner for owner in program.shown if owner in program.ordered_axes]
+    whole = {program.shown[owner] for owner in given if program.rows_that_come(owner) is generated}
+    return f.kind is Kind.END and whole.issuperset(f.cuts)
 
 
 def why_not_generated(program: Program) -> NotGenerated | None:

@@ -249,8 +249,15 @@ def _at_last(f: Frontier, cut: Segments) -> Frontier:
         case Kind.END if f.cuts == (cut.axis,) or all_apart((*f.cuts, cut.axis)):
             # The last row of a segment is in none of another cut.
             return last(cut.axis)
+        case Kind.END if cut.along.parent is cut.axis and all(_is_of_rows(one, cut.axis) for one in f.cuts):
+            return f  # nested rows know the segment of the one row that owns them
         case _:
             return ALL
+
+
+def _is_of_rows(cut: Axis, axis: Axis) -> bool:
+    grouped = fine_axis(cut)
+    return grouped is not None and is_part_of(grouped, axis)
 
 
 def _at_first(f: Frontier, cut: Segments) -> Frontier:

@@ -127,9 +127,7 @@ def _tree(text: str) -> object:
 # -- one program -------------------------------------------------------------------------------------------------------
 
 
-def _program(
-    model: Model, program: Program, lengths: op_samples.Lengths, values: list[Tensor], seen: Seen
-) -> None:
+def _program(model: Model, program: Program, lengths: op_samples.Lengths, values: list[Tensor], seen: Seen) -> None:
     graph = model.reference(program)
     given = op_samples.arguments(graph, values, lengths)
     want = gradients(graph, given)
@@ -249,9 +247,7 @@ def _pictures_decoding(model: Model, spec: RandomSpec, seen: Seen) -> None:
         for turn in range(max(map(len, documents))):
             shorter = [document[:turn] for document in documents]
             spans = between(documents, [0] * len(documents), [turn] * len(documents), spec.spots)
-            given = [
-                _cut(value, tensor, lengths, spans) for value, tensor in zip(program.inputs, values, strict=True)
-            ]
+            given = [_cut(value, tensor, lengths, spans) for value, tensor in zip(program.inputs, values, strict=True)]
             results = graph(*op_samples.arguments(graph, given, lengths_of(shorter, spec.spots)))
             for (name, value), result, full in zip(program.outputs, results, whole, strict=False):
                 _same(result.detach(), _cut(value, full, lengths, spans).detach(), f"causal: {name}: {turn} parts")

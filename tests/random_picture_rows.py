@@ -73,7 +73,9 @@ class _PictureSpec:
         texts = [text for text in texts if not text.startswith("shared") or f" {text.split()[1][:-1]}(" in model]
         text = "\n\n".join((self.declarations(), *texts, model, *self.objective(inputs, outputs)))
         is_causal = not any(value.ahead for value in outputs)
-        return RandomSpec(self.seed, f"{text}\n\ninit ** = normal(0.4)\n", is_causal, documents, self.sizes["spot"] or 1)
+        return RandomSpec(
+            self.seed, f"{text}\n\ninit ** = normal(0.4)\n", is_causal, documents, self.sizes["spot"] or 1
+        )
 
     # -- the file ----------------------------------------------------------------------------------
 
@@ -124,7 +126,9 @@ class _PictureSpec:
         """Words and pictures in one text."""
         writer = self.writer
         writer.line("words = embed(tokens, vocab -> dim)")
-        made = self.chance.choice(("latent", "linear(latent, dim -> dim)", "conv(latent, spot -> spot, dim -> dim, size=3)"))
+        made = self.chance.choice(
+            ("latent", "linear(latent, dim -> dim)", "conv(latent, spot -> spot, dim -> dim, size=3)")
+        )
         times = [f"cos(real({v.text}))" for v in writer.values if v.level == "picture" and not v.axes]
         writer.line(f"tiles = {' + '.join((made, *times))}")
         writer.line("places = flatten(tiles, (picture, spot) -> place)")

@@ -49,7 +49,7 @@ model m(
     logits = linear(take(x, seq -> word), dim -> vocab) as head
     noise = z + unflatten(take(x, seq -> place), place -> (picture, cell))
     heard = unflatten(take(x, seq -> beat), beat -> (clip, tick)) * 2
-    return logits, noise, heard
+    return {results}
 
 init ** = normal(0.5)
 """
@@ -64,7 +64,11 @@ PARTS = tuple(
 
 
 def made(mask: str, passes: tuple[Pass, ...]) -> Model:
-    return model(SPEC.format(mask=mask), passes=passes)
+    return model(text(mask), passes=passes)
+
+
+def text(mask: str, results: str = "logits, noise, heard") -> str:
+    return SPEC.format(mask=mask, results=results)
 
 
 def rows(parts: tuple[tuple[int, ...], ...], seed: int = 0) -> dict[str, list[Tensor]]:
@@ -160,12 +164,40 @@ def test_a_step_is_a_word() -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("mask", ["causal or same(picture) or same(clip)", "causal"])
+def test_rows_of_the_text_come_whole(mask: str) -> None:
+    """A result along the text, whose rows know all of their picture, and one along its places."""
+    subject, given = model(text(mask, "x, take(x, seq -> place)"), passes=CPU_PASSES), rows(PARTS)
+    decoder = Decoder(subject)
+    with torch.no_grad():
+        whole = subject(**given)
+    state, got = decoder.begin(len(PARTS), capacity=40), []
+    for turn in range(max(map(len, PARTS))):
+        begins, ends = ([min(at, len(row)) for row in PARTS] for at in (turn, turn + 1))
+        new = between(given, begins, ends)
+        results, state = decoder.extend(state, new)
+        got.append(next(iter(results.values())).split([len(own) for own in new["kind"]]))
+    for i, expected in enumerate(next(iter(whole.values()))):
+        found = torch.cat([turn[i] for turn in got])
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_input_along_rows_that_nothing_takes() -> None:
+    """Of words alone, which tags say among pictures: their decoder is told as many as have the tag."""
+    subject, given = model(text("causal", "tanh(words)")), rows(PARTS)
+    decoder = Decoder(subject)
+    with torch.no_grad():
+        whole = subject(**given)
+    results, _ = decoder.extend(decoder.begin(len(PARTS), capacity=40), given)
+    torch.testing.assert_close(results, torch.cat(list(whole)))
+
+
 def test_pictures_that_see_the_next_are_refused() -> None:
-    text = SPEC.format(mask=HYBRID).replace("noise = z +", "noise = or_missing(next(z), 0) +")
+    changed = text(HYBRID).replace("noise = z +", "noise = or_missing(next(z), 0) +")
     with pytest.raises(SpecErrors, match="noise cannot be generated"):
-        Decoder(model(text))
+        Decoder(model(changed))
 
 
 def test_words_that_see_a_picture_to_come_are_refused() -> None:
     with pytest.raises(SpecErrors, match="cannot be generated"):
-        Decoder(model(SPEC.format(mask="none").replace(", mask=none", "")))
+        Decoder(model(text("none").replace(", mask=none", "")))
