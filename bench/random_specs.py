@@ -1,9 +1,10 @@
 """Random specs, as many as one likes: checked, formatted, run in every way, compared with the unfused graph in float64.
 
-    python bench/random_specs.py --count 2000 [--seed 0] [--jobs 2]
+    python bench/random_specs.py --count 2000 [--seed 0] [--jobs 2] [--pictures]
 
-Each spec follows from its number, which counts from --seed. The first failure of each sort is made smaller, printed and
-kept in `random_spec_failures/`; run it again with --seed N --count 1. What must hold stands in tests/random_checks.py.
+Each spec follows from its number, which counts from --seed; with --pictures its rows are words and places of pictures.
+The first failure of each sort is made smaller, printed and kept in `random_spec_failures/`; run it again with --seed N
+--count 1. What must hold stands in tests/random_checks.py.
 A spec that ends its process is a failure of its own sort, and the others go on.
 """
 
@@ -21,6 +22,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.random_specs import RandomSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,55 +52,58 @@ ENDED = "the process ended"
 SHARE = 400
 
 
-def attempt(seed: int, running: Path) -> Outcome:
+def spec_of(seed: int, pictures: bool) -> RandomSpec:
+    from tests.random_picture_rows import random_picture_spec
+    from tests.random_specs import random_spec
+
+    return random_picture_spec(seed, 2 + seed % 11) if pictures else random_spec(seed, 2 + seed % 15)
+
+
+def attempt(seed: int, pictures: bool, running: Path) -> Outcome:
     """Runs one spec. Every tenth is also compiled to a folder, twice. `running`: a folder that says who runs what."""
     from tests.random_checks import Seen, failure_of
-    from tests.random_specs import random_spec
 
     (running / str(os.getpid())).write_text(str(seed), encoding="ascii")
     started, seen = time.monotonic(), Seen()
-    spec = random_spec(seed, 2 + seed % 15)
+    spec = spec_of(seed, pictures)
     failure = failure_of(spec, seed % 10 == 0, seen)
     sort, why = (None, "") if failure is None else (failure.sort, failure.why)
     took = time.monotonic() - started
     return Outcome(seed, took, sort, why, spec.text, seen.decoded, seen.kernels, tuple(seen.undecodable))
 
 
-def outcomes(first: int, count: int, jobs: int) -> Iterator[Outcome]:
+def outcomes(first: int, count: int, jobs: int, pictures: bool) -> Iterator[Outcome]:
     """In processes of their own: a library can end the one it runs in."""
     end = first + count
     for start in range(first, end, SHARE):
-        yield from _outcomes(list(range(start, min(start + SHARE, end))), jobs)
+        yield from _outcomes(list(range(start, min(start + SHARE, end))), jobs, pictures)
 
 
-def _outcomes(seeds: list[int], jobs: int) -> Iterator[Outcome]:
-    from tests.random_specs import random_spec
-
+def _outcomes(seeds: list[int], jobs: int, pictures: bool) -> Iterator[Outcome]:
     with TemporaryDirectory() as folder:
         running = Path(folder)
         done: set[int] = set()
         try:
             with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-                for future in [pool.submit(attempt, seed, running) for seed in seeds]:
+                for future in [pool.submit(attempt, seed, pictures, running) for seed in seeds]:
                     outcome = future.result()
                     done.add(outcome.seed)
                     yield outcome
         except BrokenProcessPool:
             suspects = {int(file.read_text("ascii")) for file in running.iterdir()} - done
             if len(seeds) == 1:
-                yield Outcome(seeds[0], 0, ENDED, ENDED, random_spec(seeds[0], 2 + seeds[0] % 15).text, 0, 0, ())
+                yield Outcome(seeds[0], 0, ENDED, ENDED, spec_of(seeds[0], pictures).text, 0, 0, ())
                 return
             # One of them ended it; what it was is seen when each runs alone.
             for seed in sorted(suspects):
-                yield from _outcomes([seed], 1)
-            yield from _outcomes([seed for seed in seeds if seed not in done | suspects], jobs)
+                yield from _outcomes([seed], 1, pictures)
+            yield from _outcomes([seed for seed in seeds if seed not in done | suspects], jobs, pictures)
 
 
-def minimised(outcome: Outcome) -> str:
+def minimised(outcome: Outcome, pictures: bool) -> str:
     from tests.random_checks import Failure, failure_of, smaller
-    from tests.random_specs import random_spec
 
-    spec = random_spec(outcome.seed, 2 + outcome.seed % 15)
+    spec = spec_of(outcome.seed, pictures)
     if outcome.sort == ENDED:
         return f"{spec.text}\n# {ENDED}\n"  # trying a smaller one would end this process
     small = smaller(spec, Failure(outcome.sort or "", outcome.why))
@@ -107,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="number of the first spec")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--pictures", action="store_true", help="rows are words and the places of pictures")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
     folder = Path("random_spec_failures")
@@ -114,7 +123,7 @@ def main() -> None:
     undecodable: Counter[str] = Counter()
     decoded = kernels = done = 0
     started = reported = time.monotonic()
-    for outcome in outcomes(options.seed, options.count, options.jobs):
+    for outcome in outcomes(options.seed, options.count, options.jobs, options.pictures):
         done += 1
         decoded, kernels = decoded + outcome.decoded, kernels + outcome.kernels
         undecodable.update(outcome.undecodable)
@@ -123,7 +132,7 @@ def main() -> None:
             if sorts[outcome.sort] == 1:
                 folder.mkdir(exist_ok=True)
                 file = folder / f"{outcome.seed}.weft"
-                file.write_text(minimised(outcome), encoding="utf-8")
+                file.write_text(minimised(outcome, options.pictures), encoding="utf-8")
                 print(f"---- seed {outcome.seed}: {outcome.why}\n{file.read_text('utf-8')}", flush=True)
         if time.monotonic() - reported > 30:
             reported = time.monotonic()

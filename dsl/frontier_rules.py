@@ -249,15 +249,17 @@ def _at_last(f: Frontier, cut: Segments) -> Frontier:
         case Kind.END if f.cuts == (cut.axis,) or all_apart((*f.cuts, cut.axis)):
             # The last row of a segment is in none of another cut.
             return last(cut.axis)
-        case Kind.END if cut.along.parent is cut.axis and all(_is_of_rows(one, cut.axis) for one in f.cuts):
-            return f  # nested rows know the segment of the one row that owns them
+        case Kind.END if _is_within(cut, f.cuts):
+            return f
         case _:
             return ALL
 
 
-def _is_of_rows(cut: Axis, axis: Axis) -> bool:
-    grouped = fine_axis(cut)
-    return grouped is not None and is_part_of(grouped, axis)
+def _is_within(cut: Segments, others: Iterable[Axis]) -> bool:
+    """Whether the rows of a segment are nested in one row, of those that other cuts group: in one segment of theirs."""
+    grouped = [fine_axis(other) for other in others]
+    owner = cut.axis if cut.along.parent is cut.axis else None
+    return owner is not None and all(axis is not None and is_part_of(axis, owner) for axis in grouped)
 
 
 def _at_first(f: Frontier, cut: Segments) -> Frontier:
@@ -296,6 +298,8 @@ def _read_own(f: Frontier, cut: Segments) -> Frontier:
             return end(cut.axis, cut.inside)
         case Kind.LAST if f.axis is cut.axis and f.shift < 0:
             return row(cut.along, -1)
+        case Kind.END if _is_within(cut, f.cuts):
+            return f
         case _:
             return ALL
 

@@ -8,7 +8,6 @@ alone; a few of our own lead from one axis to another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from random import Random
@@ -16,18 +15,13 @@ from random import Random
 from . import random_pictures
 from .random_blocks import BLOCKS, MASKS, SCORES, SCORES_OF_HEADS
 from .random_documents import PICTURE, WORDS
-from .random_routes import DECLARED, KIND, route
-from .random_specs import RandomSpec, same_type, statement, typed
-from .random_values import EXAMPLE, INT, REAL, Typed, Writer, joined, listed
+from .random_picture_links import LINKS, along
+from .random_routes import DECLARED, KIND
+from .random_specs import RandomSpec, statement, typed
+from .random_values import EXAMPLE, FLAG, INT, REAL, Typed, Writer, listed
 
+CUTS = ("kind == low", "kind == flat", "position(seq) mod 3 == 1")
 AXES = ("seq", "word", "place", "picture")
-# Of rows that stand in one text: what a row sees is its own picture and what came before.
-CAUSAL = (
-    "causal or same(picture)", "causal or same(picture)", "(causal or same(picture)) and window({n})",
-    "causal and same(picture)", "same(picture)", "same(picture) or recent({n})",
-    "same(picture) or key(position) < query(position)",
-)  # fmt: skip
-AHEAD = ("same(picture) or window({n})", "window({n}) and (same(picture) or causal)")
 
 
 def random_picture_spec(seed: int, statements: int = 8) -> RandomSpec:
@@ -59,6 +53,9 @@ class _PictureSpec:
             texts.append(text)
             writer.blocks += (block,)
         self.together()
+        if self.chance.random() < 0.15:
+            writer.line(f"segment seq into patch ends where {self.chance.choice(CUTS)}")
+            writer.cut = "patch"
         seeds = [self.chance.randrange(2**32) for _ in range(40)]
         last_seed, documents = self.chance.randrange(2**32), self.documents()
         for number in range(self.statements):
@@ -72,10 +69,14 @@ class _PictureSpec:
         )
         texts = [text for text in texts if not text.startswith("shared") or f" {text.split()[1][:-1]}(" in model]
         text = "\n\n".join((self.declarations(), *texts, model, *self.objective(inputs, outputs)))
-        is_causal = not any(value.ahead for value in outputs)
+        is_causal = self.is_promised(*outputs)
         return RandomSpec(
             self.seed, f"{text}\n\ninit ** = normal(0.4)\n", is_causal, documents, self.sizes["spot"] or 1
         )
+
+    def is_promised(self, *values: Typed) -> bool:
+        """Whether these see no later row, and the checker knows: not where segments may cut pictures in two."""
+        return self.writer.cut is None and not any(value.ahead for value in values)
 
     # -- the file ----------------------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ class _PictureSpec:
             "axis place = seq where kind == flat",
             "axis picture",
             f"axis spot = grid{self.grid}",
-            *random_pictures.DECLARATIONS,
+            *(("axis patch cut from seq",) if self.writer.cut else random_pictures.DECLARATIONS),
             *DECLARED,
             "axis two = 2",
             "axis three = 3",
@@ -117,6 +118,8 @@ class _PictureSpec:
             Typed("x", REAL, "seq", ("dim",), is_plain=True),
             Typed("w", REAL, "seq", (), is_plain=True),
             Typed("v", REAL, "word", ("heads",), is_plain=True),
+            Typed("y", REAL, "place", ("dim",), is_plain=True),
+            Typed("on", FLAG, "seq"),
             Typed("c", REAL, EXAMPLE, ("dim",), is_plain=True),
             Typed("level", REAL, EXAMPLE, (), is_plain=True),
         ]
@@ -154,14 +157,9 @@ class _PictureSpec:
 
     def statement(self) -> None:
         chance = self.writer.chance
-        if chance.random() < 0.45:
-            makes = (*(_attended,) * 3, _taken, _joined, _flattened, _unflattened, _told, _convolved, *(_routed,) * 2)
-            if chance.choice(makes)(self.writer):
-                return
-        self.along(chance.choice(("seq", "seq", *AXES)), statement)
-
-    def along(self, axis: str, write: Callable[[Writer], object]) -> None:
-        along(self.writer, axis, write)
+        if chance.random() < 0.45 and chance.choice(LINKS)(self.writer):
+            return
+        along(self.writer, chance.choice(("seq", "seq", *AXES)), statement)
 
     # -- what comes out ----------------------------------------------------------------------------
 
@@ -186,7 +184,7 @@ class _PictureSpec:
         lines = [f"objective o({parameters}):", f"    {', '.join(names)} = m({', '.join(v.text for v in inputs)})"]
         for number, (name, v) in enumerate(zip(names, outputs, strict=True)):
             loss = f"mean({name}^2, over={listed(v.axes)})" if v.axes else f"{name}^2"
-            if v.level == "word" and v.axes and "vocab" not in v.axes and not v.ahead:
+            if v.level == "word" and v.axes and "vocab" not in v.axes and self.is_promised(v):
                 scores = f"linear({name}, {listed(v.axes)} -> vocab) as head{number}"
                 loss = f"cross_entropy({scores}, take(next(tokens, along=seq), seq -> word))"
             if v.level == "picture" and v.axes == ("spot", "dim"):
@@ -194,114 +192,3 @@ class _PictureSpec:
             only = " only tokens != 0" if v.level == "word" and self.chance.random() < 0.4 else ""
             lines.append(f"    loss part{number} = {loss}{only}")
         return ["\n".join(lines)]
-
-
-def along(writer: Writer, axis: str, write: Callable[[Writer], object]) -> object:
-    """A statement by a writer that knows the values of one axis, and those of no rows."""
-    own = replace(writer, row=axis, rows=(axis,), values=[v for v in writer.values if v.level in (None, EXAMPLE, axis)])
-    if axis == "picture":
-        # Blocks of rows of the text.
-        own.blocks = tuple(block for block in own.blocks if not block.name.startswith("stage"))
-    result = write(own)
-    known = {value.text: value for value in own.values}
-    writer.values[:] = [known.pop(value.text, value) for value in writer.values] + list(known.values())
-    return result
-
-
-# -- from one axis to another ------------------------------------------------------------------------------------------
-
-
-def _rows(writer: Writer, axis: str, test: Callable[[Typed], bool] = lambda v: True) -> Typed | None:
-    return writer.real(lambda v: v.level == axis and not (writer.causal and v.ahead) and test(v))
-
-
-def _taken(writer: Writer) -> bool:
-    x, axis = writer.value(lambda v: v.level == "seq" and not v.missing), writer.pick(("word", "place"))
-    if x is not None:
-        writer.bind(replace(x, text=f"take({x.text}, seq -> {axis})", level=axis))
-    return x is not None
-
-
-def _joined(writer: Writer) -> bool:
-    """Of words and places with the same axes, in either order."""
-    words = _rows(writer, "word")
-    places = words and _rows(writer, "place", lambda v: {*v.axes} == {*words.axes})
-    if words is None or places is None:
-        return False
-    (a, b), order = ((words, places), "word, place") if writer.maybe() else ((places, words), "place, word")
-    text = f"join(({a.text}, {b.text}), ({order}) -> seq)"
-    writer.bind(joined(REAL, text, [a, b], level="seq", size=max(a.size, b.size)))
-    return True
-
-
-def _flattened(writer: Writer) -> bool:
-    x = _rows(writer, "picture", lambda v: "spot" in v.axes)
-    if x is not None:
-        axes = tuple(axis for axis in x.axes if axis != "spot")
-        writer.bind(replace(x, text=f"flatten({x.text}, (picture, spot) -> place)", level="place", axes=axes))
-    return x is not None
-
-
-def _unflattened(writer: Writer) -> bool:
-    x = _rows(writer, "place", lambda v: "spot" not in v.axes and writer.fits((*v.axes, "spot")))
-    if x is not None:
-        text = f"unflatten({x.text}, place -> (picture, spot))"
-        writer.bind(replace(x, text=text, level="picture", axes=("spot", *x.axes)))
-    return x is not None
-
-
-def _told(writer: Writer) -> bool:
-    """What is one of a picture, at each of its places."""
-    x = _rows(writer, "picture", lambda v: bool(v.axes) and "spot" not in v.axes and writer.fits((*v.axes, "spot")))
-    if x is None:
-        return False
-    axis = writer.pick(x.axes)
-    wide = joined(REAL, f"linear({x.text}, {axis} -> (spot, {axis}))", [x], axes=("spot", *x.axes), size=1.5 * x.size)
-    wide = writer.bind(wide)
-    writer.bind(replace(wide, text=f"flatten({wide.text}, (picture, spot) -> place)", level="place", axes=x.axes))
-    return True
-
-
-def _convolved(writer: Writer) -> bool:
-    x = _rows(writer, "picture", lambda v: "spot" in v.axes and len(v.axes) > 1)
-    if x is None:
-        return False
-    axis = writer.pick(axis for axis in x.axes if axis != "spot")
-    text = f"conv({x.text}, spot -> spot, {axis} -> {axis}, size={writer.pick((1, 2, 3))})"
-    writer.bind(joined(REAL, text, [x], size=3 * x.size))
-    return True
-
-
-def _routed(writer: Writer) -> bool:
-    along(writer, "seq", lambda own: route(own, same_type))
-    return True
-
-
-def _attended(writer: Writer) -> bool:
-    """By picture, along the text or along places; the residual now and then."""
-    axis = writer.pick(("seq", "seq", "seq", "place"))
-    x = _rows(writer, axis, lambda v: len(v.axes) == 1 and v.axes[0] not in ("heads", "kv_heads", "head_dim"))
-    if x is None:
-        return False
-    is_ahead = not writer.causal and writer.maybe(0.2)
-    mask = writer.pick(AHEAD if is_ahead else CAUSAL).format(n=writer.pick((1, 2, 3, 5)))
-    said = f", scale={writer.number()}" if writer.maybe(0.2) else ""
-    if writer.maybe(0.25):
-        said += f", score={writer.pick(('silu', 'capped', 'bent', 'stepped'))}"
-    (width,), key_heads = x.axes, writer.pick(("heads", "kv_heads"))
-    if writer.maybe(0.3):
-        text = f"attend({x.text}, {x.text}, {x.text}, over={width}, along={axis}, mask={mask}{said})"
-        made = writer.bind(joined(REAL, text, [x], ahead=x.ahead or is_ahead))
-    else:
-        turned = f" |> rope(along={axis})" if writer.length("head_dim") % 2 == 0 and writer.maybe(0.4) else ""
-        q, k, v = (writer.name("q") for _ in range(3))
-        for name, heads, turn in ((q, "heads", turned), (k, key_heads, turned), (v, key_heads, "")):
-            writer.line(f"{name} = linear({x.text}, {width} -> ({heads}, head_dim)){turn}")
-        group = ", group=heads -> kv_heads" if key_heads == "kv_heads" else ""
-        text = f"attend({q}, {k}, {v}, over=head_dim, along={axis}{group}, mask={mask}{said})"
-        made = Typed(text, REAL, axis, ("heads", "head_dim"), ahead=x.ahead or is_ahead)
-        made = writer.bind(made)
-        made = writer.bind(replace(made, text=f"linear({made.text}, (heads, head_dim) -> {width})", axes=x.axes))
-    if writer.maybe(0.6):
-        writer.bind(joined(REAL, f"({x.text} + {made.text})", [x, made]))
-    return True

@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 
 from .random_checks import Failure, Seen, failure_of, run, smaller
+from .random_picture_rows import random_picture_spec
 from .random_specs import RandomSpec, random_spec, random_specs
 
 # Each takes about a third of a second.
 COUNT = 120
+PICTURE_COUNT = 20
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,6 +37,14 @@ def test_seeds(first: int) -> None:
         assert failure is None, f"seed {seed}: {failure.why}\n{spec.text}"
 
 
+@pytest.mark.parametrize("first", range(0, PICTURE_COUNT, 5))
+def test_seeds_with_pictures(first: int) -> None:
+    for seed in range(first, first + 5):
+        spec = random_picture_spec(seed, 1 + seed % 4)
+        failure = failure_of(spec, artifact=seed % 10 == 0)
+        assert failure is None, f"seed {seed}: {failure.why}\n{spec.text}\n{spec.documents}"
+
+
 @settings(deadline=None, max_examples=6, derandomize=True, database=None)
 @given(random_specs(most=6))
 def test_drawn(spec: RandomSpec) -> None:
@@ -50,6 +60,14 @@ def test_most_models_decode() -> None:
     seen = Seen()
     for seed in range(200, 204):
         run(random_spec(seed, 4), artifact=False, seen=seen)
+    assert seen.decoded >= 2
+    assert seen.kernels >= 4
+
+
+def test_most_models_with_pictures_decode() -> None:
+    seen = Seen()
+    for seed in range(200, 204):
+        run(random_picture_spec(seed, 2), artifact=False, seen=seen)
     assert seen.decoded >= 2
     assert seen.kernels >= 4
 

@@ -268,6 +268,10 @@ STEPS = {
     "y = attend(y, y, y, over=d, along=seq, mask=causal or same(picture))": "end(picture)",
     "y = attend(y, y, y, over=d, along=seq, mask=causal or same(picture))\n    "
     "y = mean(flatten(stack((y, 2 * y), over=spot), (seq, spot) -> piece) * y, over=piece)": "end(picture)",
+    "y = attend(y, y, y, over=d, along=seq, mask=causal or same(picture))\n    "
+    "parts = flatten(stack((y, 2 * y), over=spot), (seq, spot) -> piece)\n    "
+    "parts = attend(parts, parts, parts, over=d, along=piece, mask=same(seq))\n    "
+    "y = mean(parts, over=piece)": "end(picture)",
     "y = y + attend(y, y, y, over=d, along=seq, mask=causal and same(picture))": "t",
     "y = attend(y, y, y, over=d, along=seq, mask=causal)": "t",
     "y = y + previous(y)": "t",
