@@ -108,16 +108,18 @@ class DecodeContext(GraphContext):
             raise NotLowered(f"decoding through `{node.op.name}`, which reads other rows", node)
 
     def _refuse_selections(self, node: Node) -> None:
-        """A selection has the new rows that are chosen; those before it, and their number, are not kept."""
+        """A selection has the new rows that are chosen, and what owns rows those that are given; those before, and
+        their number, are not kept."""
         for value in (*node.inputs, *node.outputs):
             rows = value.type.rows
             if group_of(value.type) is not None:
                 raise NotLowered("decoding through a `match` on a tag per example", node)
-            if rows is None or not isinstance(rows.kind, Selected) or value in self._whole_segments:
+            if rows is None or value in self._whole_segments or _comes_with_owner(node):
                 continue
-            if _comes_with_owner(node):
+            if not isinstance(rows.kind, Selected) and rows not in self.plan.with_rows:
                 continue
-            counts = rows.kind.by is None and value in node.outputs and not isinstance(node.attrs, TakeAttrs)
+            is_of_arm = isinstance(rows.kind, Selected) and rows.kind.by is not None
+            counts = not is_of_arm and value in node.outputs and not isinstance(node.attrs, TakeAttrs)
             if not node.op.is_row_wise(node) or (counts and all(v.type.rows is not rows for v in node.inputs)):
                 raise NotLowered(f"decoding through `{node.op.name}`, which reads or counts rows of {rows.name}", node)
 

@@ -23,10 +23,9 @@ AHEAD = ("same(picture) or window({n})", "window({n}) and (same(picture) or caus
 
 def along(writer: Writer, axis: str, write: Callable[[Writer], object]) -> object:
     """A statement by a writer that knows the values of one axis, and those of no rows."""
-    own = replace(writer, row=axis, rows=(axis,), values=[v for v in writer.values if v.level in (None, EXAMPLE, axis)])
-    if axis == "picture":
-        # Blocks of rows of the text.
-        own.blocks = tuple(block for block in own.blocks if not block.name.startswith("stage"))
+    values = [v for v in writer.values if v.level in (None, EXAMPLE, axis)]
+    cut = writer.cut if axis == "seq" else None
+    own = replace(writer, row=axis, rows=(axis,), values=values, cut=cut)
     result = write(own)
     known = {value.text: value for value in own.values}
     writer.values[:] = [known.pop(value.text, value) for value in writer.values] + list(known.values())

@@ -12,6 +12,7 @@ from tests.small_models import model
 from weft.codegen.pipeline import CPU_PASSES, REFERENCE_PASSES, Pass
 from weft.dsl.diagnostics import SpecErrors
 from weft.runtime.decoder import Decoder
+from weft.runtime.errors import GenerateFault
 from weft.runtime.model import Model
 
 SPEC = """
@@ -201,3 +202,19 @@ def test_pictures_that_see_the_next_are_refused() -> None:
 def test_words_that_see_a_picture_to_come_are_refused() -> None:
     with pytest.raises(SpecErrors, match="cannot be generated"):
         Decoder(model(text("none").replace(", mask=none", "")))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "z = attend(z, z, z, over=dim, along=picture, mask=causal)",
+        "z = z + previous(z)",
+        "z = z * real(position(picture))",
+        "z = z |> rope(along=picture, over=dim)",
+    ],
+)
+def test_pictures_that_read_or_count_those_before_are_refused(step: str) -> None:
+    """A call has the pictures that are new, and nothing is kept of those before."""
+    changed = text(HYBRID).replace("    words = embed", f"    {step}\n    words = embed")
+    with pytest.raises(GenerateFault, match="reads or counts rows of picture"):
+        Decoder(model(changed))
