@@ -98,6 +98,7 @@ ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     packing.row_example: _row_example,
     **dict.fromkeys((cuts.capped, cuts.ends_of_runs, cuts.ends_of_each, cuts.first_rows), _flag_of_rows),
     **dict.fromkeys((cuts.own, cuts.before, cuts.closed, cuts.index, cuts.index_or_next), _row_number),
+    selections.nowhere: _row_number,
     cuts.begins: _per_segment,
     cuts.packed: _packed,
     packing.per_owner: _per_owner,

@@ -88,6 +88,16 @@ def placed_numbers(number: Tensor, inside: Tensor | None, rows: Tensor, like: Te
     return torch.full_like(like, outside).index_copy(0, rows, kept)
 
 
+def nowhere(like: Tensor, outside: int) -> Tensor:
+    """int64 [N]: the number of rows that are in no segment."""
+    return torch.full_like(like, outside)
+
+
+def no_rows(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Rows `[0, *shape]` on the device of `like`."""
+    return torch.empty((0, *shape), dtype=dtype, device=like.device)
+
+
 def placed_flags(rows: Tensor, like: Tensor, present: Tensor | None) -> Tensor:
     """bool [N]: which rows of the whole axis are chosen, and not missing."""
     flags = torch.ones_like(rows, dtype=torch.bool) if present is None else present
