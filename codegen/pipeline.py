@@ -32,6 +32,7 @@ from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.cut_scans import scan_cuts
 from .passes.dead_code import drop_dead_code
+from .passes.dead_gradients import stop_dead_gradients
 from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
@@ -74,9 +75,14 @@ SORTED_ROWS = Pass(
     "sorted-rows", keep_rows_sorted, "rows that arms join and arms take apart again; needs equal calls once"
 )
 
+DEAD_GRADIENTS = Pass(
+    "dead-gradients", stop_dead_gradients, "rows nothing trainable precedes; while attention still has its mask"
+)
+
 # On a GPU every function that is left is a launch of torch's own.
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
+    DEAD_GRADIENTS,
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
     Pass("segment-attention", use_run_attention, "segments that see their own rows; before other attention is taken"),
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
@@ -98,6 +104,7 @@ GPU_PASSES: tuple[Pass, ...] = (
 
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
+    DEAD_GRADIENTS,
     SORTED_ROWS,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),

@@ -103,7 +103,7 @@ ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     cuts.packed: _packed,
     packing.per_owner: _per_owner,
     windows.scaled_row: _row_number,
-    selections.has_tag: _flag_of_rows,
+    **dict.fromkeys((selections.has_tag, selections.in_front), _flag_of_rows),
     **dict.fromkeys((selections.rows_of, selections.order_of), _chosen),
     selections.take: _take,
     selections.placed: _placed(None, 2),

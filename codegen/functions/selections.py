@@ -26,6 +26,12 @@ def rows_of(flags: Tensor) -> Tensor:
     return flags.nonzero()[:, 0]
 
 
+def in_front(flags: Tensor, offsets: Tensor, row_example: Tensor) -> Tensor:
+    """bool [N]: rows that have a flag, as have all rows before them in their example. flags [N]."""
+    lacking = functional.pad(torch.cumsum(~flags, 0), (1, 0))
+    return lacking[1:] == lacking[offsets[:-1].to(torch.int64)][row_example]
+
+
 def offsets_of(flags: Tensor, offsets: Tensor) -> Tensor:
     """int32 [B + 1]: where the chosen rows of each example begin, counted among the chosen."""
     before = functional.pad(torch.cumsum(flags, 0), (1, 0))
