@@ -171,9 +171,9 @@ def _joined(node: fx.Node, early: EarlyRows) -> list[fx.Node]:
 
 
 def _may_be_early(rows: Any, early: EarlyRows) -> bool:
-    flags = rows.args[0] if is_call(rows, selections.rows_of) else None
-    is_known = is_call(flags, selections.has_tag) and flags.args[0] is early.tag
-    return not is_known or not early.members.isdisjoint(tuple_at(flags, 1))  # type: ignore[arg-type]
+    if not is_call(rows, selections.rows_of) or not is_call(flags := node_at(rows, 0), selections.has_tag):
+        return True
+    return node_at(flags, 0) is not early.tag or not early.members.isdisjoint(tuple_at(flags, 1))
 
 
 def _is_row_wise(node: fx.Node) -> bool:

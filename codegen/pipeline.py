@@ -75,6 +75,7 @@ SORTED_ROWS = Pass(
     "sorted-rows", keep_rows_sorted, "rows that arms join and arms take apart again; needs equal calls once"
 )
 
+# Not on a GPU yet: a fused group would take the detach in, and all it makes would count as having a gradient.
 DEAD_GRADIENTS = Pass(
     "dead-gradients", stop_dead_gradients, "rows nothing trainable precedes; while attention still has its mask"
 )
@@ -82,7 +83,6 @@ DEAD_GRADIENTS = Pass(
 # On a GPU every function that is left is a launch of torch's own.
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
-    DEAD_GRADIENTS,
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
     Pass("segment-attention", use_run_attention, "segments that see their own rows; before other attention is taken"),
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
