@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .emit import Imports, KernelOp, function
 from .gpu.rowwise import PROGRAMS
+from .grouped import text as grouped_text
+from .grouped.op import GroupedOp
 from .logits import text as logits_text
 from .logits.op import LogitsOp
 from .rowwise.derivative import Gathered
@@ -30,6 +32,9 @@ def kernels_text(ops: Iterable[KernelOp], imports: Imports, made_from: str) -> s
     for op in ops:
         if isinstance(op, LogitsOp):
             parts += logits_text.parts(op, render)
+            continue
+        if isinstance(op, GroupedOp):
+            parts += grouped_text.parts(op, render)
             continue
         meaning = function(f"{op.name}_meaning", op.meaning, imports)
         kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
