@@ -13,7 +13,7 @@ from torch.nn import functional
 from weft.codegen.emit import Imports
 from weft.codegen.emit_kernels import kernels_text
 from weft.codegen.functions.selections import order_of
-from weft.codegen.gpu.grouped import Grouped, operand_names
+from weft.codegen.gpu.grouped import Grouped, Product, operand_names
 from weft.codegen.gpu.grouped_form import GroupedForm
 from weft.codegen.gpu.linear_tiles import Tiles
 from weft.codegen.grouped.kernels import PRODUCTS
@@ -127,3 +127,54 @@ def test_other_types(dtype: torch.dtype, has_bias: bool) -> None:
 
 def test_three_pieces_with_biases_in_bfloat16() -> None:
     agree(case(GroupedForm(2, 64, (64, 16, 16), False, True, True), (17, 70), torch.bfloat16), torch.bfloat16)
+
+
+def test_rows_of_no_group_get_no_gradient() -> None:
+    agree(case(GroupedForm(2, 20, (24,), True), (9, 13), torch.float32, spare=6), torch.float32)
+
+
+def test_operators() -> None:
+    """As torch checks them: schema, fake tensors, autograd."""
+    form = GroupedForm(2, 24, (16, 8), True, True, True)
+    given = case(form, (3, 6), torch.float32).of_type(torch.float32)
+    torch.library.opcheck(call_of(form, torch.float32).operator, given)
+
+
+def test_by_the_matrix_library() -> None:
+    """Each product by itself: what its kernel computes."""
+    for form in (GroupedForm(2, 24, (16, 8), True, True, True), GroupedForm(2, 24, (16, 8))):
+        made = case(form, (5, 9), torch.float64)
+        call = call_of(form, torch.float64)
+        want = products_of(call, made)
+        for product in PRODUCTS:
+            for one, other in zip(products_of(replace(call, **{product: None}), made), want, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def products_of(call: Grouped, made: Case) -> list[Tensor]:
+    """Results and gradients, of operators with a name of their own."""
+    name = "_".join(product for product in PRODUCTS if getattr(call, product) is not None)
+    given = made.of_type(torch.float64)
+    leaves = [x for x in given if x.requires_grad]
+    found = listed(replace(call, library="grouped_by_torch", name=f"{name}_{call.form.results}")(*given))
+    return [*found, *torch.autograd.grad(found, leaves, [one.sin() for one in found])]
+
+
+def test_frozen_towers_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are not trained have no tile, and no memory; rows that want no gradient have none either."""
+    form = GroupedForm(2, 32, (64, 32), scatters=True)
+    made, programs = case(form, (64, 64), torch.float32), []
+    launch = Product.launch
+    monkeypatch.setattr(Product, "launch", lambda self, n, *rest: programs.append(n) or launch(self, n, *rest))
+    found = []
+    for frozen in (False, True):
+        given = dict(zip(made.names, made.of_type(torch.float32), strict=True))
+        for name in ("x_0", "weight_0_0", "weight_0_1") if frozen else ():
+            given[name].requires_grad_(False)
+        sum(one.sin().sum() for one in call_of(form, torch.float32)(*given.values())).backward()
+        found.append({name: x.grad for name, x in given.items()})
+    assert programs == [6, 2, 4, 6, 1, 2]
+    for name, gradient in found[1].items():
+        assert (gradient is None) == (name in ("x_0", "weight_0_0", "weight_0_1") or found[0][name] is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, found[0][name], rtol=0, atol=0)

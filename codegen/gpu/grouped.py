@@ -80,9 +80,9 @@ class Grouped:
         grads = [f"Tensor g{i}" for i in range(form.results)]
         x_gradient = torch.library.custom_op(
             f"{self.library}::{self.name}_x_gradient", self._x_gradient, mutates_args=(),
-            schema=f"({', '.join(grads)}, {given}) -> {_tensors(1 if form.gathers else form.groups)}",
+            schema=f"({', '.join(grads)}, {given}, bool[] wanted) -> Tensor[]",
         )  # fmt: skip
-        x_gradient.register_fake(lambda *given: _alone([torch.empty_like(x) for x in self._operands(given)[1].x]))
+        x_gradient.register_fake(self._fake_x)
         weight_gradient = torch.library.custom_op(
             f"{self.library}::{self.name}_weight_gradient", self._weight_gradient, mutates_args=(),
             schema=f"({', '.join(grads)}, {given}, bool[] wanted) -> Tensor[]",
@@ -115,44 +115,52 @@ class Grouped:
 
     # -- backward ----------------------------------------------------------------------------------
 
-    def _x_gradient(self, *given: Tensor) -> Any:
-        form = self.form
-        grads, operands = self._operands(given)
+    def _x_gradient(self, *given: Any) -> list[Tensor]:
+        """Of every x that wants one."""
+        form, wanted = self.form, given[-1]
+        grads, operands = self._operands(given[:-1])
         if self.x_gradient is None or not launches(given[0]):
-            return _alone(x_gradient_by_torch(form, grads, operands))
+            return x_gradient_by_torch(form, grads, operands, wanted)
         grads, strides = self._gradients(grads)
         # Rows that are in no group get no gradient.
         is_part = form.gathers and sum(operands.counts) < operands.x[0].shape[0]
         make = torch.zeros_like if is_part else torch.empty_like
-        found = [make(x, memory_format=torch.contiguous_format) for x in operands.x]
+        found = _made(operands.x, wanted, make)
+        counts = operands.counts
+        if not form.gathers:
+            counts = [count if is_wanted else 0 for count, is_wanted in zip(counts, wanted, strict=True)]
         tiles = self.x_gradient.tiles
-        programs = _tiles_of_rows(operands.counts, tiles) * -(-form.inputs // tiles.block_n)
+        programs = _tiles_of_rows(counts, tiles) * -(-form.inputs // tiles.block_n)
         self.x_gradient.launch(
-            programs, grads[0], *grads, *operands.rows, *_whole(operands.weights), *found, *operands.counts, *strides
+            programs, grads[0], *grads, *operands.rows, *_whole(operands.weights), *found, *counts, *strides
         )
-        return _alone(found)
+        return _wanted(found, wanted)
+
+    def _fake_x(self, *given: Any) -> list[Tensor]:
+        return _wanted([_empty_like(x) for x in self._operands(given[:-1])[1].x], given[-1])
 
     def _weight_gradient(self, *given: Any) -> list[Tensor]:
+        """Of every weight that wants one, then of their biases."""
         form, wanted = self.form, given[-1]
         grads, operands = self._operands(given[:-1])
         if self.weight_gradient is None or not launches(given[0]):
             return weight_gradient_by_torch(form, grads, operands, wanted)
         grads, strides = self._gradients(grads)
         x, stride = _rows_whole(operands.x)
-        # What nobody wants has no tile, and stands for a pointer only.
-        of_weights = [torch.empty_like(w) if is_wanted else w for w, is_wanted in zip(operands.weights, wanted)]
-        of_biases = [torch.empty_like(b) if is_wanted else b for b, is_wanted in zip(operands.biases, wanted)]
+        of_weights = _made(operands.weights, wanted, torch.empty_like)
+        of_biases = _made(operands.biases, wanted, torch.empty_like) if form.has_bias else []
         tiles = self.weight_gradient.tiles
-        rows_of_tiles = sum(-(-w.shape[0] // tiles.block_m) for w, is_wanted in zip(of_weights, wanted) if is_wanted)
+        rows_of_tiles = sum(-(-weight.shape[0] // tiles.block_m) for weight in _wanted(of_weights, wanted))
         self.weight_gradient.launch(
             rows_of_tiles * -(-form.inputs // tiles.block_n), grads[0], *grads, *x, *operands.rows, *of_weights,
             *of_biases, *operands.counts, *map(int, wanted), *strides, stride,
         )  # fmt: skip
-        return _wanted([*of_weights, *of_biases], wanted)
+        return [*_wanted(of_weights, wanted), *_wanted(of_biases, wanted)]
 
     def _fake_weights(self, *given: Any) -> list[Tensor]:
         _, operands = self._operands(given[:-1])
-        return [torch.empty_like(one) for one in _wanted([*operands.weights, *operands.biases], given[-1])]
+        found = [*_wanted(operands.weights, given[-1]), *_wanted(operands.biases, given[-1])]
+        return [_empty_like(one) for one in found]
 
     def _gradients(self, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
         """As the kernels take them, and the strides of the rows of each piece."""
@@ -184,9 +192,11 @@ class Grouped:
                 for grad, shape in zip(grads, ctx.shapes, strict=True)
             ]
             found: list[Tensor | None] = [None] * len(operands)
-            if any(needed[:n_x]):
-                made = _listed(x_gradient(*given, *operands))
-                found[:n_x] = [dx.view(x.shape) for dx, x in zip(made, operands, strict=False)]
+            wanted_x = list(needed[:n_x])
+            if any(wanted_x):
+                left = iter(x_gradient(*given, *operands, wanted_x))
+                for place in (place for place in range(n_x) if wanted_x[place]):
+                    found[place] = next(left).view(operands[place].shape)
             owners = range(first, first + form.weights)
             wanted = [needed[i] or (form.has_bias and needed[i + form.weights]) for i in owners]
             if any(wanted):
@@ -257,20 +267,23 @@ def by_torch(form: GroupedForm, *operands: Tensor, is_joined: bool = True) -> An
     return _alone([piece for pieces in found for piece in pieces])
 
 
-def x_gradient_by_torch(form: GroupedForm, grads: Sequence[Tensor], given: Operands) -> list[Tensor]:
-    found = []
+def x_gradient_by_torch(
+    form: GroupedForm, grads: Sequence[Tensor], given: Operands, wanted: Sequence[bool]
+) -> list[Tensor]:
+    whole = torch.zeros_like(given.x[0], memory_format=torch.contiguous_format) if form.gathers else None
+    found = [] if whole is None else [whole]
     for g in range(form.groups):
+        if whole is None and not wanted[g]:
+            continue
         dx: Tensor | None = None
         for dy, weight in zip(_of_rows(form, grads, given, g), _of_group(form, given.weights, g), strict=True):
             dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
         assert dx is not None
-        found.append(dx)
-    if not form.gathers:
-        return found
-    whole = torch.zeros_like(given.x[0], memory_format=torch.contiguous_format)
-    for rows, dx in zip(given.rows, found, strict=True):
-        whole.index_copy_(0, rows, dx)
-    return [whole]
+        if whole is None:
+            found.append(dx)
+        else:
+            whole.index_copy_(0, given.rows[g], dx)
+    return found
 
 
 def weight_gradient_by_torch(
@@ -322,9 +335,21 @@ def _whole(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [one.contiguous() for one in tensors]
 
 
+def _made(like: Sequence[Tensor], wanted: Sequence[bool], make: Callable[..., Tensor]) -> list[Tensor]:
+    """Memory for what is wanted. What is not has no tile, and any pointer of its type stands for it."""
+    return [
+        make(one, memory_format=torch.contiguous_format) if is_wanted else one
+        for one, is_wanted in zip(like, wanted, strict=True)
+    ]
+
+
 def _wanted(values: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
-    """Of weights, and of biases where they follow."""
-    return [one for place, one in enumerate(values) if wanted[place % len(wanted)]]
+    """`values` may be none at all."""
+    return [one for one, is_wanted in zip(values, wanted, strict=False) if is_wanted]
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _own(x: Tensor) -> Tensor:
