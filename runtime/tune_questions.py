@@ -14,7 +14,9 @@ from ..codegen import candidates, subjects
 from ..codegen.configuration import Configuration
 from ..codegen.gpu import linear_tiles, scatter
 from ..codegen.gpu.fused import Fused
+from ..codegen.gpu.grouped import Operands
 from ..codegen.gpu.rowwise import RowKernel
+from ..codegen.grouped.op import GroupedOp
 from ..codegen.logits.op import LogitsOp
 from ..codegen.rowwise.fused import FusedOp
 from ..codegen.rowwise.plan import RowPlan
@@ -132,4 +134,30 @@ def of_linear(key: LinearKey, x: Tensor, weight: Tensor, wanted: Sequence[str]) 
         yield Question(
             what, subjects.linear_subject(key, product), bucket(rows=flat.shape[0]), candidates.of_linear(key.dtype),
             prepare,
+        )  # fmt: skip
+
+
+def of_grouped(op: GroupedOp, operands: Sequence[Tensor]) -> Iterator[Question]:
+    """Each of the three products by itself; of the gradients, those of everything."""
+    form = op.form
+    given = [x.detach() for x in operands]
+    rows = sum(Operands.of(form, given).counts)
+    counts = [rows] if form.scatters else Operands.of(form, given).counts
+    grads = [
+        torch.randn(count, size, dtype=op.dtype, device=given[0].device) for count in counts for size in form.outputs
+    ]
+    wanted = {"x_gradient": [True] * (1 if form.gathers else form.groups), "weight_gradient": [True] * form.weights}
+    for product in subjects.PRODUCTS:
+
+        def prepare(chosen: Configuration, product: str = product) -> Run:
+            tiles = subjects.linear_tiles(chosen)
+            if product == "forward":
+                return partial(op if tiles is None else launchable(replace(op, forward=tiles)).operator, *given)
+            call = launchable(replace(op, **{product: tiles}))
+            return partial(getattr(call, f"_{product}"), *grads, *given, wanted[product])
+
+        what = f"grouped linear {form.inputs} -> {' + '.join(map(str, form.outputs))}, {product.replace('_', ' ')}"
+        yield Question(
+            what, subjects.grouped_subject(form, op.dtype, product), bucket(rows=rows),
+            candidates.of_grouped(op, product), prepare,
         )  # fmt: skip

@@ -137,7 +137,7 @@ def test_operators() -> None:
     """As torch checks them: schema, fake tensors, autograd."""
     form = GroupedForm(2, 24, (16, 8), True, True, True)
     given = case(form, (3, 6), torch.float32).of_type(torch.float32)
-    torch.library.opcheck(call_of(form, torch.float32).operator, given)
+    torch.library.opcheck(call_of(form, torch.float32).operator, tuple(given))
 
 
 def test_by_the_matrix_library() -> None:
@@ -171,7 +171,7 @@ def test_frozen_towers_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         given = dict(zip(made.names, made.of_type(torch.float32), strict=True))
         for name in ("x_0", "weight_0_0", "weight_0_1") if frozen else ():
             given[name].requires_grad_(False)
-        sum(one.sin().sum() for one in call_of(form, torch.float32)(*given.values())).backward()
+        torch.stack([one.sin().sum() for one in call_of(form, torch.float32)(*given.values())]).sum().backward()
         found.append({name: x.grad for name, x in given.items()})
     assert programs == [6, 2, 4, 6, 1, 2]
     for name, gradient in found[1].items():

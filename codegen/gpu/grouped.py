@@ -27,6 +27,7 @@ from .grouped_form import GroupedForm
 from .joined import joined_linears
 from .linear_tiles import GROUP_M, Tiles, launches
 from .products import precision
+from .rowwise import most_registers
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Product:
     def launch(self, programs: int, like: Tensor, *arguments: Any) -> None:
         if programs:
             tiles = self.tiles
+            options = {"maxnreg": most_registers(tiles.warps)} if torch.version.hip is None else {}
             self.function[(programs,)](
                 *arguments, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, GROUP_M=GROUP_M,
-                PRECISION=_precision(like), num_warps=tiles.warps, num_stages=tiles.stages,
+                PRECISION=_precision(like), num_warps=tiles.warps, num_stages=tiles.stages, **options,
             )  # fmt: skip
 
 

@@ -73,11 +73,11 @@ def grouped_kernel(name: str, product: str, form: GroupedForm, dtype: torch.dtyp
     return make(f"{name}_{product}", form, dtype)
 
 
-def default_tiles(product: str, dtype: torch.dtype) -> Tiles:
+def default_tiles(dtype: torch.dtype) -> Tiles:
     """By what ahead-of-time compilation shows: no register is spilled on any target. None of them has been timed."""
     if dtype.itemsize > 2:
         return Tiles(32, 32, 32, 4, 2)
-    return Tiles(128, 128, 32, 8, 3) if product == "weight_gradient" else Tiles(128, 128, 64, 8, 3)
+    return Tiles(128, 128, 64, 8, 3)
 
 
 # -- the products ------------------------------------------------------------------------------------

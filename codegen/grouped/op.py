@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..gpu.grouped import by_torch
 from ..gpu.grouped_form import GroupedForm
@@ -55,5 +55,19 @@ class GroupedOp:
 
 def grouped_op(name: str, form: GroupedForm, dtype: torch.dtype, is_ours: bool) -> GroupedOp:
     """In its default configuration: every product by kernels of ours, or every one by the matrix library."""
-    tiles = {product: default_tiles(product, dtype) for product in PRODUCTS} if is_ours else {}
+    tiles = {product: default_tiles(dtype) for product in PRODUCTS} if is_ours else {}
     return GroupedOp(name, form, dtype, **tiles)
+
+
+def trained_weights(module: fx.GraphModule, node: fx.Node) -> int:
+    """How many weights of a call want a gradient."""
+    form = node.target.form  # type: ignore[union-attr]
+    first = len(node.args) - form.weights * (1 + form.has_bias)
+    weights = node.args[first : first + form.weights]
+    return sum(_is_trained(module, weight) for weight in weights if isinstance(weight, fx.Node))
+
+
+def _is_trained(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return module.get_parameter(str(node.target)).requires_grad
+    return any(_is_trained(module, operand) for operand in node.all_input_nodes)

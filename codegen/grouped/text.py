@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..gpu.linear_tiles import GROUP_M, Tiles
 from ..gpu.products import precision
+from ..gpu.rowwise import most_registers
 from ..kernel_text import KernelText
 from .kernels import PRODUCTS, GroupedKernel
 from .op import GroupedOp
@@ -43,6 +44,7 @@ def kernel_text(op: GroupedOp, product: str, tiles: Tiles, target: str, render: 
         divisible=tuple(argument.name for argument in kernel.arguments if argument.divisible),
         warps=tiles.warps,
         stages=tiles.stages,
+        registers=most_registers(tiles.warps),
     )
 
 
