@@ -146,7 +146,8 @@ def artifact_files(
     files["reference.py"] = _module_text(checked, references, weights, dtype, imports, weft_version, "Reference")
     if imports.kernels:
         launchers = (
-            "fused", "grouped", "grouped_form", "linear_tiles", "rowwise", "logits", "logits_form", "logits_tiles"
+            "fused", "grouped", "grouped_epilogue", "grouped_form", "linear_tiles", "logits", "logits_form",
+            "logits_tiles", "rowwise",
         )  # fmt: skip
         meanings = Imports({("gpu", launcher) for launcher in launchers})
         files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")

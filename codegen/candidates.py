@@ -11,7 +11,6 @@ from .choices import TORCH
 from .configuration import Configuration
 from .gpu.linear_tiles import Tiles
 from .gpu.scatter import Tiling, tiling_of
-from .grouped.kernels import default_tiles
 from .grouped.op import GroupedOp
 from .logits.kernels import Tile, default_tile
 from .logits.op import LogitsOp
@@ -106,7 +105,7 @@ def of_linear(dtype: torch.dtype) -> tuple[Configuration, ...]:
 def of_grouped(op: GroupedOp, product: str) -> tuple[Configuration, ...]:
     """The default, then whose product it is not by default, then other tiles."""
     linear = of_linear(op.dtype)
-    ours = nearest_first(linear_configuration(default_tiles(op.dtype)), linear[1:])
+    ours = nearest_first(linear_configuration(op.default_tiles(product)), linear[1:])
     return tuple(dict.fromkeys((grouped_default(op, product), ours[0], linear[0], *ours[1:])))
 
 

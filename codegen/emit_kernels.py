@@ -34,12 +34,18 @@ def kernels_text(ops: Iterable[KernelOp], imports: Imports, made_from: str) -> s
             parts += logits_text.parts(op, render)
             continue
         if isinstance(op, GroupedOp):
+            if op.epilogue is not None:
+                parts += _fused(op.epilogue.call.renamed(f"{op.name}_epilogue"), imports)
             parts += grouped_text.parts(op, render)
             continue
-        meaning = function(f"{op.name}_meaning", op.meaning, imports)
-        kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
-        parts += [meaning, *kernels, render("fused.py.j2", op=_call(op), usual_programs=PROGRAMS)]
+        parts += _fused(op, imports)
     return render("kernels.py.j2", made_from=made_from, imports=imports, parts=parts)
+
+
+def _fused(op: FusedOp, imports: Imports) -> list[str]:
+    meaning = function(f"{op.name}_meaning", op.meaning, imports)
+    kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
+    return [meaning, *kernels, render("fused.py.j2", op=_call(op), usual_programs=PROGRAMS)]
 
 
 def row_kernel(plan: RowPlan) -> str:

@@ -37,6 +37,7 @@ from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
 from .passes.group_norms import recognise_group_norms
+from .passes.grouped_epilogues import take_epilogues
 from .passes.grouped_linears import group_linears
 from .passes.joined_linears import join_linears_on_gpu
 from .passes.measured_choices import use_choices
@@ -95,6 +96,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("cut-scans", scan_cuts, "segments are numbered by one kernel, of flags that a fused group packs for it"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
     Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
+    Pass("grouped-epilogues", take_epilogues, "what is made of the results of grouped linears; when all of it is said"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
     Pass("segments", use_segment_kernels, "pools of segments, and values of segments that no fused group reads"),
 )

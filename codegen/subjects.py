@@ -22,11 +22,10 @@ from .choices import TORCH, Choices
 from .configuration import Configuration, anonymous, kernel_hash
 from .emit_kernels import render
 from .gpu.attention_kernels import AttentionKey
-from .gpu.grouped_form import GroupedForm
 from .gpu.linear_tiles import Tiles
 from .gpu.scatter import Tiling
 from .grouped.kernels import default_tiles
-from .grouped.op import GroupedOp, grouped_op
+from .grouped.op import GroupedOp
 from .grouped.text import kernel_text
 from .kernel_text import KernelText
 from .linear_text import linear_kernel
@@ -190,11 +189,11 @@ def linear_tiles(chosen: Configuration) -> Tiles | None:
 # -- grouped linears -------------------------------------------------------------------------------
 
 
-@cache
-def grouped_subject(form: GroupedForm, dtype: torch.dtype, product: str) -> str:
+def grouped_subject(op: GroupedOp, product: str) -> str:
     """Of one of PRODUCTS. Whose kernel it is, is part of the choice."""
-    kernel = kernel_text(grouped_op("grouped", form, dtype, True), product, default_tiles(dtype), "cuda:80", render)
-    return _hash("grouped", form, dtype, product, kernel_hash(anonymous(kernel), ("BLOCK_M", "BLOCK_N", "BLOCK_K")))
+    plain = GroupedOp("grouped", op.form, op.dtype, epilogue=op.epilogue if product == "forward" else None)
+    kernel = kernel_text(plain, product, default_tiles(op.dtype), "cuda:80", render)
+    return _hash("grouped", op.form, op.dtype, kernel_hash(anonymous(kernel), ("BLOCK_M", "BLOCK_N", "BLOCK_K")))
 
 
 def grouped_default(op: GroupedOp, product: str) -> Configuration:

@@ -216,7 +216,7 @@ class _Step:
             if isinstance(op, LogitsOp):
                 found.add(logits_subject(op))
             elif isinstance(op, GroupedOp):
-                found |= {grouped_subject(op.form, op.dtype, product) for product in PRODUCTS}
+                found |= {grouped_subject(op, product) for product in PRODUCTS}
             else:
                 found |= {row_subject(plan) for plan in (op.forward, op.backward) if plan is not None}
         found |= {linear_subject(key, product) for key in self.linears.values() for product in PRODUCTS}

@@ -13,8 +13,9 @@ from torch.nn import functional
 from weft.codegen.emit import Imports
 from weft.codegen.emit_kernels import kernels_text
 from weft.codegen.functions.selections import order_of
-from weft.codegen.gpu.grouped import Grouped, Product, operand_names
+from weft.codegen.gpu.grouped import Grouped, Product
 from weft.codegen.gpu.grouped_form import GroupedForm
+from weft.codegen.gpu.grouped_torch import operand_names
 from weft.codegen.gpu.linear_tiles import Tiles
 from weft.codegen.grouped.kernels import PRODUCTS
 from weft.codegen.grouped.op import grouped_op

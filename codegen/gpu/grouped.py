@@ -20,11 +20,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ..functions.selections import join, take
+from .grouped_epilogue import Epilogue
 from .grouped_form import GroupedForm
-from .joined import joined_linears
+from .grouped_torch import (
+    Operands,
+    alone,
+    by_torch,
+    listed,
+    of_group,
+    operand_names,
+    weight_gradient_by_torch,
+    x_gradient_by_torch,
+)
 from .linear_tiles import GROUP_M, Tiles, launches
 from .products import precision
 from .rowwise import most_registers
@@ -37,13 +45,14 @@ class Product:
     function: Any
     tiles: Tiles
 
-    def launch(self, programs: int, like: Tensor, *arguments: Any) -> None:
+    def launch(self, programs: int, like: Tensor, *arguments: Any, **constants: Any) -> None:
         if programs:
             tiles = self.tiles
             options = {"maxnreg": most_registers(tiles.warps)} if torch.version.hip is None else {}
             self.function[(programs,)](
                 *arguments, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, GROUP_M=GROUP_M,
                 PRECISION=_precision(like), num_warps=tiles.warps, num_stages=tiles.stages, **options,
+                **constants,
             )  # fmt: skip
 
 
@@ -51,7 +60,11 @@ class Product:
 class Grouped:
     """An operator `(x.., rows.., order if rows are scattered, weights.., biases..) -> results`, as GroupedForm says;
     weights are those of the first group, then of the second. `rows [N_g]` int64, of each group; `order [N]` says where
-    each row stands when the groups lie behind one another. None for a product: by the matrix library."""
+    each row stands when the groups lie behind one another. None for a product: by the matrix library.
+
+    `epilogue`: what is made of each group's results instead of storing them. What it reads besides follows the other
+    operands, group by group, and its results take the place of the linear's.
+    """
 
     library: str
     name: str
@@ -59,12 +72,17 @@ class Grouped:
     forward: Product | None = None
     x_gradient: Product | None = None
     weight_gradient: Product | None = None
+    epilogue: Epilogue | None = None
 
     def __call__(self, *operands: Tensor) -> Any:
         is_by_torch = self.forward is None and self.x_gradient is None and self.weight_gradient is None
         if not torch.compiler.is_compiling() and (is_by_torch or not launches(operands[0])):
-            return by_torch(self.form, *operands)
-        return self.operator(*operands)
+            return alone(self._by_torch(operands))
+        if self.epilogue is None:
+            return self.operator(*operands)
+        saves = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+        found = listed(self.operator(*operands, saves))
+        return alone(found[: self.form.groups * self.epilogue.results])
 
     @property
     def __name__(self) -> str:
@@ -72,22 +90,24 @@ class Grouped:
 
     @cached_property
     def operator(self) -> Any:
-        form = self.form
-        given = ", ".join(f"Tensor {name}" for name in operand_names(form))
+        form, names = self.form, [f"Tensor {name}" for name in operand_names(self.form)]
+        more = [f"Tensor other_{i}" for i in range(self._others)] + (["bool saves"] if self.epilogue else [])
         forward = torch.library.custom_op(
             f"{self.library}::{self.name}", self._forward, mutates_args=(),
-            schema=f"({given}) -> {_tensors(form.results)}",
+            schema=f"({', '.join([*names, *more])}) -> {_tensors(len(self._widths))}",
         )  # fmt: skip
-        forward.register_fake(self._fake)
-        grads = [f"Tensor g{i}" for i in range(form.results)]
+        forward.register_fake(lambda *given: alone(self._results(given)))
+        given = ", ".join([*(f"Tensor g{i}" for i in range(form.results)), *names, "bool[] wanted"])
         x_gradient = torch.library.custom_op(
-            f"{self.library}::{self.name}_x_gradient", self._x_gradient, mutates_args=(),
-            schema=f"({', '.join(grads)}, {given}, bool[] wanted) -> Tensor[]",
-        )  # fmt: skip
+            f"{self.library}::{self.name}_x_gradient",
+            self._x_gradient,
+            mutates_args=(),
+            schema=f"({given}) -> Tensor[]",
+        )
         x_gradient.register_fake(self._fake_x)
         weight_gradient = torch.library.custom_op(
             f"{self.library}::{self.name}_weight_gradient", self._weight_gradient, mutates_args=(),
-            schema=f"({', '.join(grads)}, {given}, bool[] wanted) -> Tensor[]",
+            schema=f"({given}) -> Tensor[]",
         )  # fmt: skip
         weight_gradient.register_fake(self._fake_weights)
         forward.register_autograd(self._pass_back(x_gradient, weight_gradient), setup_context=self._save)
@@ -95,25 +115,83 @@ class Grouped:
 
     # -- forward -----------------------------------------------------------------------------------
 
-    def _forward(self, *operands: Tensor) -> Any:
-        form, given = self.form, Operands.of(self.form, operands)
-        if self.forward is None or not launches(operands[0]):
-            return _alone([_own(result) for result in _listed(by_torch(form, *operands, is_joined=False))])
-        x, stride = _rows_whole(given.x)
-        results = self._fake(*operands)
-        results = list(results) if isinstance(results, tuple) else [results]
-        tiles = self.forward.tiles
-        columns = sum(-(-size // tiles.block_n) for size in form.outputs)
-        self.forward.launch(
-            _tiles_of_rows(given.counts, tiles) * columns, x[0], *x, *given.rows, *_whole(given.weights),
-            *_whole(given.biases), *_by_pointer(form, results), *given.counts, stride,
-        )  # fmt: skip
-        return _alone(results)
+    @property
+    def _others(self) -> int:
+        """Operands of the epilogue alone."""
+        return 0 if self.epilogue is None else self.form.groups * self.epilogue.others
 
-    def _fake(self, *operands: Tensor) -> Any:
-        form, given = self.form, Operands.of(self.form, operands)
-        counts = [sum(given.counts)] if form.scatters else given.counts
-        return _alone([operands[0].new_empty((count, size)) for count in counts for size in form.outputs])
+    @property
+    def _widths(self) -> list[int]:
+        """Entries of a row of each result; with an epilogue those of each group, then the pieces that are saved."""
+        form, epilogue = self.form, self.epilogue
+        if epilogue is None:
+            return list(form.outputs) * (1 if form.scatters else form.groups)
+        return [form.outputs[0]] * (form.groups * (epilogue.results + len(epilogue.saved)))
+
+    def _forward(self, *given: Any) -> Any:
+        form, epilogue, results = self.form, self.epilogue, self._results(given)
+        if self.forward is None or not launches(given[0]):
+            return alone(self._filled(results, given))
+        operands = Operands.of(form, given)
+        x, stride = _rows_whole(operands.x)
+        tiles = self.forward.tiles
+        columns = sum(-(-size // tiles.block_n) for size in (form.outputs[:1] if epilogue else form.outputs))
+        made, strides, others = _by_pointer(form, results), [stride], []
+        options: dict[str, Any] = {}
+        if epilogue is not None:
+            made, options = results, {"SAVES": given[-1]} if epilogue.saved else {}
+            flat = [epilogue.flat(own) for own in self._others_of(given)]
+            columns_of_others = [_rows_whole(one) for one in zip(*flat, strict=True)]
+            strides += [distance for _, distance in columns_of_others]
+            others = [one for own in zip(*(found for found, _ in columns_of_others), strict=True) for one in own]
+        self.forward.launch(
+            _tiles_of_rows(operands.counts, tiles) * columns, x[0], *x, *operands.rows, *_whole(operands.weights),
+            *_whole(operands.biases), *others, *made, *operands.counts, *strides, **options,
+        )  # fmt: skip
+        return alone(results)
+
+    def _results(self, given: Sequence[Any]) -> list[Tensor]:
+        """Memory for them; without rows for what is not saved."""
+        form, operands = self.form, Operands.of(self.form, given)
+        counts = [sum(operands.counts)] * form.pieces if form.scatters else []
+        if self.epilogue is None:
+            counts = counts or [count for count in operands.counts for _ in form.outputs]
+        else:
+            counts = [count for count in operands.counts for _ in range(self.epilogue.results)]
+            counts += [count if given[-1] else 0 for count in operands.counts for _ in self.epilogue.saved]
+        return [given[0].new_empty((count, size)) for count, size in zip(counts, self._widths, strict=True)]
+
+    def _filled(self, results: list[Tensor], given: Sequence[Any]) -> list[Tensor]:
+        """By the matrix library."""
+        form, epilogue = self.form, self.epilogue
+        found = listed(by_torch(form, *given[: len(operand_names(form))], is_joined=False))
+        if epilogue is not None:
+            found = self._made(found, given) + [
+                found[g * form.pieces + piece] for g in range(form.groups) for piece in epilogue.saved
+            ]
+        for result, one in zip(results, found, strict=True):
+            if result.shape[0]:
+                result.copy_(one.reshape(result.shape))
+        return results
+
+    def _by_torch(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        found = listed(by_torch(self.form, *operands[: len(operand_names(self.form))]))
+        return found if self.epilogue is None else self._made(found, operands)
+
+    def _made(self, found: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:
+        """Of the linear's results by the epilogue's own call."""
+        form, epilogue = self.form, self.epilogue
+        assert epilogue is not None
+        made, others = [], self._others_of(operands)
+        for g in range(form.groups):
+            own = of_group(form, found, g)
+            made += listed(epilogue.call(*epilogue.operands(own, others[g])))
+        return made
+
+    def _others_of(self, operands: Sequence[Any]) -> list[list[Any]]:
+        """What the epilogue of each group reads besides."""
+        first, each = len(operand_names(self.form)), self._others // self.form.groups
+        return [list(operands[first + g * each : first + (g + 1) * each]) for g in range(self.form.groups)]
 
     # -- backward ----------------------------------------------------------------------------------
 
@@ -178,139 +256,69 @@ class Grouped:
         count = self.form.results
         return list(given[:count]), Operands.of(self.form, given[count:])
 
-    def _save(self, ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.shapes = [tuple(result.shape) for result in (output if isinstance(output, tuple) else (output,))]
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results, epilogue = listed(output), self.epilogue
+        made = len(results) if epilogue is None else self.form.groups * epilogue.results
+        ctx.mark_non_differentiable(*results[made:])
+        ctx.save_for_backward(*(one for one in inputs if isinstance(one, Tensor)), *results[made:])
+        ctx.shapes = [result.shape for result in results[:made]]
 
     def _pass_back(self, x_gradient: Callable[..., Any], weight_gradient: Callable[..., Any]) -> Callable[..., Any]:
-        form = self.form
-        first = len(operand_names(form)) - form.weights * (1 + form.has_bias)
-        n_x = 1 if form.gathers else form.groups
+        form, names = self.form, operand_names(self.form)
+        first, n_x = names.index("weight_0_0"), 1 if form.gathers else form.groups
 
         def pass_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            operands, needed = ctx.saved_tensors, ctx.needs_input_grad
+            count = len(names) + self._others
+            operands, saved, needed = ctx.saved_tensors[:count], ctx.saved_tensors[count:], ctx.needs_input_grad
             given = [
                 operands[0].new_zeros(shape) if grad is None else grad
-                for grad, shape in zip(grads, ctx.shapes, strict=True)
+                for grad, shape in zip(grads[: len(ctx.shapes)], ctx.shapes, strict=True)
             ]
-            found: list[Tensor | None] = [None] * len(operands)
+            found: list[Tensor | None] = [None] * len(needed)
+            linear = operands[: len(names)]
+            if self.epilogue is not None:
+                given, found[len(names) : count] = self._before(self.epilogue, given, saved, operands, needed)
             wanted_x = list(needed[:n_x])
             if any(wanted_x):
-                left = iter(x_gradient(*given, *operands, wanted_x))
+                left = iter(x_gradient(*given, *linear, wanted_x))
                 for place in (place for place in range(n_x) if wanted_x[place]):
                     found[place] = next(left).view(operands[place].shape)
             owners = range(first, first + form.weights)
             wanted = [needed[i] or (form.has_bias and needed[i + form.weights]) for i in owners]
             if any(wanted):
-                left = iter(weight_gradient(*given, *operands, wanted))
-                for start in range(first, len(operands), form.weights):
-                    for place, is_wanted in enumerate(wanted):
-                        if is_wanted:
-                            found[start + place] = next(left)
+                left = iter(weight_gradient(*given, *linear, wanted))
+                for start in range(first, len(names), form.weights):
+                    for place in (place for place in range(form.weights) if wanted[place]):
+                        found[start + place] = next(left)
             return tuple(one if is_needed else None for one, is_needed in zip(found, needed, strict=True))
 
         return pass_back
 
-
-@dataclass(frozen=True)
-class Operands:
-    """The operands of a call by what they are."""
-
-    x: list[Tensor]
-    rows: list[Tensor]
-    order: Tensor | None
-    weights: list[Tensor]
-    biases: list[Tensor]
-
-    @classmethod
-    def of(cls, form: GroupedForm, given: Sequence[Tensor]) -> Operands:
-        left = iter(given)
-        taken = lambda count: [next(left) for _ in range(count)]  # noqa: E731
-        x = [one.flatten(1) for one in taken(1 if form.gathers else form.groups)]
-        rows = taken(form.groups if form.moves else 0)
-        order = next(left) if form.scatters else None
-        return cls(x, rows, order, taken(form.weights), taken(form.weights if form.has_bias else 0))
-
-    @property
-    def counts(self) -> list[int]:
-        """Rows of each group."""
-        return [one.shape[0] for one in (self.rows or self.x)]
-
-
-def operand_names(form: GroupedForm) -> list[str]:
-    groups, pairs = range(form.groups), [(g, j) for g in range(form.groups) for j in range(form.pieces)]
-    return [
-        *(["x"] if form.gathers else [f"x_{g}" for g in groups]),
-        *(f"rows_{g}" for g in groups if form.moves),
-        *(["order"] if form.scatters else []),
-        *(f"weight_{g}_{j}" for g, j in pairs),
-        *(f"bias_{g}_{j}" for g, j in pairs if form.has_bias),
-    ]
-
-
-# -- by the matrix library, group by group -----------------------------------------------------------------------------
-
-
-def by_torch(form: GroupedForm, *operands: Tensor, is_joined: bool = True) -> Any:
-    """What the kernels compute. `is_joined`: the pieces of a group may be parts of one tensor."""
-    given = Operands.of(form, operands)
-    found = []
-    for g in range(form.groups):
-        x = take(given.x[0], given.rows[g]) if form.gathers else given.x[g]
-        weights = _of_group(form, given.weights, g)
-        if is_joined and form.pieces > 1 and not form.has_bias:
-            found.append(joined_linears(x, *weights))
-        else:
-            biases = _of_group(form, given.biases, g) or [None] * form.pieces
-            found.append([functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True)])
-    if form.scatters:
-        assert given.order is not None
-        return _alone([join(tuple(parts), given.order) for parts in zip(*found, strict=True)])
-    return _alone([piece for pieces in found for piece in pieces])
-
-
-def x_gradient_by_torch(
-    form: GroupedForm, grads: Sequence[Tensor], given: Operands, wanted: Sequence[bool]
-) -> list[Tensor]:
-    whole = torch.zeros_like(given.x[0], memory_format=torch.contiguous_format) if form.gathers else None
-    found = [] if whole is None else [whole]
-    for g in range(form.groups):
-        if whole is None and not wanted[g]:
-            continue
-        dx: Tensor | None = None
-        for dy, weight in zip(_of_rows(form, grads, given, g), _of_group(form, given.weights, g), strict=True):
-            dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
-        assert dx is not None
-        if whole is None:
-            found.append(dx)
-        else:
-            whole.index_copy_(0, given.rows[g], dx)
-    return found
-
-
-def weight_gradient_by_torch(
-    form: GroupedForm, grads: Sequence[Tensor], given: Operands, wanted: Sequence[bool]
-) -> list[Tensor]:
-    of_weights, of_biases = [], []
-    for g in range(form.groups):
-        if any(wanted[g * form.pieces : (g + 1) * form.pieces]):
-            x = given.x[0].index_select(0, given.rows[g]) if form.gathers else given.x[g]
-            for dy, is_wanted in zip(_of_rows(form, grads, given, g), _of_group(form, wanted, g), strict=True):
-                if is_wanted:
-                    of_weights.append(dy.t() @ x)
-                    of_biases.append(dy.sum(0))
-    return [*of_weights, *(of_biases if form.has_bias else [])]
-
-
-def _of_rows(form: GroupedForm, grads: Sequence[Tensor], given: Operands, group: int) -> list[Tensor]:
-    """The gradients of a group's pieces."""
-    if form.scatters:
-        return [grad.index_select(0, given.rows[group]) for grad in grads]
-    return _of_group(form, grads, group)
-
-
-def _of_group(form: GroupedForm, values: Sequence[Any], group: int) -> list[Any]:
-    return list(values[group * form.pieces : (group + 1) * form.pieces])
+    def _before(
+        self,
+        epilogue: Epilogue,
+        grads: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        operands: Sequence[Tensor],
+        needed: Sequence[bool],
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """From gradients of the epilogue's results to those of the pieces, and of what else it reads. Pieces of a group
+        where nothing is `needed` hold anything."""
+        form, kept = self.form, len(epilogue.saved)
+        by_group = Operands.by_group(form, needed[: len(operand_names(form))])
+        of_pieces, of_others = [], []
+        for g, (others, wanted) in enumerate(zip(self._others_of(operands), self._others_of(needed), strict=True)):
+            own = grads[g * epilogue.results : (g + 1) * epilogue.results]
+            pieces: list[Tensor | None] = [own[0].new_empty((own[0].shape[0], size)) for size in form.outputs]
+            rest: list[Tensor | None] = [None] * len(others)
+            if any(by_group[g]) or any(wanted):
+                pieces, rest = epilogue.gradients(saved[g * kept : (g + 1) * kept], others, own, form.pieces)
+            of_pieces += [
+                own[0].new_zeros((own[0].shape[0], size)) if piece is None else piece.flatten(1)
+                for piece, size in zip(pieces, form.outputs, strict=True)
+            ]
+            of_others += rest
+        return of_pieces, of_others
 
 
 # -- launches ----------------------------------------------------------------------------------------------------------
@@ -354,22 +362,9 @@ def _empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _own(x: Tensor) -> Tensor:
-    """Memory of its own, as an operator's result must have."""
-    return x.detach().clone() if x._is_view() else x
-
-
 def _precision(x: Tensor) -> str:
     return precision(x.dtype, x.device.type == "cuda" and torch.version.hip is None)
 
 
 def _tensors(count: int) -> str:
     return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
-
-
-def _listed(results: Any) -> list[Tensor]:
-    return list(results) if isinstance(results, tuple | list) else [results]
-
-
-def _alone(results: Sequence[Tensor]) -> Any:
-    return results[0] if len(results) == 1 else tuple(results)

@@ -22,9 +22,16 @@ def grouped_work(op: GroupedOp, product: str, rows: int, trained: int) -> Work:
         "x_gradient": (y + weights, x, 1.0),
         "weight_gradient": (share * (x + y), share * (weights + biases), share),
     }[product]
+    vector = 0.0
+    if op.epilogue is not None and product == "forward":
+        # The pieces that a gradient reads are stored beside what is made of them.
+        width = form.outputs[0]
+        read += rows * width * sum(source.by_row for source in op.epilogue.others)
+        written = rows * width * (op.epilogue.results + len(op.epilogue.saved))
+        vector = rows * width * float(len(op.epilogue.call.program.values))
     numbers = 8 * rows if form.moves else 0
     size = op.dtype.itemsize
     return Work(
         read * size + numbers, written * size, matmul=2.0 * flops * rows * form.inputs * outputs,
-        matmul_type=TRITON_TYPES[op.dtype],
+        matmul_type=TRITON_TYPES[op.dtype], vector=vector,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 from ..gpu.grouped_form import GroupedForm
 from ..gpu.linear_tiles import Tiles
 from ..gpu.triton_types import TRITON_TYPES
+from .epilogue import Epilogue
 
 PRODUCTS = ("forward", "x_gradient", "weight_gradient")
 CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PRECISION")
@@ -64,19 +65,26 @@ class GroupedKernel:
     inputs: int
     real: str
     has_bias: bool
-    columns: str = ""  # entries of a row that a tile's columns are of
+    saves: bool = False  # some stores are for a gradient alone; SAVES says whether they are made
 
 
-def grouped_kernel(name: str, product: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
+def grouped_kernel(
+    name: str, product: str, form: GroupedForm, dtype: torch.dtype, epilogue: Epilogue | None = None
+) -> GroupedKernel:
     """`product`: of PRODUCTS; `dtype` of all operands and results."""
+    if product == "forward" and epilogue is not None:
+        return _forward_with(epilogue, f"{name}_{product}", form, dtype)
     make = {"forward": _forward, "x_gradient": _x_gradient, "weight_gradient": _weight_gradient}[product]
     return make(f"{name}_{product}", form, dtype)
 
 
-def default_tiles(dtype: torch.dtype) -> Tiles:
-    """By what ahead-of-time compilation shows: no register is spilled on any target. None of them has been timed."""
+def default_tiles(dtype: torch.dtype, is_together: bool = False) -> Tiles:
+    """By what ahead-of-time compilation shows: no register is spilled on any target. None of them has been timed.
+    `is_together`: a tile has sums of several pieces."""
     if dtype.itemsize > 2:
         return Tiles(32, 32, 32, 4, 2)
+    if is_together:
+        return Tiles(128, 64, 64, 8, 3)
     return Tiles(128, 128, 64, 8, 3)
 
 
@@ -126,6 +134,66 @@ def _forward(name: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
         inputs=form.inputs,
         real=_real(dtype),
         has_bias=form.has_bias,
+    )
+
+
+def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
+    """A tile has the same entries of all pieces, and of what is made of them."""
+    groups, pieces, real = range(form.groups), range(form.pieces), _real(dtype)
+    width, results, saved = form.outputs[0], range(epilogue.results), epilogue.saved
+    choices = [_by_group(f"weight_{j}", [f"weight_{g}_{j}_ptr" for g in groups]) for j in pieces]
+    choices.append(_by_group("x", ["x_ptr"] * form.groups if form.gathers else [f"x_{g}_ptr" for g in groups]))
+    choices += [_by_group(f"y_{j}", [f"y_{g}_{j}_ptr" for g in groups]) for j in saved]
+    choices += [_by_group(f"result_{r}", [f"result_{g}_{r}_ptr" for g in groups]) for r in results]
+    choices += [_by_group(f"bias_{j}", [f"bias_{g}_{j}_ptr" for g in groups]) for j in pieces if form.has_bias]
+    others = range(len(epilogue.others))
+    choices += [_by_group(f"other_{i}", [f"other_{g}_{i}_ptr" for g in groups]) for i in others]
+    add_bias = [
+        f"acc_{j} += tl.load(bias_{j} + offs_n, mask=mask_n, other=0.0).to({real})[None, :]"
+        for j in pieces
+        if form.has_bias
+    ]
+    mask = "mask=mask_m[:, None] & mask_n[None, :]"
+    stores = [f"if SAVES: tl.store(y_{j} + at, {_rounded(f'acc_{j}', dtype)}, {mask})" for j in saved]
+    stores += [f"tl.store(result_{r} + at, {_rounded(f'made_{r}', dtype)}, {mask})" for r in results]
+    pairs = [(g, i) for g in groups for i in others]
+    return GroupedKernel(
+        name=name,
+        template="grouped_forward.py.j2",
+        summary=f"Rows of {form.inputs} entries times the weights of their group, {_sizes(form)}, and on.",
+        arguments=(
+            *_x_pointers(form, dtype),
+            *_row_pointers(form),
+            *_weight_pointers("weight", form, dtype),
+            *(_weight_pointers("bias", form, dtype) if form.has_bias else ()),
+            *(_pointer(f"other_{g}_{i}_ptr", dtype) for g, i in pairs),
+            *(_pointer(f"result_{g}_{r}_ptr", dtype) for g in groups for r in results),
+            *(_pointer(f"y_{g}_{j}_ptr", dtype) for g in groups for j in saved),
+            *_counts(form),
+            _stride("stride_x", form.inputs),
+            *(_stride(f"stride_other_{i}", width) for i in others),
+        ),
+        unspecialized=_count_names(form),
+        tiles=(*_tiles_of_rows(form), f"tiles_n = tl.cdiv({width}, BLOCK_N)"),
+        chosen=(
+            *_group_steps(form),
+            *(line for lines in choices for line in lines),
+            f"columns = {width}",
+            "first_n = 0",
+        ),
+        factors=tuple(Factor(f"weight_{j}", f"acc_{j}", depth=form.inputs) for j in pieces),
+        stores=(
+            *add_bias,
+            *epilogue.lines(real),
+            f"at = own[:, None] * {width} + offs_n[None, :]",
+            *stores,
+        ),
+        read_row="chosen" if form.gathers else "own",
+        written_row="own",
+        inputs=form.inputs,
+        real=real,
+        has_bias=form.has_bias,
+        saves=bool(saved),
     )
 
 

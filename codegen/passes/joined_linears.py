@@ -20,7 +20,7 @@ from ...dsl.program import Weight
 from ..facts import FACT, Fact, facts
 from ..functions.adjoining import lay_out
 from ..gpu.joined import joined_linears
-from ..grouped.op import GroupedOp
+from ..grouped.op import GroupedOp, weights_of
 from ..origin import inherit, mark, origin
 from .cpu_linears import is_plain_linear, weight_at
 from .matching import is_call, node_at, replace
@@ -65,10 +65,8 @@ def joined_paths(module: fx.GraphModule) -> list[tuple[str, ...]]:
         if is_call(node, joined_linears):
             found.append(_paths(node.args[1:]))
         elif isinstance(node.target, GroupedOp) and node.target.form.pieces > 1:
-            form = node.target.form
-            first = len(node.args) - form.weights * (1 + form.has_bias)
-            starts = range(first, first + form.weights, form.pieces)
-            found += [_paths(node.args[start : start + form.pieces]) for start in starts]
+            weights, pieces = weights_of(node), node.target.form.pieces
+            found += [_paths(weights[start : start + pieces]) for start in range(0, len(weights), pieces)]
     return [paths for paths in found if paths]
 
 

@@ -87,10 +87,12 @@ def _fused(op: FusedOp, choices: Choices) -> FusedOp:
 
 def _grouped(op: GroupedOp, choices: Choices) -> GroupedOp:
     best = {
-        product: choices.of(grouped_subject(op.form, op.dtype, product), grouped_default(op, product)).configuration
+        product: choices.of(grouped_subject(op, product), grouped_default(op, product)).configuration
         for product in PRODUCTS
     }
-    return replace(op, **{product: linear_tiles(chosen) for product, chosen in best.items()})
+    epilogue = op.epilogue and replace(op.epilogue, call=_fused(op.epilogue.call, choices))
+    tiles: dict[str, Any] = {product: linear_tiles(chosen) for product, chosen in best.items()}
+    return replace(op, epilogue=epilogue, **tiles)
 
 
 def _choose_linear(node: fx.Node, key: LinearKey, known: Mapping[fx.Node, Fact], choices: Choices) -> None:

@@ -101,7 +101,7 @@ def _asked(node: fx.Node, known: Any, plain: Any) -> list[tuple[str, str, Config
         return [
             (
                 f"grouped linear {op.form.inputs} -> {outputs} {product.replace('_', ' ')}",
-                subjects.grouped_subject(op.form, op.dtype, product),
+                subjects.grouped_subject(op, product),
                 subjects.grouped_default(op, product),
             )
             for product in subjects.PRODUCTS

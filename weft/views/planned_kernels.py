@@ -166,6 +166,15 @@ def of_grouped(module: fx.GraphModule, target: str, rows: int, is_step: bool = F
                 work = grouped_work(op, product, rows if is_step else _rows_of(nodes[0], rows), trained)
                 line = _line(user_span(nodes[0]))
                 planned.append(Planned(text, target, place, direction, work, len(nodes), line))
+        if op.epilogue is not None:
+            of_rows = rows if is_step else _rows_of(nodes[0], rows)
+            # Of each group by itself; forward only where the product is not ours.
+            made = of_op(op.epilogue.call, user_span(nodes[0]), target, of_rows)
+            wanted = [one for one in made if one.direction != "forward" or op.forward is None]
+            planned += [
+                replace(one, count=len(nodes) * op.form.groups, direction="decode" if is_step else one.direction)
+                for one in (wanted if not is_step else [one for one in wanted if one.direction == "forward"])
+            ]
     return planned
 
 
