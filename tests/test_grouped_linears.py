@@ -11,11 +11,12 @@ from torch import Tensor
 from tests import lmfusion_models
 from tests.grouped_models import KERNEL_PASSES, grouped
 from tests.lmfusion_models import document
-from tests.small_models import model
+from tests.small_models import checked, model
 from weft.codegen.gpu.grouped_form import GroupedForm
 from weft.codegen.grouped.op import GroupedOp
-from weft.codegen.lower import lower
+from weft.codegen.lower import empty_weights, lower
 from weft.codegen.pipeline import GPU_PASSES, Pass, optimise
+from weft.dsl.program import Program
 from weft.runtime.model import Model
 
 # Gates of a formula of their own, with a bias, a residual and a scale that each tower has for itself.
@@ -29,7 +30,8 @@ block tower(x: real[seq, dim], z: real[seq, wide], kind: modality[seq]) -> real[
     routed by kind:
         a = linear(x, dim -> wide, bias=true) as a
         b = linear(x, dim -> wide, bias=true) as b
-        y = z + tanh(a) * sigmoid(b) - a * weight(wide) as scale
+        param scale: real[wide] = normal(1)
+        y = z + tanh(a) * sigmoid(b) - a * scale
         x = x + linear(y, wide -> dim) as back
     return x
 
@@ -38,26 +40,31 @@ model towers(x: real[seq, dim], z: real[seq, wide], kind: modality[seq]) -> real
 
 init **.weight = normal(0.4)
 init **.bias = normal(0.4)
-init **.scale = normal(1)
 """
 UNEQUAL = """
+size dim = 8
+size few = 16
+size many = 24
 enum modality: text, image
 axis seq
 
-model towers(x: real[seq, 8], kind: modality[seq]) -> real[seq, 8]:
+model towers(x: real[seq, dim], kind: modality[seq]) -> real[seq, dim]:
     match kind:
         text:
-            y = linear(linear(x, 8 -> 16) as up, 16 -> 8) as down
+            y = linear(linear(x, dim -> few) as up, few -> dim) as down
         image:
-            y = linear(linear(x, 8 -> 24) as up, 24 -> 8) as down
+            y = linear(linear(x, dim -> many) as up, many -> dim) as down
     return y
 """
 KINDS = ((0, 1, 1, 2, 0, 1, 1), (0, 0, 0), (1, 2), (2,))
 
 
 def graph(text: str, passes: tuple[Pass, ...] = GPU_PASSES) -> torch.fx.GraphModule:
-    built = model(text, torch.float32)
-    return optimise(lower(built.program, built.tree, torch.float32), passes)
+    return graph_of(checked(text).model, passes)
+
+
+def graph_of(program: Program, passes: tuple[Pass, ...] = GPU_PASSES) -> torch.fx.GraphModule:
+    return optimise(lower(program, empty_weights(program.weights, torch.float32, "meta"), torch.float32), passes)
 
 
 def test_unequal_towers_stay_as_they_are() -> None:
@@ -69,8 +76,7 @@ def test_lmfusion() -> None:
     """Of a layer: q, k and v are written where their rows stand, the result of attention is read there, and gates are
     made before they are stored."""
     spec = lmfusion_models.checked(lmfusion_models.spec_text(), (("layers", 1),))
-    built = Model(spec, torch.float32)
-    made = optimise(lower(built.program, built.tree, torch.float32), GPU_PASSES)
+    made = graph_of(spec.model)
     assert [op.form for op in grouped(made)] == [
         GroupedForm(2, 64, (64, 16, 16), scatters=True),
         GroupedForm(2, 64, (64,), gathers=True),
@@ -101,12 +107,16 @@ def agree(built: Model, exact: Model, given: Any, limit: float) -> None:
             weight.copy_(one)
     (found, gradients), (expected, wanted) = run(built, given(built)), run(exact, given(exact))
     for one, other in zip(found, expected, strict=True):
-        assert (one.to(torch.float64) - other).abs().max() <= limit * other.abs().max()
+        assert one.shape == other.shape
+        assert not one.numel() or (one.to(torch.float64) - other).abs().max() <= limit * other.abs().max()
+    # A bias of keys has no gradient but for rounding, which is of the size of what was added up.
+    largest = max(float(want.abs().max()) for want in wanted.values() if want is not None)
     for path, want in wanted.items():
         gradient = gradients[path]
         assert (gradient is None) == (want is None), path
         if gradient is not None and want is not None:
-            assert (gradient.to(torch.float64) - want).abs().max() <= 2 * limit * want.abs().max() + 1e-9, path
+            scale = max(float(want.abs().max()), 1e-3 * largest)
+            assert (gradient.to(torch.float64) - want).abs().max() <= 2 * limit * scale, path
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 0.05)], ids=str)
@@ -125,8 +135,7 @@ def test_epilogues_are_any_formula(dtype: torch.dtype, limit: float) -> None:
     agree(built, model(FORMULAS), given, limit)
 
 
-@pytest.mark.parametrize("passes", [KERNEL_PASSES, GPU_PASSES], ids=["kernels", "default"])
-def test_lmfusion_agrees_with_float64(passes: tuple[Pass, ...]) -> None:
+def test_lmfusion_agrees_with_float64() -> None:
     """Logits, noise and every gradient; the text tower is frozen and has none."""
     documents = lmfusion_models.batch([document(4, "p", 2), document(3, seed=1), document("p", 1, seed=2)])
 
@@ -134,5 +143,5 @@ def test_lmfusion_agrees_with_float64(passes: tuple[Pass, ...]) -> None:
         working = next(weight.dtype for _, weight in built.by_path())
         return documents | {"latent": [one.to(working) for one in documents["latent"]]}
 
-    built = lmfusion_models.model(dtype=torch.float32, passes=passes, layers=1)
+    built = lmfusion_models.model(dtype=torch.float32, passes=KERNEL_PASSES, layers=1)
     agree(built, lmfusion_models.model(layers=1), given, 1e-4)

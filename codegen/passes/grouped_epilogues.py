@@ -20,7 +20,7 @@ from ..grouped.op import GroupedOp
 from ..origin import inherit, mark, origin
 from ..rowwise.fused import FusedOp
 from .matching import is_call, replace
-from .ordering import put_in_order
+from .ordering import pull_operands
 
 
 def take_epilogues(module: fx.GraphModule) -> None:
@@ -28,10 +28,10 @@ def take_epilogues(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if isinstance(node.target, GroupedOp):
             calls = _calls(node, node.target)
-            epilogue = _epilogue(node.target, calls) if calls else None
+            epilogue = _epilogue(node, calls) if calls else None
             if epilogue is not None and not _waits(node, calls):
                 _rewrite(module, node, calls, epilogue, ops)
-    put_in_order(module, "taking epilogues in")
+    pull_operands(module, "taking epilogues in")
 
 
 def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
@@ -53,9 +53,11 @@ def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
     return calls if is_fused and len(set(calls)) == form.groups and len({call.target for call in calls}) == 1 else []
 
 
-def _epilogue(op: GroupedOp, calls: list[fx.Node]) -> Epilogue | None:
+def _epilogue(node: fx.Node, calls: list[fx.Node]) -> Epilogue | None:
+    op = node.target
+    assert isinstance(op, GroupedOp)
     form = op.form
-    pieces = [tuple(map(_piece, call.args)) for call in calls]
+    pieces = [tuple(_piece(operand, node) for operand in call.args) for call in calls]
     first = tuple(None if number is None else number % form.pieces for number in pieces[0])
     for g, own in enumerate(pieces):
         if own != tuple(None if piece is None else piece + g * form.pieces for piece in first):
@@ -64,11 +66,9 @@ def _epilogue(op: GroupedOp, calls: list[fx.Node]) -> Epilogue | None:
     return epilogue_of(call, first, form.outputs[0], op.dtype)
 
 
-def _piece(operand: Any) -> int | None:
-    """Which result of a grouped linear."""
-    if is_call(operand, operator.getitem) and isinstance(operand.args[0].target, GroupedOp):
-        return operand.args[1]
-    return None
+def _piece(operand: Any, node: fx.Node) -> Any:
+    """Which result of the linear."""
+    return operand.args[1] if is_call(operand, operator.getitem) and operand.args[0] is node else None
 
 
 def _others(call: fx.Node, epilogue: Epilogue) -> list[fx.Node]:
@@ -80,7 +80,7 @@ def _waits(node: fx.Node, calls: list[fx.Node]) -> bool:
     """Whether something that an epilogue reads besides needs the linear's results."""
     left: list[fx.Node] = []
     for call in calls:
-        left += [operand for operand in call.all_input_nodes if _piece(operand) is None]
+        left += [operand for operand in call.all_input_nodes if _piece(operand, node) is None]
     seen = set()
     while left:
         one = left.pop()

@@ -29,7 +29,7 @@ from ..gpu.joined import joined_linears
 from ..grouped.op import GroupedOp, grouped_op
 from ..origin import inherit, mark, origin
 from .matching import is_call, node_at, replace, tuple_at
-from .ordering import put_in_order
+from .ordering import pull_operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class _Linear:
     """A linear, or several of one input: `pieces` are their results."""
 
     node: fx.Node
+    place: int
     x: fx.Node
     weights: tuple[fx.Node, ...]
     biases: tuple[fx.Node, ...]
@@ -63,7 +64,7 @@ class _Group:
 
 def group_linears(module: fx.GraphModule) -> None:
     known = facts(module)
-    left = dict.fromkeys(one for node in module.graph.nodes if (one := _linear(node, known)) is not None)
+    left = dict.fromkeys(one for place, node in enumerate(module.graph.nodes) if (one := _linear(node, place, known)))
     ops: dict[object, GroupedOp] = {}
     for find in (_joined, _taken, _beside):
         for group in find(left):
@@ -71,10 +72,10 @@ def group_linears(module: fx.GraphModule) -> None:
                 _rewrite(module, group, known, ops)
                 for linear in group.linears:
                     del left[linear]
-    put_in_order(module, "grouping linears")
+    pull_operands(module, "grouping linears")
 
 
-def _linear(node: fx.Node, known: Mapping[fx.Node, Fact]) -> _Linear | None:
+def _linear(node: fx.Node, place: int, known: Mapping[fx.Node, Fact]) -> _Linear | None:
     """Over rows of real entries."""
     if node.kwargs or not is_call(node, functional.linear, joined_linears):
         return None
@@ -97,7 +98,7 @@ def _linear(node: fx.Node, known: Mapping[fx.Node, Fact]) -> _Linear | None:
     if len({fact.dtype for fact in there}) > 1 or not rows.is_real or any(piece not in known for piece in pieces):
         return None
     outputs = tuple(shape[0] for shape in shapes)
-    return _Linear(node, x, weights, biases, pieces, rows.dims[0], outputs, rows.dtype)  # type: ignore[arg-type]
+    return _Linear(node, place, x, weights, biases, pieces, rows.dims[0], outputs, rows.dtype)  # type: ignore[arg-type]
 
 
 # -- which belong together ---------------------------------------------------------------------------------------------
@@ -234,7 +235,8 @@ def _rewrite(module: fx.GraphModule, group: _Group, known: dict[fx.Node, Fact], 
     order = (node_at(group.joins[0][0], 1),) if group.joins else ()
     weights = tuple(weight for linear in linears for weight in linear.weights)
     biases = tuple(bias for linear in linears for bias in linear.biases)
-    with graph.inserting_before(linears[-1].node):
+    # In front of all of them: what reads the results keeps its order, which is the same in all arms.
+    with graph.inserting_before(min(linears, key=lambda linear: linear.place).node):
         call = graph.call_function(_op(form, first.dtype, ops), (*x, *group.rows, *order, *weights, *biases))
         inherit(call, first.node)
         results = [call]

@@ -29,3 +29,25 @@ def put_in_order(module: fx.GraphModule, what: str) -> None:
     for node in order:
         if node.op not in ("placeholder", "output"):
             graph.output_node().prepend(node)
+
+
+def pull_operands(module: fx.GraphModule, what: str) -> None:
+    """What a node needs and comes later is moved in front of it; all else keeps its order."""
+    graph = module.graph
+    order: dict[fx.Node, None] = {}
+    for root in list(graph.nodes):
+        stack, waiting = [root], set()
+        while stack:
+            node = stack[-1]
+            missing = [operand for operand in node.all_input_nodes if operand not in order]
+            if node in order or not missing:
+                order.setdefault(node)
+                stack.pop()
+            elif node in waiting:
+                raise CompilerBug(f"{what} made a circle")
+            else:
+                waiting.add(node)
+                stack += reversed(missing)
+    for node in order:
+        if node.op not in ("placeholder", "output"):
+            graph.output_node().prepend(node)
