@@ -30,6 +30,15 @@ class Epilogue:
         return self.call.key, self.pieces
 
     @property
+    def shape(self) -> object:
+        """Equal where one call can serve the rows of another group: what is computed, of what, and its gradient."""
+        derivative = self.call.derivative
+        others = tuple((source.by_row, source.dims, source.dtype) for source in self.others)
+        results = tuple(result.dims for result in self.call.program.results)
+        wiring = None if derivative is None else derivative.wiring
+        return tuple(self.lines("real")), self.pieces, self.saved, others, results, wiring
+
+    @property
     def results(self) -> int:
         return len(self.call.program.results)
 

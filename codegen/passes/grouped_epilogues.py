@@ -50,20 +50,20 @@ def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
             return []
         calls.append(readers.pop())
     is_fused = all(isinstance(call.target, FusedOp) and not call.kwargs for call in calls)
-    return calls if is_fused and len(set(calls)) == form.groups and len({call.target for call in calls}) == 1 else []
+    return calls if is_fused and len(set(calls)) == form.groups else []
 
 
 def _epilogue(node: fx.Node, calls: list[fx.Node]) -> Epilogue | None:
     op = node.target
     assert isinstance(op, GroupedOp)
-    form = op.form
-    pieces = [tuple(_piece(operand, node) for operand in call.args) for call in calls]
-    first = tuple(None if number is None else number % form.pieces for number in pieces[0])
-    for g, own in enumerate(pieces):
-        if own != tuple(None if piece is None else piece + g * form.pieces for piece in first):
-            return None
-    call: Any = calls[0].target
-    return epilogue_of(call, first, form.outputs[0], op.dtype)
+    found = []
+    for g, call in enumerate(calls):
+        pieces = [_piece(operand, node) for operand in call.args]
+        own = [None if piece is None else piece - g * op.form.pieces for piece in pieces]
+        fused: Any = call.target
+        found.append(epilogue_of(fused, own, op.form.outputs[0], op.dtype))
+    first = found[0]
+    return first if first is not None and all(one is not None and one.shape == first.shape for one in found) else None
 
 
 def _piece(operand: Any, node: fx.Node) -> Any:
