@@ -15,8 +15,9 @@ from ..codegen import candidates, subjects
 from ..codegen.choices import OURS, TORCH
 from ..codegen.configuration import Configuration
 from ..codegen.gpu import attention_kernels
-from ..codegen.gpu.attention import attend
+from ..codegen.gpu.attention import attend, table_sums
 from ..codegen.gpu.attention_decode import attend_cached
+from ..codegen.gpu.attention_form import read_form
 from ..codegen.gpu.attention_kernels import AttentionKey, DecodeKey, Kernel, Key, register, target_of
 from ..codegen.gpu.attention_library import attend_by_torch
 from ..codegen.score.decode import DECODE_KERNELS, DecodePlan
@@ -26,11 +27,12 @@ from .tuning import bucket
 
 # Of decoding, as it is measured: sequences, and rows that each has.
 SEQUENCES, CACHED = 8, 4096
+QUERY_GRADIENT = "attention_query_gradient"
 # Which side of the grid's first dimension a kernel cuts.
 _WRITTEN = {
     "attention_forward": ("out_ptr", "lse_ptr"),
     "attention_delta": ("delta_ptr",),
-    "attention_query_gradient": ("dq_ptr",),
+    QUERY_GRADIENT: ("dq_ptr",),
     "attention_key_gradient": ("dk_ptr", "dv_ptr"),
 }
 _BLOCKS = {"attention_key_gradient": ("BLOCK_N", "rows_k")}
@@ -95,7 +97,8 @@ def of_attention(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Que
         ) -> Run:  # fmt: skip
             kernel = make(key, name, target, subjects.attention_tiles(chosen))
             tiles = -(-values[rows] // kernel.constants[block])
-            return partial(_launched, kernel, name, (tiles, *grid[1:]), values)
+            given = {**values, **(table_sums(read_form(key.form), q, tiles) if name == QUERY_GRADIENT else {})}
+            return partial(_launched, kernel, name, (tiles, *grid[1:]), given)
 
         subject = subjects.attention_subject(text_of(key, name, target))
         found = candidates.of_attention(plan_of(key), name, target)

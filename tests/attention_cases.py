@@ -24,8 +24,9 @@ Nested = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """`read` are tensors that formulas capture, by name: side and whether they have heads. `score` and `predicate` make
-    a formula from them; `dense` is the score again, as torch would write it: score [H, Nq, Nk], positions, captured."""
+    """`read` are tensors that formulas capture, by name: side and whether they have heads; of a table the side is how
+    many entries it has. `score` and `predicate` make a formula from them; `dense` is the score again, as torch would
+    write it: score [H, Nq, Nk], positions, captured."""
 
     dtype: torch.dtype = torch.float32
     heads: tuple[int, int] = (2, 1)
@@ -36,7 +37,7 @@ class Case:
     bias_heads: int = 0
     ids: bool = False
     predicate: Callable[[dict[str, Tensor]], Nested] | None = None
-    read: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    read: dict[str, tuple[str | int, bool]] = field(default_factory=dict)
     score: Callable[[dict[str, Tensor]], Nested] | None = None
     dense: Callable[[Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor] | None = None
     query_shift: int = 0
@@ -85,6 +86,40 @@ def _dense_chosen(s: Tensor, query: Tensor, key: Tensor, read: dict[str, Tensor]
     return torch.where(query[:, None] <= key[None, :] + 4, s.abs(), torch.log(1.5 + far))
 
 
+def _distance() -> Nested:
+    return ("-", ("query", "position"), ("key", "position"))
+
+
+def _bucketed(read: dict[str, Tensor]) -> Nested:
+    """By distance in steps that grow, beyond 31 all alike; every head has its own entries."""
+    far = ("+", _number(4), ("int", ("*", ("log", ("/", ("max", _distance(), _number(4)), _number(4))), _number(2.0))))
+    bucket = ("where", ("<", _distance(), _number(4)), ("max", _distance(), _number(0)), ("min", far, _number(7)))
+    return ("+", ("score",), ("entry", read["table"], bucket))
+
+
+def _dense_bucketed(s: Tensor, query: Tensor, key: Tensor, read: dict[str, Tensor]) -> Tensor:
+    back = (query[:, None] - key[None, :]).long()
+    far = (4 + (back.clamp(min=4) / 4).log() * 2).long().clamp(max=7)
+    return s + read["table"][:, torch.where(back < 4, back.clamp(min=0), far)]
+
+
+def _several(read: dict[str, Tensor]) -> Nested:
+    """One table read twice, by ids of both signs; another by the score itself, times what a query has."""
+    ring = ("entry", read["ring"], ("mod", _distance(), _number(5)))
+    whole = ("mod", ("int", ("floor", ("*", ("score",), _number(2.0)))), _number(3))
+    paired = ("entry", read["ring"], ("floordiv", ("mod", ("key", "position"), _number(9)), _number(2)))
+    chosen = ("*", ("query", read["gate"]), ("entry", read["steps"], whole))
+    return ("+", ("*", ("score",), ("exp", ring)), ("+", chosen, ("tanh", paired)))
+
+
+def _dense_several(s: Tensor, query: Tensor, key: Tensor, read: dict[str, Tensor]) -> Tensor:
+    ring = read["ring"][(query[:, None] - key[None, :]).long().remainder(5)]
+    heads = torch.arange(s.shape[0])[:, None, None]
+    steps = read["steps"][heads, torch.floor(2 * s.detach()).long().remainder(3)]
+    paired = read["ring"][torch.div(key.long().remainder(9), 2, rounding_mode="floor")]
+    return s * torch.exp(ring) + read["gate"][None, :, None] * steps + torch.tanh(paired)
+
+
 CASES = {
     "causal": Case(heads=(4, 2), high=0),
     "causal, bf16": Case(torch.bfloat16, (4, 2), (24, 24), high=0),
@@ -129,6 +164,23 @@ CASES = {
         dense=_dense_slopes,
     ),
     "choices": Case(read={"slope": ("key", True)}, score=_chosen, dense=_dense_chosen),
+    "a table by distance": Case(
+        heads=(4, 2), high=0, read={"table": (8, True)}, score=_bucketed, dense=_dense_bucketed
+    ),
+    "a table by distance, bf16": Case(
+        torch.bfloat16, (4, 2), (24, 24), high=0, read={"table": (8, True)}, score=_bucketed, dense=_dense_bucketed
+    ),
+    "a table by distance, other examples of keys": Case(
+        torch.float64, lengths=(OTHER_LENGTHS, LENGTHS), bias_heads=2, low=-40, read={"table": (8, True)},
+        score=_bucketed, dense=_dense_bucketed,
+    ),
+    "a table, no queries": Case(
+        lengths=((0, 0), (3, 2)), read={"table": (8, True)}, score=_bucketed, dense=_dense_bucketed
+    ),
+    "several entries, double": Case(
+        torch.float64, (4, 2), (80, 16), read={"ring": (5, False), "steps": (3, True), "gate": ("query", False)},
+        score=_several, dense=_dense_several,
+    ),
 }  # fmt: skip
 
 
@@ -160,7 +212,11 @@ def errors(case: Case) -> dict[str, float]:
     if case.bias_heads:
         trained["bias"] = torch.randn(rows["key"], case.bias_heads).to(dtype)
     for name, (side, has_heads) in case.read.items():
-        trained[name] = torch.rand((rows[side], heads) if has_heads else (rows[side],)).to(dtype)
+        is_table = isinstance(side, int)
+        shape = (side if is_table else rows[side],)
+        if has_heads:
+            shape = (heads, *shape) if is_table else (*shape, heads)
+        trained[name] = torch.rand(shape).to(dtype)
     ids = {"ids": torch.randint(0, 3, (rows["query"],))} if case.ids else {}
     positions = {}
     if case.query_shift:

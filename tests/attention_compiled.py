@@ -1,6 +1,7 @@
 """Compiles attention kernels for an absent GPU and prints what they need, as JSON: one target per process.
 
 python attention_compiled.py cuda:90 attention_forward attention_delta
+python attention_compiled.py cuda:90 bucketed 64 attention_forward
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from weft.codegen.gpu.attention_form import AttentionForm
+from weft.codegen.gpu.attention_form import AttentionForm, Captured
+from weft.codegen.gpu.formula import from_tuple
 from weft.codegen.kernel_text import KernelText
 from weft.codegen.score.decode import DECODE_KERNELS, DecodePlan, decode_text
 from weft.codegen.score.kernels import kernel_text
@@ -56,12 +58,33 @@ def resources(kernel: KernelText, target: str) -> dict[str, int]:
     return {"spills": spills + stack, "shared": compiled.metadata.shared, "products": products}
 
 
+def bucketed(width: int, key_position: int) -> AttentionForm:
+    """T5's decoder: a score and the entry of a trained table, by the logarithm of the distance. `key_position`: which
+    of the captured values that is."""
+    back = ("-", ("query", 0), ("key", key_position))
+    steps = (
+        "*",
+        ("/", ("log", ("/", ("real", ("max", back, ("number", 16))), ("number", 16))), ("number", 2.0794)),
+        ("number", 16),
+    )
+    far = ("+", ("number", 16), ("int", steps))
+    near = ("where", ("<", back, ("number", 16)), ("max", back, ("number", 0)), ("min", far, ("number", 31)))
+    score = from_tuple(("+", ("score",), ("entry", 2, ("mod", near, ("number", 32)))))
+    positions = tuple(Captured(side, "i32", False, False) for side in ("query", "key"))
+    return AttentionForm(width**-0.5, score, None, (*positions, Captured("table", "bf16", True, True, 32)))
+
+
 def main(target: str, names: list[str]) -> None:
-    plan = AttentionPlan(AttentionForm(128**-0.5), "bf16", 32, 8, 128, 128, None)
+    width, is_bucketed = 128, names[0] == "bucketed"
+    if is_bucketed:
+        width, names = int(names[1]), names[2:]
     found = {}
     for name in names:
+        is_cached = name in DECODE_KERNELS
+        form = bucketed(width, 0 if is_cached else 1) if is_bucketed else AttentionForm(width**-0.5)
+        plan = AttentionPlan(form, "bf16", 32, 8, width, width, None)
         cached = DecodePlan(plan, 1, None, 0)
-        kernel = decode_text(cached, name, target) if name in DECODE_KERNELS else kernel_text(plan, name, target)
+        kernel = decode_text(cached, name, target) if is_cached else kernel_text(plan, name, target)
         found[name] = resources(kernel, target)
     print(json.dumps(found))  # noqa: T201
 

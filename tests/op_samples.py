@@ -50,6 +50,9 @@ axis half_cell = cell / 2
 enum modality: text, image
 block tanh_of(x: real) -> real:
     return 3 * tanh(x / 3)
+block near_of(score: real) -> real:
+    param near: real[three]
+    return score + near[wrap(query(position) - key(position), three)]
 axis seq
 axis other
 axis patch cut from seq

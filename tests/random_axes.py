@@ -419,8 +419,10 @@ def attended(writer: Writer, q: Typed, k: Typed, v: Typed, over: str, group: str
         ahead = ahead or bias.ahead
     if writer.maybe(0.2):
         said += f", scale={writer.number()}"
-    if writer.maybe(0.2):
-        said += f", score={writer.pick(('silu', 'capped', 'bent'))}"
+    if writer.maybe(0.3):
+        has_heads = "heads" in writer.sizes and [axis for axis in q.axes if axis != over] == ["heads"]
+        of_heads = ("by_distance", "by_distance", "by_place", "by_place") if has_heads else ()
+        said += f", score={writer.pick(('silu', 'capped', 'bent', 'stepped', *of_heads))}"
     own = tuple(axis for axis in v.axes if axis not in shared)
     axes = (*(axis for axis in q.axes if axis != over), *own)
     if not writer.fits(axes):
@@ -459,7 +461,7 @@ def attend_to_parts(writer: Writer) -> Typed | None:
     axes = (*(axis for axis in q.axes if axis != over), *own)
     if not writer.fits(axes):
         return None
-    score = writer.pick(("", "", ", score=capped"))
+    score = writer.pick(("", "", ", score=capped", ", score=stepped"))
     text = f"attend({q.text}, {k.text}, {k.text}, over={over}, along={along}{score})"
     return Typed(text, REAL, q.level, axes, ahead=q.ahead or k.ahead, size=k.size)
 

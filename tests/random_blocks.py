@@ -15,6 +15,25 @@ MASKS = (
 SCORES = (
     "block capped(score: real) -> real:\n    return 2 * tanh(score / 2)",
     "block bent(score: real) -> real:\n    return where(score > 0.137, maximum(score, 0.3 * score^2), 0.5 * score)",
+    """\
+block stepped(score: real) -> real:
+    param step: real[three] = normal(0.5)
+    return score + step[wrap(abs(query(position) - key(position)) // 2, three)]""",
+)
+# The same, where the axis of the heads is `heads`.
+SCORES_OF_HEADS = (
+    """\
+block by_distance(score: real[heads]) -> real[heads]:
+    param near: real[nine, heads] = normal(0.5)
+    return score + near[wrap(clamp(query(position) - key(position), low=-4, high=4) + 4, nine)]""",
+    """\
+block by_place(score: real[heads]) -> real[heads]:
+    param pair: real[three, heads, two] = normal(0.5)
+    param turn: real[three] = normal(0.5)
+    at = pick(pair[wrap(query(position) // 2, three)], wrap(key(position), two), over=two)
+    return score * (1 + 0.3 * at) + embed(wrap(query(position) - key(position), three), three -> heads) + turn[
+        wrap(key(position), three)
+    ]""",
 )
 # Axes that a generic block is used with; its body takes none of them by name.
 FEATURES = ("dim", "ffn", "again")

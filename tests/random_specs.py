@@ -18,7 +18,7 @@ from random import Random
 from hypothesis import strategies as st
 
 from . import random_axes, random_pictures, random_pointwise
-from .random_blocks import BLOCKS, MASKS, SCORES
+from .random_blocks import BLOCKS, MASKS, SCORES, SCORES_OF_HEADS
 from .random_routes import DECLARED, KIND, route
 from .random_values import EXAMPLE, FLAG, INT, REAL, TAG, Typed, Writer, joined, listed
 
@@ -133,7 +133,7 @@ class _Spec:
             "",
             *MASKS,
             "",
-            "\n\n".join(SCORES),
+            "\n\n".join((*SCORES, *SCORES_OF_HEADS)),
         ))  # fmt: skip
 
     def last(self) -> str:

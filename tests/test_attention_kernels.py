@@ -72,7 +72,16 @@ def test_cached_rows_agree_with_float64(name: str) -> None:
     assert max(found.values()) <= TOLERANCES[CACHED[name].dtype][0]
 
 
-@pytest.mark.parametrize("name", ["slopes, double", "no interval", "causal or same segment", "causal, fp16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "slopes, double",
+        "no interval",
+        "causal or same segment",
+        "causal, fp16",
+        "several entries, double",
+    ],
+)
 def test_torch_computes_the_same_where_there_are_no_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_kernels, "_is_interpreting", lambda: False)
     test_kernels_agree_with_float64(name)
@@ -90,9 +99,16 @@ def _inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor,
 def _arguments(has_bias: bool) -> tuple[Any, ...]:
     q, k, v, offsets = _inputs()
     bounds = intervals.band_intervals(offsets, offsets, 11, 11, low=-2, high=0)
-    score = from_tuple(("+", ("score",), ("*", ("query", 0), ("tanh", ("key", 1)))))
-    captured = (Captured("query", "fp64", True, True), Captured("key", "fp64", False, False))
-    given = [torch.randn(11, 4, dtype=torch.float64, requires_grad=True), torch.randn(11, dtype=torch.float64)]
+    entry = ("entry", 2, ("mod", ("key", 3), ("number", 5)))
+    score = from_tuple(("+", ("score",), ("*", ("query", 0), ("+", entry, ("tanh", ("key", 1))))))
+    captured = (
+        Captured("query", "fp64", True, True), Captured("key", "fp64", False, False),
+        Captured("table", "fp64", True, True, 5), Captured("key", "i64", False, False),
+    )  # fmt: skip
+    given = [
+        torch.randn(11, 4, dtype=torch.float64, requires_grad=True), torch.randn(11, dtype=torch.float64),
+        torch.randn(4, 5, dtype=torch.float64, requires_grad=True), torch.arange(11),
+    ]  # fmt: skip
     bias = torch.randn(11, 4, dtype=torch.float64, requires_grad=True) if has_bias else None
     form = AttentionForm(0.3, score, None, captured)
     return (
@@ -219,7 +235,11 @@ def test_a_form_is_read_back_from_its_text() -> None:
     assert read_form(form.text) == form
 
 
-@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not"}))
+# Without a derivative, in torch or at all.
+NOT_SMOOTH = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not", "floordiv"}
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - NOT_SMOOTH))
 def test_derivatives_of_formulas(name: str) -> None:
     """By the score and by captured values, against autograd; ties included."""
     score = torch.tensor([0.3, 1.0, 2.5, 0.7], dtype=torch.float64, requires_grad=True)
@@ -242,15 +262,17 @@ def test_derivatives_of_formulas(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", [(), ("bucketed", "64"), ("bucketed", "128")], ids=" ".join)
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
-def test_no_register_is_spilled_for_common_heads(target: str, tmp_path: Path) -> None:
-    """bf16 heads of 128 entries, in the default configurations, on GPUs that are not here."""
+def test_no_register_is_spilled_for_common_heads(target: str, form: tuple[str, ...], tmp_path: Path) -> None:
+    """bf16 heads of 128 entries, in the default configurations, on GPUs that are not here; and of 64 and 128, where the
+    score reads a trained table."""
     pytest.importorskip("triton", reason="compiles with Triton")
     names = [*KERNELS, *DECODE_KERNELS]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(HERE.parent), "TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run(
-        [sys.executable, HERE / "attention_compiled.py", target, *names],
+        [sys.executable, HERE / "attention_compiled.py", target, *form, *names],
         env=environment,
         capture_output=True,
         text=True,

@@ -362,7 +362,7 @@ model m(x: real[seq, dim], n: int) -> real[seq, dim]:
         ("block made(s: real) -> real:\n    return s * query(position)\n", "E201"),
         ("block made(s: real) -> real:\n    param slope: real[heads]\n    return s * slope\n", "E255"),
         ("block made(s: real) -> real:\n    return s * mean(x, over=dim)\n", "E255"),
-        ("block made(s: real) -> real:\n    return s * real(int(s))\n", "E901"),
+        ("block made(s: real) -> real:\n    return s * logsumexp(query(x), over=dim)\n", "E901"),
         ("block made(s: real) -> flag:\n    return s > 0\n", "E201"),
         ("block made(s: real) -> real:\n    return s + t\n", "E301"),
         ("block made(s: real, t: real) -> real:\n    return s + t\n", "E311"),

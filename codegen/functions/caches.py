@@ -236,6 +236,8 @@ def with_history(e: Any, caches: list[Tensor], offsets: Tensor, lengths: Tensor)
     match e:
         case ("key", Tensor() as rows):
             return ("key", history(rows, caches.pop(0), offsets, lengths))
+        case ("entry", table, at):
+            return ("entry", table, with_history(at, caches, offsets, lengths))
         case (str() as name, *parts) if name not in ("number", "query", "key"):
             return (name, *(with_history(part, caches, offsets, lengths) for part in parts))
         case _:

@@ -50,7 +50,7 @@ def attend(
 
     score: a formula as nested tuples, in the words of functions/scores.py or written like a predicate, with
     ("score",) for scale * q . k, and ("query" or "key", tensor `[rows]` or `[rows, H]`) for captured values; these
-    get gradients.
+    get gradients. ("entry", tensor `[entries]` or `[H, entries]`, formula) reads a table, which gets one too.
     intervals: the rows of either side that the other sees, in place of examples and band (those of a band may be
     given beside the band, to be computed once for many calls); the predicate still holds besides. Heads of more
     than 256 entries are left to torch.
@@ -111,7 +111,10 @@ def call_of(
     if bias is not None:
         bias = bias.expand(-1, q.shape[1])
     bounds = (intervals.queries.low, intervals.queries.high, intervals.keys.low, intervals.keys.high)
-    captured = tuple(t.contiguous() if t.dim() == 1 else t.expand(-1, q.shape[1]) for t in capture.tensors)
+    captured = tuple(
+        t.contiguous() if t.dim() == 1 or entry.is_table else t.expand(-1, q.shape[1])
+        for t, entry in zip(capture.tensors, capture.captured, strict=True)
+    )
     return Call(bounds, bias, captured, form.text)
 
 
@@ -197,7 +200,7 @@ def attention_backward(
     """Gradients of q, k, v, of the bias if there is one, and of the captured values that have one, in order."""
     read = read_form(form)
     target = _target(q, v)
-    if target is None:
+    if target is None or read.has_long_table:
         x = attention_torch.Inputs(q, k, v, q_low, q_high, bias, tuple(captured), read)
         return attention_torch.backward(d_out, x)
     key = key_of(q, k, v, bias, form)
@@ -206,21 +209,20 @@ def attention_backward(
     values |= {"q_low_ptr": q_low, "q_high_ptr": q_high, "k_low_ptr": k_low, "k_high_ptr": k_high}
     values |= {"out_ptr": out, "do_ptr": d_out.contiguous(), "lse_ptr": lse, "delta_ptr": torch.empty_like(lse)}
     values |= {"dq_ptr": dq, "dk_ptr": dk, "dv_ptr": dv}
-    by_head = {}
-    if bias is not None:
-        by_head["dbias_ptr"] = (bias, _by_head(q, k.shape[0]))
-    for index, (tensor, entry) in enumerate(zip(captured, read.captured, strict=True)):
-        if entry.has_gradient:
-            by_head[f"d_captured_{index}_ptr"] = (tensor, _by_head(q, tensor.shape[0]))
-    values |= {name: buffer for name, (_, buffer) in by_head.items()}
+    rows = {} if bias is None else {"dbias_ptr": bias}
+    rows |= {f"d_captured_{index}_ptr": captured[index] for index, c in enumerate(read.captured) if c.has_gradient}
+    values |= {name: _by_head(q, t.shape[0]) for name, t in rows.items()}
+    query_gradient = find(key, "attention_query_gradient", target)
+    tiles = _tiles(q, query_gradient, "BLOCK_M")
+    values |= table_sums(read, q, tiles)
     if q.shape[0]:
-        for name in ("attention_delta", "attention_query_gradient"):
-            kernel = find(key, name, target)
-            kernel.launch((_tiles(q, kernel, "BLOCK_M"), q.shape[1]), values)
+        delta = find(key, "attention_delta", target)
+        delta.launch((_tiles(q, delta, "BLOCK_M"), q.shape[1]), values)
+        query_gradient.launch((tiles, q.shape[1]), values)
     if k.shape[0]:
         kernel = find(key, "attention_key_gradient", target)
         kernel.launch((_tiles(k, kernel, "BLOCK_N"), k.shape[1]), values)
-    return [dq, dk, dv, *(_of_rows(buffer, tensor) for tensor, buffer in by_head.values())]
+    return [dq, dk, dv, *(_of_rows(values[name], t) for name, t in rows.items())]
 
 
 @attention_backward.register_fake
@@ -284,8 +286,23 @@ def _by_head(q: Tensor, rows: int) -> Tensor:
     return torch.empty((q.shape[1], rows), dtype=dtype, device=q.device)
 
 
+def table_sums(form: AttentionForm, q: Tensor, tiles: int) -> dict[str, Tensor]:
+    """[tiles, H, entries] for the gradient of each table: what the queries of each tile add to it."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return {
+        f"d_captured_{index}_ptr": torch.empty(
+            (tiles, q.shape[1], form.captured[index].entries), dtype=dtype, device=q.device
+        )
+        for index in form.trained_tables
+    }
+
+
 def _of_rows(by_head: Tensor, like: Tensor) -> Tensor:
-    """From [H, rows] to the shape and type of a captured value: [rows] or [rows, H]."""
+    """From [H, rows] to the shape and type of a captured value, [rows] or [rows, H]; from [tiles, H, entries] to those
+    of a table, [entries] or [H, entries]."""
+    if by_head.dim() == 3:
+        found = by_head.sum(0)
+        return (found.sum(0) if like.dim() == 1 else found).to(like.dtype)
     return (by_head.sum(0) if like.dim() == 1 else by_head.T).to(like.dtype).contiguous()
 
 
@@ -304,7 +321,7 @@ def _values(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, captured: list
         values |= {"bias_ptr": bias, "stride_bn": bias.stride(0), "stride_bh": bias.stride(1)}
     for index, tensor in enumerate(captured):
         values[f"captured_{index}_ptr"] = tensor
-        if tensor.dim() == 2:
+        if tensor.dim() == 2:  # of a table, which lies entry by entry, kernels know the strides
             values[f"stride_captured_{index}"] = tensor.stride(0)
             values[f"stride_captured_{index}h"] = tensor.stride(1)
     return values

@@ -205,6 +205,7 @@ def one_formula(
     bias: Any,
     of_query: Callable[[Any], Tensor],
     of_key: Callable[[Any], Tensor],
+    of_table: Callable[[Any], Tensor] = lambda table: table,
 ) -> tuple[tuple[Any, ...] | None, tuple[Any, ...] | None]:
     """Score and mask over what the functions make of the new rows of either side, called in the order in which caches
     were made. A bias is a term of the score here."""
@@ -217,6 +218,8 @@ def one_formula(
                 return ("query", of_query(rows))
             case ("key", rows):
                 return ("key", of_key(rows))
+            case ("entry", table, at):
+                return ("entry", of_table(table), beside(at))
             case (str() as name, *parts) if name != "number":
                 return (name, *(beside(part) for part in parts))
             case _:

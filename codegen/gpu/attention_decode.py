@@ -17,7 +17,7 @@ from torch import Tensor
 from ..functions.precision import narrow, widen
 from .attention_form import AttentionForm, Captured, read_form
 from .attention_kernels import WIDEST, DecodeKey, find, target_of
-from .formula import Formula, Row, applied, evaluate, folded, from_tuple
+from .formula import Entry, Formula, Row, applied, evaluate, folded, from_tuple
 from .triton_types import TRITON_TYPES
 
 _POSITIONS = (Captured("query", "i32", False, False), Captured("key", "i32", False, False))
@@ -44,7 +44,7 @@ def attend_cached(
     position int64 [B]: the number of the first new row of each sequence. columns: slots in use, an upper bound that the
     host knows. A query sees the rows low <= key's number - query's number <= high for which the predicate holds.
     score, predicate: as for `attention.attend`, over ("score",), positions, ("query", tensor `[B, R]` or `[B, R, H]`)
-    and ("key", cache `[B, S]` or `[B, S, H]`).
+    and ("key", cache `[B, S]` or `[B, S, H]`), and tables.
     """
     columns = min(columns, keys.shape[2])
     form, captured = decode_form(scale, score, predicate)
@@ -74,15 +74,27 @@ class _Reading:
             case ("query" | "key" as side, "position"):
                 return Row(side, 0)
             case ("query" | "key" as side, Tensor() as tensor):
-                self.tensors.append(tensor.contiguous())
-                self.captured.append(Captured(side, TRITON_TYPES[tensor.dtype], tensor.dim() == 3, False))
-                return Row(side, len(_POSITIONS) + len(self.tensors) - 1)
+                return Row(
+                    side, self._index(Captured(side, TRITON_TYPES[tensor.dtype], tensor.dim() == 3, False), tensor)
+                )
+            case ("entry", Tensor() as table, at):
+                entry = Captured("table", TRITON_TYPES[table.dtype], table.dim() == 2, False, table.shape[-1])
+                return Entry(self._index(entry, table), self.formula(at))
             case ("number" | "score", *_):
                 return from_tuple(nested)
             case (str() as name, *arguments) if name not in ("query", "key"):
                 return applied(name, tuple(self.formula(argument) for argument in arguments))
             case _:
                 raise ValueError(f"not a formula of a score over caches: {nested!r}")
+
+    def _index(self, entry: Captured, tensor: Tensor) -> int:
+        tensor = tensor.contiguous()
+        for number, (known, given) in enumerate(zip(self.captured, self.tensors, strict=True)):
+            if given is tensor and known == entry:
+                return len(_POSITIONS) + number
+        self.tensors.append(tensor)
+        self.captured.append(entry)
+        return len(_POSITIONS) + len(self.tensors) - 1
 
 
 @torch.library.custom_op(f"{LIBRARY}::attention_decode", mutates_args=())
@@ -180,11 +192,13 @@ def _torch_decode(
     places = {"query": query[:, None, :, None], "key": key[:, None, None]}
 
     def read(row: Row) -> Tensor:
-        """[B, H or 1, R or 1, columns or 1]"""
+        """[B, H or 1, R or 1, columns or 1], or a table"""
         if row.index < len(_POSITIONS):
             return places[row.side]
         value = captured[row.index - len(_POSITIONS)]
         value = value.to(logits.dtype) if value.is_floating_point() else value
+        if row.side == "table":
+            return value
         if row.side == "query":
             return (value.transpose(1, 2) if value.dim() == 3 else value[:, None])[..., None]
         value = value[:, :columns]

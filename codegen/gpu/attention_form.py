@@ -14,18 +14,27 @@ from typing import Any
 
 from torch import Tensor
 
-from .formula import Formula, Row, applied, from_tuple, to_tuple
+from .formula import Entry, Formula, Row, applied, from_tuple, to_tuple
 from .triton_types import TRITON_TYPES
+
+# Of a table whose gradient is made beside that of the queries: sums of all entries stay in registers.
+MOST_ENTRIES = 1024
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A tensor that the score or the mask reads: `[rows of side]`, or `[rows, heads]` if has_heads."""
+    """A tensor that the score or the mask reads: `[rows of side]`, or `[rows, heads]` if has_heads. Of the side "table"
+    are `[entries]`, or `[heads, entries]`."""
 
     side: str
     type: str
     has_heads: bool
     has_gradient: bool
+    entries: int = 0
+
+    @property
+    def is_table(self) -> bool:
+        return self.side == "table"
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,20 @@ class AttentionForm:
     has_exact_key_bounds: bool = True
 
     @property
+    def trained_tables(self) -> tuple[int, ...]:
+        """Captured tables that have a gradient."""
+        return tuple(index for index, c in enumerate(self.captured) if c.is_table and c.has_gradient)
+
+    @property
+    def has_long_table(self) -> bool:
+        """One whose gradient kernels do not make: they visit the entries that a tile reads one by one."""
+        return any(self.captured[index].entries > MOST_ENTRIES for index in self.trained_tables)
+
+    @property
     def text(self) -> str:
         score = None if self.score is None else to_tuple(self.score)
         predicate = None if self.predicate is None else to_tuple(self.predicate)
-        captured = tuple((c.side, c.type, c.has_heads, c.has_gradient) for c in self.captured)
+        captured = tuple((c.side, c.type, c.has_heads, c.has_gradient, c.entries) for c in self.captured)
         return repr((self.scale, score, predicate, captured, self.has_exact_key_bounds))
 
 
@@ -85,6 +104,8 @@ class Capture:
             case ("query" | "key" as side, read):
                 tensor = self.position(side) if isinstance(read, str) else read
                 return Row(side, self._index(side, tensor, differentiates))
+            case ("entry", table, at):
+                return Entry(self._index("table", table, differentiates), self.formula(at, False))
             case ("number" | "score", *_):
                 return from_tuple(nested)
             case (str() as name, *parts):
@@ -94,7 +115,8 @@ class Capture:
 
     def _index(self, side: str, tensor: Tensor, differentiates: bool) -> int:
         needs = differentiates and tensor.is_floating_point() and tensor.requires_grad
-        entry = Captured(side, TRITON_TYPES[tensor.dtype], tensor.dim() == 2, needs)
+        entries = tensor.shape[-1] if side == "table" else 0
+        entry = Captured(side, TRITON_TYPES[tensor.dtype], tensor.dim() == 2, needs, entries)
         for index, (known, given) in enumerate(zip(self.captured, self.tensors, strict=True)):
             if given is tensor and known == entry:
                 return index

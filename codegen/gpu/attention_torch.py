@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..functions.precision import narrow, widen
+from ..functions.scores import each_head
 from .attention_form import AttentionForm
-from .formula import Row, Score, derivative, evaluate
+from .formula import Entry, Row, Score, derivative, evaluate, leaves
 
 # Scores held at once.
 _SCORES = 1 << 24
@@ -76,6 +77,9 @@ def backward(d_out: Tensor, x: Inputs) -> list[Tensor]:
             totals[3] += gradient.sum(1).T
         for index, total in zip(trained, totals[len(totals) - len(trained) :], strict=True):
             side = x.form.captured[index].side
+            if side == "table":
+                _add_entries(total, x, rows, s, gradient, index)
+                continue
             # [H, rows of the side]
             found = _times(x, rows, s, gradient, Row(side, index)).sum(2 if side == "query" else 1)
             target = total[rows] if side == "query" else total
@@ -91,7 +95,19 @@ def _add(total: Tensor, by_head: Tensor, key_heads: int) -> None:
     total += by_head.unflatten(0, (key_heads, -1)).sum(1).transpose(0, 1)
 
 
-def _times(x: Inputs, rows: slice, s: _Scores, gradient: Tensor, by: Score | Row) -> Tensor:
+def _add_entries(total: Tensor, x: Inputs, rows: slice, s: _Scores, gradient: Tensor, index: int) -> None:
+    """Adds to a table, `[entries]` or `[heads, entries]`, what each of its entries that a score read is given."""
+    assert x.form.score is not None
+    read = _reader(x, rows, s.score.dtype)
+    read_here = (leaf for leaf in leaves(x.form.score) if isinstance(leaf, Entry) and leaf.index == index)
+    for entry in dict.fromkeys(read_here):
+        at = torch.as_tensor(evaluate(entry.at, s.score, read, s.score.dtype), device=total.device)
+        at = at.to(torch.int64).expand_as(gradient)
+        places = (at,) if total.dim() == 1 else (each_head(total).expand_as(at), at)
+        total.index_put_(places, _times(x, rows, s, gradient, entry), accumulate=True)
+
+
+def _times(x: Inputs, rows: slice, s: _Scores, gradient: Tensor, by: Score | Row | Entry) -> Tensor:
     """A gradient of logits times the derivative of the score's formula, which may be no number where the mask says
     no."""
     assert x.form.score is not None
@@ -106,7 +122,10 @@ def _turns(x: Inputs) -> list[slice]:
 
 def _reader(x: Inputs, rows: slice, real: torch.dtype) -> Callable[[Row], Tensor]:
     def read(row: Row) -> Tensor:
-        """[H or 1, rows or 1, keys or 1]"""
+        """[H or 1, rows or 1, keys or 1], or a table."""
+        if row.side == "table":
+            table = x.captured[row.index]
+            return table.to(real) if table.is_floating_point() else table
         value = x.captured[row.index][rows] if row.side == "query" else x.captured[row.index]
         value = value.T if value.dim() == 2 else value[None]
         value = value.to(real) if value.is_floating_point() else value

@@ -10,12 +10,16 @@ numbers for captured tensors.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..functions.pointwise import whole
+from ..functions.scores import each_head
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,20 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """Of a captured table, or of each head's, the entry that the whole number `at` counts."""
+
+    index: int
+    at: Formula
+
+
+@dataclass(frozen=True)
 class Apply:
     name: str
     arguments: tuple[Formula, ...]
 
 
-Formula = Number | Score | Row | Apply
+Formula = Number | Score | Row | Entry | Apply
 ZERO, ONE = Number(0.0), Number(1.0)
 
 
@@ -137,6 +149,11 @@ FUNCTIONS: Mapping[str, Function] = {
     "floor": Function(_torch(torch.floor), "tl.floor({})"),
     "ceil": Function(_torch(torch.ceil), "tl.ceil({})"),
     "stop_gradient": Function(_torch(torch.detach), "{}"),
+    "int": Function(_torch(whole), "{}.to(tl.int64)"),
+    "mod": Function(
+        operator.mod, "remainder({}, {})", lambda a, b: (ONE, _call("neg", _call("floor", _call("/", a, b))))
+    ),
+    "floordiv": Function(operator.floordiv, "quotient({}, {})"),
     "min": Function(_torch(torch.minimum), "tl.minimum({}, {})", _extreme("<")),
     "max": Function(_torch(torch.maximum), "tl.maximum({}, {})", _extreme(">")),
     "where": Function(
@@ -156,12 +173,12 @@ FUNCTIONS: Mapping[str, Function] = {
 }
 
 
-# Functions whose result is a real whatever they are given, and those whose result is a flag.
+# Functions whose result is a real whatever they are given, and those whose result is none.
 _OF_REALS = {
     "/", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf", "softplus", "relu", "sign",
     "floor", "ceil", "real",
 }  # fmt: skip
-_TESTS = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not"}
+_NO_REALS = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not", "int"}
 
 
 # -- as tuples -------------------------------------------------------------------------------------
@@ -194,6 +211,8 @@ def is_known(nested: Any) -> bool:
     match nested:
         case ("number" | "score" | "query" | "key", *_):
             return True
+        case ("entry", _, at):
+            return is_known(at)
         case (str() as name, *arguments):
             stand_ins = tuple(Number(a[1]) if a[0] == "number" else Score() for a in arguments)
             try:
@@ -213,6 +232,8 @@ def from_tuple(nested: Any) -> Formula:
             return Score()
         case ("query" | "key" as side, int() as index):
             return Row(side, index)
+        case ("entry", int() as index, at):
+            return Entry(index, from_tuple(at))
         case (str() as name, *arguments):
             return applied(name, tuple(from_tuple(argument) for argument in arguments))
         case _:
@@ -227,6 +248,8 @@ def to_tuple(formula: Formula) -> tuple[Any, ...]:
             return ("score",)
         case Row(side, index):
             return (side, index)
+        case Entry(index, at):
+            return ("entry", index, to_tuple(at))
         case Apply(name, arguments):
             return (name, *(to_tuple(argument) for argument in arguments))
 
@@ -236,6 +259,8 @@ def to_tuple(formula: Formula) -> tuple[Any, ...]:
 
 def folded(formula: Formula) -> Formula:
     """Functions of numbers alone are computed: in Triton such a number would have no type."""
+    if isinstance(formula, Entry):
+        return Entry(formula.index, folded(formula.at))
     if not isinstance(formula, Apply):
         return formula
     arguments = tuple(folded(argument) for argument in formula.arguments)
@@ -253,19 +278,34 @@ def _wide(value: float | int | bool) -> torch.dtype | None:
 
 def functions(formula: Formula) -> int:
     """How many a formula applies."""
+    if isinstance(formula, Entry):
+        return 1 + functions(formula.at)
     return 1 + sum(map(functions, formula.arguments)) if isinstance(formula, Apply) else 0
 
 
 def leaves(formula: Formula) -> Iterator[Formula]:
+    """Entries of tables come after the leaves of what counts them."""
     if isinstance(formula, Apply):
         for argument in formula.arguments:
             yield from leaves(argument)
-    else:
-        yield formula
+        return
+    if isinstance(formula, Entry):
+        yield from leaves(formula.at)
+    yield formula
+
+
+def replaced(formula: Formula, known: Mapping[Entry, Row]) -> Formula:
+    """With the entries of tables named as other values are: what stands in them is forgotten."""
+    if isinstance(formula, Entry):
+        return known[formula]
+    if isinstance(formula, Apply):
+        return Apply(formula.name, tuple(replaced(argument, known) for argument in formula.arguments))
+    return formula
 
 
 def evaluate(formula: Formula, score: Tensor | None, rows: Callable[[Row], Tensor], real: torch.dtype) -> Any:
-    """With torch; `rows` gives captured values, shaped to broadcast with the score. Integers meet reals as `real`."""
+    """With torch; `rows` gives captured values, shaped to broadcast with the score `[.., heads, queries, keys]`, or
+    tables, `[entries]` or `[heads, entries]`, as of the side "table". Integers meet reals as `real`."""
     match formula:
         case Number(value):
             return value
@@ -273,6 +313,10 @@ def evaluate(formula: Formula, score: Tensor | None, rows: Callable[[Row], Tenso
             return score
         case Row():
             return rows(formula)
+        case Entry(index, inner):
+            table, at = rows(Row("table", index)), torch.as_tensor(evaluate(inner, score, rows, real))
+            at = at.to(table.device, torch.int64)
+            return table[at] if table.dim() == 1 else table[each_head(table), at]
         case Apply(name, arguments):
             values = [evaluate(argument, score, rows, real) for argument in arguments]
             first = 1 if name == "where" else 0
@@ -300,6 +344,8 @@ def _typed_text(formula: Formula, is_real: Callable[[Row], bool], real: str) -> 
             return "score", True, True
         case Row(side, index):
             return f"{side}_{index}", is_real(formula), True
+        case Entry():
+            raise ValueError("entries are loaded before a formula is printed: `replaced`")
         case Apply(name, arguments):
             given = [_typed_text(argument, is_real, real) for argument in arguments]
             first = 1 if name == "where" else 0
@@ -308,11 +354,14 @@ def _typed_text(formula: Formula, is_real: Callable[[Row], bool], real: str) -> 
                 f"{text}.to({real})" if place >= first and becomes_real and is_tensor and not is_real else text
                 for place, (text, is_real, is_tensor) in enumerate(given)
             ]
+            if name == "*" and not becomes_real:
+                # Positions are held in 32 bits, and the language multiplies in 64.
+                texts = [f"{text}.to(tl.int64)" if given[place][2] else text for place, text in enumerate(texts)]
             text = FUNCTIONS[name].text.format(*texts)
-            return text, becomes_real and name not in _TESTS, any(is_tensor for *_, is_tensor in given)
+            return text, becomes_real and name not in _NO_REALS, any(is_tensor for *_, is_tensor in given)
 
 
-def derivative(formula: Formula, by: Score | Row) -> Formula:
+def derivative(formula: Formula, by: Score | Row | Entry) -> Formula:
     """d formula / d by, simplified where a factor is 0 or 1. Comparisons and integers have none."""
     if formula == by:
         return ONE

@@ -29,7 +29,7 @@ from ...dsl.value_type import Real, ValueType
 from ..functions_lazy import attention, cuts
 from ..lazy import torch
 from ..lowering import LowerContext
-from .attend_formulas import check_mask, check_score, mask_arguments, score_argument, sides_of
+from .attend_formulas import check_mask, check_score, mask_arguments, reads_positions, score_argument, sides_of
 from .cut import seen_cut
 from .joining import Operand, axis_names, level_words, lowest_rows, want_axes, want_real, want_static, want_whole
 from .mask_cuts import MaskCut, mask_cuts, same_segment, with_shown
@@ -245,9 +245,8 @@ def _arguments(ctx: LowerContext, node: Node, attrs: AttendAttrs, formula: Formu
     captures = attrs.mask_captures(node.inputs)
     arguments = mask_arguments(ctx, formula, captures, attrs.query_rows, attrs.along)
     if attrs.score is not None:
-        captures = attrs.score_captures(node.inputs)
         heads = attrs.heads.of_queries
-        arguments["score"] = score_argument(ctx, attrs.score.formula, captures, heads, attrs.query_rows, attrs.along)
+        arguments["score"] = score_argument(ctx, attrs.score, heads, attrs.query_rows, attrs.along)
     return arguments
 
 
@@ -287,7 +286,8 @@ def _lower_packed(ctx: LowerContext, node: Node, attrs: AttendAttrs) -> None:
         assert attrs.query_rows is not None
         q_offsets, k_offsets = (_segment_offsets(ctx, grouped, rows) for rows in (attrs.query_rows, attrs.along))
         # Rows count from the start of their segment; where that matters, their numbers in the example are given.
-        if (attrs.query_rows is not attrs.along and len(arguments) > ("bias" in arguments)) or "predicate" in arguments:
+        by_position = "predicate" in arguments or reads_positions(arguments.get("score"))
+        if (attrs.query_rows is not attrs.along and len(arguments) > ("bias" in arguments)) or by_position:
             arguments |= {"q_position": ctx.position(attrs.query_rows), "k_position": ctx.position(attrs.along)}
     result = ctx.call(attention.attend_packed, q_read, k_read, v_read, q_offsets, k_offsets, attrs.scale, **arguments)
     ctx.define(node.outputs[0], _unpacked(ctx, node, attrs, result, (), True))
@@ -360,7 +360,9 @@ def _frontier(node: Node, given: tuple[Frontier, ...]) -> Frontier:
     tags = tuple(made[-1] for cut, made in made_of if cut.selected)
     read = [] if attrs.score is None else attrs.score_captures(given)
     sides = [] if attrs.score is None else sides_of(attrs.score.formula)
-    at_query = frontier.join(given[0], *(read[index] for side, index in sides if side == "query"))
+    of_keys = {index for side, index in sides if side == "key"} - {index for side, index in sides if side == "query"}
+    # A table is read at the query's, as all that has no rows.
+    at_query = frontier.join(given[0], *(f for index, f in enumerate(read) if index not in of_keys))
     at_keys = [*given[1 : attrs.first_capture], *(read[index] for side, index in sides if side == "key")]
     return frontier.attend(at_query, at_keys, reach, (*attrs.mask_captures(given), *tags))
 
@@ -394,12 +396,12 @@ ATTEND = OpDef(
     lower=_lower,
     doc=(
         "`attend(q, k, v, over=D, along=K, group=heads -> kv_heads, mask=, bias=, score=, scale=)`: each query's "
-        "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + bias, "
-        "where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)` and values "
-        "without rows. D is contracted, `scale` is size(D)^-0.5 unless given. Other axes of q "
-        "and k are shared by name or q's own; with `group` "
-        "query head h reads key head h // (heads / kv_heads). A bias has one value per key. A row without an allowed "
-        "key gives 0. The result has the axes of q without D, and v's own."
+        "average of v over the rows of K that the mask allows, weighed by the softmax of score(scale * q . k) + "
+        "bias, where `score` is a block of one real, or of the heads' axes, that may read `query(e)`, `key(e)`, "
+        "values without rows, and tables of weights by ids made of these. D is contracted, `scale` is size(D)^-0.5 "
+        "unless given. Other axes of q and k are shared by name or q's own; with `group` query head h reads key "
+        "head h // (heads / kv_heads). A bias has one value per key. A row without an allowed key gives 0. The "
+        "result has the axes of q without D, and v's own."
     ),
     cost=_cost,
     samples=(
@@ -433,6 +435,7 @@ ATTEND = OpDef(
             "attend(q, k, k, over=dim, along=seq, group=heads -> kv_heads, mask=key(position) < query(position))"
         ),
         "q: real[seq, heads, dim] => attend(q, q, q, over=dim, along=seq, mask=causal and window(3), score=tanh_of)",
+        "q: real[seq, heads, dim] => attend(q, q, q, over=dim, along=seq, mask=causal, score=near_of)",
         "q: real[seq, three, dim] => attend(q, q, q, over=dim, along=three, score=silu)",
         "x: real[seq, three, dim]; q = tanh(x) => attend(q, q, q, over=dim, along=three)",
         "x: real[item, dim] => attend(x, x, x, over=dim, along=item)",

@@ -61,7 +61,7 @@ def check_mask(call: OpCall, mask: Mask, along: Axis, query_rows: Axis | None) -
 def check_score(call: OpCall, score: Score, along: Axis, query_rows: Axis | None) -> None:
     want_whole(call, "attend", **{f"score.{number}": value for number, value in enumerate(score.captures)})
     at = call.at("score")
-    if along.is_static and score.captures:
+    if along.is_static and sides_of(score.formula):
         raise call.fail(NotBuiltYet(at, "a score that reads values, along a static axis,"))
     for side, index in sides_of(score.formula):
         _check_side(call, side, score.captures[index], along, query_rows, at)
@@ -76,6 +76,17 @@ def sides_of(formula: Any) -> list[tuple[str, int]]:
             return [read for part in parts for read in sides_of(part)]
         case _:
             return []
+
+
+def reads_positions(formula: Any) -> bool:
+    """Of a formula of a score, with values or with tensors in it."""
+    match formula:
+        case ("query" | "key", read):
+            return isinstance(read, str)
+        case (str(), *parts):
+            return any(reads_positions(part) for part in parts)
+        case _:
+            return False
 
 
 def _check_side(call: OpCall, side: str, value: Value, along: Axis, query_rows: Axis | None, at: Span) -> None:
@@ -170,25 +181,33 @@ def mask_arguments(
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def score_argument(
-    ctx: LowerContext,
-    formula: Any,
-    captures: tuple[Value, ...],
-    heads: tuple[Axis, ...],
-    queries: Axis | None,
-    keys: Axis,
-) -> Any:
-    """The formula with tensors in it: of each row of a side, `[rows]` or `[rows, all heads]`."""
-    match formula:
-        case ("query" | "key" as side, int() as index):
-            value, rows = captures[index], keys if side == "key" else queries
-            axes = heads if value.type.static_axes else ()
-            # Written out for all heads, so that a gradient comes back for each.
-            read = ctx.full(value, axes, rows, rows is None)
-            if len(axes) > 1:
-                read = ctx.call(torch.reshape, read, (-1, math.prod(sizes(axes))))
-            return (side, read)
-        case (str() as name, *parts) if name != "number":
-            return (name, *(score_argument(ctx, part, captures, heads, queries, keys) for part in parts))
-        case _:
-            return formula
+def score_argument(ctx: LowerContext, score: Score, heads: tuple[Axis, ...], queries: Axis | None, keys: Axis) -> Any:
+    """The formula with tensors in it: of each row of a side, `[rows]` or `[rows, all heads]`; of a table `[entries]` or
+    `[all heads, entries]`."""
+
+    def of_rows(value: Value, rows: Axis | None) -> Any:
+        axes = heads if value.type.static_axes else ()
+        # Written out for all heads, so that a gradient comes back for each.
+        read = ctx.full(value, axes, rows, rows is None)
+        return ctx.call(torch.reshape, read, (-1, math.prod(sizes(axes)))) if len(axes) > 1 else read
+
+    def of_table(table: Value, indexed: tuple[Axis, ...]) -> Any:
+        axes = heads if set(table.type.axes) - set(indexed) else ()
+        read = ctx.full(table, (*axes, *indexed), None)
+        lead = (math.prod(sizes(axes)),) if axes else ()
+        if (len(axes), len(indexed)) in ((0, 1), (1, 1)):
+            return read
+        return ctx.call(torch.reshape, read, (*lead, math.prod(sizes(indexed))))
+
+    def written(formula: Any) -> Any:
+        match formula:
+            case ("query" | "key" as side, int() as index):
+                return (side, of_rows(score.captures[index], keys if side == "key" else queries))
+            case ("entry", int() as index, at):
+                return ("entry", of_table(score.captures[index], score.indexed[index]), written(at))
+            case (str() as name, *parts) if name != "number":
+                return (name, *(written(part) for part in parts))
+            case _:
+                return formula
+
+    return written(score.formula)

@@ -17,7 +17,7 @@ from ...dsl.frontier import Frontier
 from ...dsl.opdef import Accepts, AxisMapping, Cost, Inferred, OpCall, OpDef, Param
 from ...dsl.program import Distribution, Node, Value
 from ...dsl.record import record
-from ...dsl.value_type import Id, Real, ValueType, ordered_first
+from ...dsl.value_type import Id, Int, Real, ValueType, ordered_first
 from ..functions_lazy import gathers
 from ..lazy import functional, torch
 from ..lowering import LowerContext
@@ -110,7 +110,9 @@ def _index_axis(call: OpCall, operator: str, index: Value) -> Axis:
     kind = index.type.kind
     if isinstance(kind, Id):
         return kind.axis
-    raise call.fail(KindMismatch(call.at("index"), operator, kind_words(index), "an id of one of the axes"))
+    repair = "`wrap(i, A)` makes an id of the axis A of an int" if isinstance(kind, Int) else None
+    found = kind_words(index)
+    raise call.fail(KindMismatch(call.at("index"), operator, found, "an id of one of the axes", repair=repair))
 
 
 def _gather(call: OpCall, operator: str, x: Value, index: Value, axis: Axis, pass_missing: bool) -> Inferred:

@@ -77,6 +77,14 @@ _WITH_VALUES: dict[tuple[str, str, int], Configuration] = {
     ("cuda:100", _KEY, 128): Configuration(32, 64, 8, 1),
 }
 
+# Where a score that reads a table would: each entry of the tile has an address of its own.
+_WITH_TABLES: dict[tuple[str, str, int], Configuration] = {
+    ("cuda:80", _FORWARD, 64): Configuration(64, 32, 4, 2),
+    ("cuda:90", _FORWARD, 128): Configuration(128, 32, 8, 2),
+    ("cuda:90", _QUERY, 128): Configuration(128, 16, 8, 2),
+    ("cuda:100", _FORWARD, 128): Configuration(128, 16, 8, 2),
+}
+
 # Where a mask that reads ids of rows would.
 _WITH_IDS: dict[tuple[str, str, int], Configuration] = {("cuda:90", _KEY, 128): Configuration(32, 64, 8, 2)}
 
@@ -93,6 +101,8 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
         return _WIDE[kernel][size]
     family = _family(target)
     chosen = _with_room(_DEFAULTS[family][kernel][size], plan, kernel)
+    if any(captured.is_table for captured in plan.form.captured) and (family, kernel, size) in _WITH_TABLES:
+        return _WITH_TABLES[family, kernel, size]
     if plan.form.captured and plan.form.score is None and (family, kernel, size) in _WITH_IDS:
         return _WITH_IDS[family, kernel, size]
     if plan.form.captured and (family, kernel, size) in _WITH_VALUES:

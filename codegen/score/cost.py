@@ -12,6 +12,8 @@ from .plan import AttentionPlan
 
 BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "fp64": 64, "i1": 8, "u8": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64}
 
+# Queries of a program that sums the gradient of a table, about.
+TILE = 64
 
 # What each kernel writes, besides gradients of captured values; all else is read.
 WRITTEN = {
@@ -78,6 +80,9 @@ def _entries(plan: AttentionPlan, name: str, rows: Rows) -> int:
     h, g, d, dv = plan.heads, plan.key_heads, plan.q_width, plan.v_width
     if found := re.fullmatch(r"(d_)?captured_(\d+)", name):
         captured = plan.form.captured[int(found[2])]
+        if captured.is_table:
+            tiles = -(-rows.queries // TILE) if found[1] else 1
+            return tiles * (h if found[1] or captured.has_heads else 1) * captured.entries
         side = rows.queries if captured.side == "query" else rows.keys
         return side * (h if found[1] or captured.has_heads else 1)
     entries = {
@@ -111,6 +116,9 @@ def decode_cost(plan: DecodePlan, name: str, sequences: int, cached: int, splits
         "part_sum": splits * heads,
     }
     for index, captured in enumerate(attention.form.captured):
+        if captured.is_table:
+            entries[f"captured_{index}"] = captured.entries * (attention.heads if captured.has_heads else 1)
+            continue
         rows = cached if captured.side == "key" else sequences * plan.rows
         entries[f"captured_{index}"] = rows * (attention.heads if captured.has_heads else 1)
     moved = _moved(name, DECODE_KERNELS[name](plan).arguments, entries.__getitem__)

@@ -12,8 +12,9 @@ from ..emit_attention import attention_text
 from ..gpu.formula import Row, leaves
 from ..kernel_text import KernelText
 from .configurations import Configuration, default_decode_configuration
+from .formulas import INTEGERS, formula_text
 from .kernels import precision
-from .plan import INTEGERS, AttentionPlan, Load, Part, formula_text, logit_lines, parts, tile_loads
+from .plan import AttentionPlan, Load, Part, logit_lines, parts, tables_read, tile_loads
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def decode(plan: DecodePlan) -> DecodeKernelPlan:
     tensors = [(f"{name}_ptr", f"*{attention.dtype}") for name in "qkv"]
     tensors += [("position_ptr", "*i64"), ("part_ptr", real), ("part_max_ptr", real), ("part_sum_ptr", real)]
     tensors += [(f"captured_{leaf.index}_ptr", f"*{form.captured[leaf.index].type}") for leaf in values]
+    tensors += [(f"captured_{index}_ptr", f"*{form.captured[index].type}") for index in tables_read(attention)]
     strides = ["stride_qb", "stride_qm", "stride_qh", "stride_kb", "stride_kh", "stride_kn"]
     strides += ["stride_vb", "stride_vh", "stride_vn"]
     first = "0"
@@ -99,7 +101,7 @@ def decode(plan: DecodePlan) -> DecodeKernelPlan:
         first_column=first,
         row_loads=tuple(q_loads),
         column_loads=(*tile_loads(attention, ("k", "v"), "_tile", "n", "mask_n"), *k_loads),
-        logit=logit_lines(attention),
+        logit=logit_lines(attention, "head[:, None]"),
         allowed=tuple(allowed),
         needs_query_position="query" in sides,
         needs_key_position="key" in sides,

@@ -50,7 +50,10 @@ def _decode_key(node: fx.Node, known: Mapping[fx.Node, Fact], cached: torch.dtyp
     else:
         scale, low, high, predicate, bias, _, score = arguments[8:15]
         high = causal(high)
-        pair = one_formula(score, predicate, bias, _stand_in_rows(known, 1), _stand_in_rows(known, _ROWS))
+        pair = one_formula(
+            score, predicate, bias, _stand_in_rows(known, 1), _stand_in_rows(known, _ROWS),
+            lambda table: _stand_in(table, known),
+        )  # fmt: skip
         form, _ = decode_form(scale, *pair)
     return DecodeKey(form.text, TRITON_TYPES[cached], heads, key_heads, width, v_width, 1, low, high)
 

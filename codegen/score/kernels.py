@@ -2,7 +2,7 @@
 
 attention_forward          out [Nq, H, Dv], lse [H, Nq]
 attention_delta            delta [H, Nq] = sum of out * dout over a head, which both gradients need
-attention_query_gradient   dq, and gradients of values captured at queries [H, Nq]
+attention_query_gradient   dq, gradients of values captured at queries [H, Nq], and of tables [tiles, H, entries]
 attention_key_gradient     dk, dv, gradients of values captured at keys and of the bias [H, Nk]
 """
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..emit_attention import Launch, attention_module, attention_text
-from ..gpu.attention_form import read_form, without_gradients
+from ..gpu.attention_form import MOST_ENTRIES, read_form, without_gradients
 from ..gpu.attention_kernels import AttentionKey
 from ..kernel_text import KernelText
 from .configurations import Configuration, default_configuration
+from .formulas import TableSums, table_sums
 from .plan import (
     BY_KEY,
     BY_QUERY,
@@ -27,6 +28,7 @@ from .plan import (
     loops_over,
     parts,
     range_line,
+    tables_read,
     tile_loads,
     values_read,
     vector_loads,
@@ -90,8 +92,11 @@ def query_gradient(plan: AttentionPlan) -> KernelPlan:
         *vector_loads(plan, "query", "m", "mask_m", "[:, None]"),
     ]
     arguments = _tensors(plan, ("q", "k", "v", "do", "dq"), ("q_low", "q_high"), ("lse", "delta"))
-    summary = "Gradient of the queries" + (", and of values captured at query rows." if gradients else ".")
-    return _kernel(plan, "attention_query_gradient", summary, arguments, True, row_loads, loads, gradients)
+    tables = table_sums(plan.form)
+    made = ["queries", *(["values captured at query rows"] if gradients else []), *(["tables"] if tables else [])]
+    summary = f"Gradient of the {made[0]}" + "".join(f", and of {one}" for one in made[1:]) + "."
+    name = "attention_query_gradient"
+    return _kernel(plan, name, summary, arguments, True, row_loads, loads, gradients, tables)
 
 
 def key_gradient(plan: AttentionPlan) -> KernelPlan:
@@ -137,16 +142,17 @@ def _kernel(
     row_loads: list[Load],
     loads: dict[bool, list[Load]],
     gradients: tuple[Gradient, ...],
+    tables: tuple[TableSums, ...] = (),
 ) -> KernelPlan:
     sides = BY_QUERY if is_by_query else BY_KEY
     is_exact = is_by_query or plan.form.has_exact_key_bounds
-    loops = loops_over(plan, sides, loads, gradients, is_exact)
+    loops = loops_over(plan, sides, loads, gradients, is_exact, bool(tables))
     columns = ("rows_k", "BLOCK_N") if is_by_query else ("rows_q", "BLOCK_M")
     column_mask = "mask_n = offs_n < rows_k" if is_by_query else "mask_m = offs_m < rows_q"
     return KernelPlan(
         name=name,
         summary=summary,
-        arguments=(*tensors, *_captured_arguments(plan, gradients), *_numbers(plan)),
+        arguments=(*tensors, *_captured_arguments(plan, (*gradients, *tables)), *_numbers(plan)),
         constants=CONSTANTS,
         real=plan.real,
         range=range_line(plan, *columns, is_exact),
@@ -160,14 +166,16 @@ def _kernel(
         logit=logit_lines(plan),
         captured=gradients,
         scale=plan.form.scale,
+        tables=tables,
         column_mask=column_mask,
     )
 
 
-def _captured_arguments(plan: AttentionPlan, gradients: tuple[Gradient, ...]) -> Arguments:
+def _captured_arguments(plan: AttentionPlan, gradients: tuple[Gradient | TableSums, ...]) -> Arguments:
     real = "*fp64" if plan.dtype == "fp64" else "*fp32"
     arguments: Arguments = [("bias_ptr", f"*{plan.bias_type}")] if plan.has_bias else []
-    arguments += [(f"captured_{index}_ptr", f"*{plan.form.captured[index].type}") for index in values_read(plan)]
+    read = sorted((*values_read(plan), *tables_read(plan)))
+    arguments += [(f"captured_{index}_ptr", f"*{plan.form.captured[index].type}") for index in read]
     return arguments + [(gradient.pointer, real) for gradient in gradients]
 
 
@@ -215,9 +223,21 @@ def kernel_text(plan: AttentionPlan, name: str, target: str, configuration: Conf
     )
 
 
+def left_to_torch(plan: AttentionPlan) -> str | None:
+    """Why torch computes the gradients; None: kernels do."""
+    if not plan.form.has_long_table:
+        return None
+    longest = max(plan.form.captured[index].entries for index in plan.form.trained_tables)
+    return (
+        f"torch computes the gradients, some queries at a time with all of their scores: a table of {longest:,} "
+        f"entries that the score reads is trained, and kernels sum the gradients of at most {MOST_ENTRIES:,}"
+    )
+
+
 def training_kernels(plan: AttentionPlan, target: str) -> tuple[KernelText, ...]:
     """All that training needs, in default configurations. The forward kernel is the same whatever has a gradient."""
-    return tuple(kernel_text(plan, name, target) for name in KERNELS)
+    names = ("attention_forward",) if plan.form.has_long_table else tuple(KERNELS)
+    return tuple(kernel_text(plan, name, target) for name in names)
 
 
 def plan_of(key: AttentionKey) -> AttentionPlan:

@@ -12,11 +12,11 @@ import math
 from dataclasses import dataclass
 
 from ..gpu.attention_form import AttentionForm
-from ..gpu.formula import Formula, Row, Score, derivative, leaves, triton_text
+from ..gpu.formula import Row, Score, derivative, leaves
+from .formulas import INTEGERS, EntryGradient, TableSums, entries_of, entry_gradients, entry_lines, formula_text
 
 REAL = {"fp64": "tl.float64"}
 LOG2E = math.log2(math.e)
-INTEGERS = ("i1", "u8", "i8", "i16", "i32", "i64")
 _INNER, _EDGE, _ALL = "Tiles that every row sees whole.", "Tiles at an edge.", "Tiles that some row may see."
 
 
@@ -104,6 +104,7 @@ class Loop:
     is_masked: bool
     allowed: tuple[str, ...]
     captured: tuple[Gradient, ...]
+    entries: tuple[EntryGradient, ...]
     slope: str | None
 
 
@@ -127,6 +128,7 @@ class KernelPlan:
     logit: tuple[str, ...]
     captured: tuple[Gradient, ...]
     scale: float
+    tables: tuple[TableSums, ...] = ()
     column_mask: str = ""
     log2e: float = LOG2E
     ln2: float = math.log(2)
@@ -198,9 +200,14 @@ def tile_loads(plan: AttentionPlan, names: tuple[str, ...], place: str, letter: 
 
 
 def values_read(plan: AttentionPlan) -> list[int]:
-    """Captured values that some formula reads, in order."""
+    """Captured values of rows that some formula reads, in order."""
     formulas = [f for f in (plan.form.score, plan.form.predicate) if f is not None]
     return sorted({leaf.index for f in formulas for leaf in leaves(f) if isinstance(leaf, Row)})
+
+
+def tables_read(plan: AttentionPlan) -> list[int]:
+    """Captured tables that the score reads, in order."""
+    return sorted({entry.index for entry in entries_of(plan.form)})
 
 
 def vector_loads(plan: AttentionPlan, side: str, letter: str, mask: str | None, broadcast: str) -> list[Load]:
@@ -222,12 +229,12 @@ def vector_loads(plan: AttentionPlan, side: str, letter: str, mask: str | None, 
     return loads
 
 
-def logit_lines(plan: AttentionPlan) -> tuple[str, ...]:
-    """From `score` to `logit`, the exponent of two."""
+def logit_lines(plan: AttentionPlan, head: str = "head") -> tuple[str, ...]:
+    """From `score` to `logit`, the exponent of two. `head`: that of the tile, or of each of its rows."""
     form = plan.form
     if form.score is not None:
         inner = f"({formula_text(plan, form.score)} + bias)" if plan.has_bias else formula_text(plan, form.score)
-        return f"score *= {form.scale!r}", f"logit = {inner} * {LOG2E!r}"
+        return f"score *= {form.scale!r}", *entry_lines(plan, head), f"logit = {inner} * {LOG2E!r}"
     if plan.has_bias:
         return (f"logit = score * {form.scale * LOG2E!r} + bias * {LOG2E!r}",)
     return (f"logit = score * {form.scale * LOG2E!r}",)
@@ -256,13 +263,13 @@ def _slope(plan: AttentionPlan) -> str:
     return "1.0" if plan.form.score is None else formula_text(plan, derivative(plan.form.score, Score()))
 
 
-def formula_text(plan: AttentionPlan, formula: Formula) -> str:
-    """As Triton computes it in a tile."""
-    return triton_text(formula, lambda row: plan.form.captured[row.index].type not in INTEGERS, plan.real)
-
-
 def loops_over(
-    plan: AttentionPlan, sides: Sides, loads: dict[bool, list[Load]], gradients: tuple[Gradient, ...], is_exact: bool
+    plan: AttentionPlan,
+    sides: Sides,
+    loads: dict[bool, list[Load]],
+    gradients: tuple[Gradient, ...],
+    is_exact: bool,
+    makes_tables: bool,
 ) -> tuple[Loop, ...]:
     """Over whole tiles first, then edges; over all tiles alike where none is known to be seen whole."""
     column, block = sides.column, f"BLOCK_{sides.column.upper()}"
@@ -287,6 +294,7 @@ def loops_over(
                 is_masked,
                 _allowed(plan, sides) if is_masked else (),
                 tuple(Gradient(g.name, g.pointer, _times(g.text, is_masked)) for g in gradients),
+                entry_gradients(plan, is_masked) if makes_tables else (),
                 None if slope == "1.0" else _times(slope, is_masked),
             )
         )

@@ -36,6 +36,7 @@ class Planned:
     count      launches in one step: equal kernels of several layers are one row
     written    what stands on the line; "" where that is not known
     kept       for a backward: what it reads of its forward
+    note       what no kernel does of what the line says, and why
     """
 
     kernel: KernelText
@@ -46,6 +47,7 @@ class Planned:
     count: int = 1
     written: str = ""
     kept: tuple[Kept, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class KernelRow:
     count: int = 1
     written: str = ""
     kept: tuple[Kept, ...] = ()
+    note: str | None = None
 
 
 def compiled(
@@ -70,7 +73,7 @@ def compiled(
     except UnknownTarget as error:
         raise CommandFault(str(error), 2) from None
     return [
-        KernelRow(result, one.spec, one.direction, one.work, one.count, one.written, one.kept)
+        KernelRow(result, one.spec, one.direction, one.work, one.count, one.written, one.kept, one.note)
         for one, result in zip(planned, made, strict=True)
     ]
 
@@ -97,6 +100,8 @@ def text(rows: Sequence[KernelRow]) -> str:
     head = ("kernel", "pass", "launches", "target", "regs", "spills", "shared", "warps", "stages", "matrix", "code")
     lines = _grouped(head, [(row, _taken(row)) for row in _ordered(rows)], right=(2, 4, 5, 6, 7, 8, 10))
     lines += _kept(rows)
+    notes = dict.fromkeys(f"{row.made.kernel} ({row.spec}): {row.note}" for row in _ordered(rows) if row.note)
+    lines += ["", *notes] if notes else []
     wrong = [f"{_name(row)}: {problem}" for row in _ordered(rows) for problem in problems(row.made)]
     lines += ["", *wrong] if wrong else ["", "no spills, and all within the limits of their targets"]
     return "\n".join(lines)
@@ -188,6 +193,7 @@ def _row_data(row: KernelRow, device: Device | None) -> dict[str, Any]:
         "roofline_us": None if least is None else least.microseconds,
         "limiter": None if least is None else least.limiter,
         "kept": [asdict(one) for one in row.kept],
+        "note": row.note,
         "problems": problems(made),
         "error": made.error,
     }

@@ -185,7 +185,7 @@ def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned
     from weft.codegen.passes.measured_choices import choices_of
     from weft.codegen.score.cost import Rows, kernel_cost
     from weft.codegen.score.graph_keys import attention_keys
-    from weft.codegen.score.kernels import kernel_text, plan_of, training_kernels
+    from weft.codegen.score.kernels import kernel_text, left_to_torch, plan_of, training_kernels
     from weft.codegen.subjects import chosen_tiles
 
     found, choices = [], choices_of(module)
@@ -200,7 +200,8 @@ def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned
             direction = "forward" if kernel.name == "attention_forward" else "backward"
             matmul_type = MATMUL_TYPES.get(plan.dtype, plan.dtype)
             work = Work(cost.read, cost.written, matmul=cost.flops, matmul_type=matmul_type)
-            found.append(Planned(kernel, target, _place(span), direction, work, len(nodes), _line(span)))
+            one = Planned(kernel, target, _place(span), direction, work, len(nodes), _line(span))
+            found.append(replace(one, note=left_to_torch(plan)))
     return found
 
 
