@@ -19,6 +19,7 @@ from .facts import WORKING
 from .gpu import attention_caches
 from .gpu.attention import attend
 from .graph_context import CompilerBug
+from .grouped.op import GroupedOp
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
@@ -37,6 +38,8 @@ from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
 from .passes.group_norms import recognise_group_norms
+from .passes.grouped_epilogues import take_epilogues
+from .passes.grouped_linears import group_linears
 from .passes.joined_linears import join_linears_on_gpu
 from .passes.measured_choices import use_choices
 from .passes.packed_linears import pack_linears
@@ -95,9 +98,11 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("selections", use_selection_kernels, "the largest scores of a product, which are never stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
+    Pass("grouped-linears", group_linears, "linears of the parts of a routing are one call; after joined linears"),
     Pass("cut-scans", scan_cuts, "segments are numbered by one kernel, of flags that a fused group packs for it"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
     Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
+    Pass("grouped-epilogues", take_epilogues, "what is made of the results of grouped linears; when all of it is said"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
     Pass("segments", use_segment_kernels, "pools of segments, and values of segments that no fused group reads"),
 )
@@ -197,4 +202,4 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
 
 def asks_for_kernels(module: fx.GraphModule) -> bool:
     """Whether calls of generated kernels stand in the graph."""
-    return any(isinstance(node.target, FusedOp) or node.target in ATTENTION for node in module.graph.nodes)
+    return any(isinstance(node.target, FusedOp | GroupedOp) or node.target in ATTENTION for node in module.graph.nodes)
