@@ -195,7 +195,7 @@ def test_names_of_the_published_checkpoint(tmp_path: Path) -> None:
     parts = {"entropy_lm": str(tmp_path / "ours entropy")}
     import_checkpoint(blt_models.SPEC, blt, tmp_path / "ours", "tiny", SIZES, format="meta", parts=parts)
     ids = noise(40)
-    ours = load(tmp_path / "ours")
+    ours: Any = load(tmp_path / "ours")
     torch.testing.assert_close(ours([torch.tensor(ids)])[0], blt_models.logits(model, ids), rtol=0, atol=1e-5)
     for folder, made in ((blt, "ours"), (entropy, "ours entropy")):
         export_checkpoint(tmp_path / made, tmp_path / f"{made} back", "meta")
@@ -220,7 +220,8 @@ def test_the_rule_is_written_and_read(tmp_path: Path) -> None:
     assert config["patching_mode"] == "space"
     import_checkpoint(blt_models.SPEC, tmp_path / "back", tmp_path / "again")
     ids = text(b"Hello, world 42!")
-    want, got = (load(tmp_path / name).values(("ends",), [torch.tensor(ids)])["ends"][0] for name in ("weft", "again"))
+    models: list[Any] = [load(tmp_path / name) for name in ("weft", "again")]
+    want, got = (model.values(("ends",), [torch.tensor(ids)])["ends"][0] for model in models)
     assert torch.equal(want, got)
 
 
