@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import syntax
+from .axes import Axis
 from .axis_declarations import declared_axis
 from .body import OPERATION_LIMIT, Build
 from .dead_branch import alike_types, differ, names_of_branch
@@ -104,6 +105,8 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
         value = self.evaluate(values[0])
         if value is UNKNOWN:
             return UNKNOWN
+        if builtin.name == "size" and isinstance(value, tuple) and not any(isinstance(item, Axis) for item in value):
+            return len(value)
         if builtin.name == "size":
             axis = self.as_axes(value, values[0].span)[0]
             if axis.size is None:

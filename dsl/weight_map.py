@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import syntax
+from .axes import Axis
 from .diagnostics import Mistake
 from .elaborate import Spec
 from .errors.names import did_you_mean
@@ -27,12 +28,14 @@ class ConfigLine:
     """`config "key" = name`: read into the size or option `name` on import; or `= constant`: checked on import.
     Written on export.
 
-    A key may be a dotted path into nested objects: `rope_parameters.rope_theta`.
+    A key may be a dotted path into nested objects: `rope_parameters.rope_theta`. With `times`, the constant is a list
+    that is repeated as often as that size says.
     """
 
     key: str
     name: str | None
     constant: Constant = None
+    times: str | None = None
 
 
 @record
@@ -77,20 +80,27 @@ def _config(spec: Spec, entry: syntax.ConfigEntry) -> list[ConfigLine]:
     value = entry.value
     try:
         if isinstance(value, syntax.Name) and value.text not in ("true", "false", "none"):
-            if value.text not in spec.root.values:
-                known = tuple(spec.root.values)
-                raise Mistake(
-                    BadWeightMap(
-                        value.span,
-                        f"`{value.text}` is not a size or option of this spec",
-                        did_you_mean(value.text, known),
-                    )
-                )
-            return [ConfigLine(entry.key.value, value.text)]
+            return [ConfigLine(entry.key.value, _setting(spec, value))]
+        if isinstance(value, syntax.Binary) and value.operator == "*" and isinstance(value.right, syntax.Name):
+            repeated = _constant(value.left)
+            if not isinstance(repeated, tuple):
+                raise Mistake(BadWeightMap(value.left.span, "what is repeated is a list of constants"))
+            times = _setting(spec, value.right)
+            if not isinstance(spec.root.values[times], Axis):
+                raise Mistake(BadWeightMap(value.right.span, f"`{times}` is no size: it does not say how often"))
+            return [ConfigLine(entry.key.value, None, repeated, times)]
         return [ConfigLine(entry.key.value, None, _constant(value))]
     except Mistake as mistake:
         spec.library.problems.add(mistake.error)
         return []
+
+
+def _setting(spec: Spec, name: syntax.Name) -> str:
+    if name.text not in spec.root.values:
+        known = tuple(spec.root.values)
+        what = f"`{name.text}` is not a size or option of this spec"
+        raise Mistake(BadWeightMap(name.span, what, did_you_mean(name.text, known)))
+    return name.text
 
 
 def _constant(e: syntax.Expression) -> Constant:
@@ -174,13 +184,15 @@ def _tensors(
 
 
 def _is_of_another_choice(spec: Spec, pattern: str, weights: Mapping[str, Weight]) -> bool:
-    """Whether a path names something that the spec makes under other sizes or options: none of its weights is there
-    now, and the text has its name."""
-    head = pattern.partition(".")[0]
-    if any(path.partition(".")[0] == head for path in weights):
+    """Whether a path names something that the spec makes under other sizes or options: the first part of it that no
+    weight has now is a name in the text."""
+    parts = pattern.split(".")
+    ends = range(1, len(parts) + 1)
+    unmet = next((end for end in ends if not select(".".join(parts[:end]), weights)), None)
+    if unmet is None:
         return False
     blocks = (d for d in spec.root.module.file.declarations if isinstance(d, syntax.Block))
-    return any(word == head for block in blocks for word in all_words(block))
+    return any(word == parts[unmet - 1] for block in blocks for word in all_words(block))
 
 
 def _new(spec: Spec, declaration: syntax.Weights, weights: Mapping[str, Weight]) -> dict[str, Span]:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ..dsl.sizes import Override
 from .errors import RuntimeFault
+from .latent_scale import LatentScale
 from .optimiser import OptimiserState
 from .tensor_files import map_tensors, write_tensors
 
@@ -107,6 +108,7 @@ class Manifest:
     # What was noted while training. Checkpoints that were written without them are as if they had none.
     started_from: tuple[StartedFrom, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)  # at this step: see metrics.py
+    latents: LatentScale | None = None  # of the pictures that it learned from
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class TrainingState:
     run: Mapping[str, Any]
     started_from: tuple[StartedFrom, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
+    latents: LatentScale | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def save_checkpoint(
         run = training.run if training else None
         manifest = Manifest(FORMAT, model, model.spec_hash, step, tokens, run, _versions(), tuple(files))
         if training is not None:
-            manifest = replace(manifest, started_from=training.started_from, measured=training.measured)
+            noted = {"measured": training.measured, "latents": training.latents}
+            manifest = replace(manifest, started_from=training.started_from, **noted)
         record = asdict(manifest)
         _write_text(temporary / MANIFEST, json.dumps({**record, OWN_DIGEST: digest_of_record(record)}, indent=1))
         _sync(temporary)
@@ -206,7 +210,9 @@ def read_manifest(path: Path) -> Manifest:
         files = tuple(FileEntry(**entry) for entry in record["files"])
         counts = {"step": int(record["step"]), "tokens": int(record["tokens"])}
         started = tuple(StartedFrom(**entry) for entry in record.get("started_from", ()))
-        manifest = Manifest(**{**record, **counts, "model": identity, "files": files, "started_from": started})
+        latents = LatentScale(**record["latents"]) if record.get("latents") else None
+        noted = {"started_from": started, "latents": latents}
+        manifest = Manifest(**{**record, **counts, "model": identity, "files": files, **noted})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RuntimeFault(f"the checkpoint {path} is damaged: {MANIFEST} is not what weft writes") from None
     if identity.spec_hash != manifest.spec_hash:
@@ -249,7 +255,7 @@ def read_training(path: Path, manifest: Manifest | None = None) -> TrainingState
     _check_file(path, manifest, LOADER)
     state = _unflat(path, _read_tensors(path, OPTIMISER))
     loader = json.loads((path / LOADER).read_text(encoding="utf-8"))
-    return TrainingState(state, loader, manifest.run, manifest.started_from, manifest.measured)
+    return TrainingState(state, loader, manifest.run, manifest.started_from, manifest.measured, manifest.latents)
 
 
 def find_checkpoints(folder: Path) -> tuple[FoundCheckpoint, ...]:

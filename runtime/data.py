@@ -21,6 +21,7 @@ import numpy as np
 from .columns import Column, check_reading
 from .documents import Document, read_documents
 from .errors import RuntimeFault
+from .latent_scale import LatentScale
 from .tokens import Tokens, check_ids
 
 FEWEST_DOCUMENTS_TO_HOLD_OUT_WHOLE = 20
@@ -48,6 +49,7 @@ class DataManifest:
     documents: int
     tokens: int
     files: tuple[tuple[str, str], ...]  # name and hash of what was read from it
+    latents: LatentScale | None = None  # where pictures are latents of one autoencoder
 
 
 @dataclass(frozen=True, eq=False)

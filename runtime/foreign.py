@@ -25,8 +25,9 @@ from ..dsl.weight_map import ConfigLine, Constant, TensorLine, WeightMap
 from .checkpoint import why_not_written
 from .errors import RuntimeFault
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+# What libraries call the file of weights: transformers, and diffusers, whose configs name a class.
+STEM, STEM_OF_CLASS = "model", "diffusion_pytorch_model"
+CLASS = "_class_name"
 SHARD_BYTES = 5 * 10**9
 REALS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REAL_NAMES = [str(one).removeprefix("torch.") for one in REALS]
@@ -72,8 +73,10 @@ def sizes_from_config(lines: tuple[ConfigLine, ...], config: Mapping[str, object
                 if not isinstance(value, bool | int | float | str | tuple):
                     raise RuntimeFault(f"config.json: `{line.key}` is {value!r}, not a number")
                 found[line.name] = value
-        elif present and not _same(value, line.constant):
-            raise RuntimeFault(f"config.json: `{line.key}` is {value!r}, but this spec means {_plain(line.constant)!r}")
+        elif present and not _fits(value, line):
+            times = f" times {line.times}" if line.times else ""
+            meant = f"{_plain(line.constant)!r}{times}"
+            raise RuntimeFault(f"config.json: `{line.key}` is {value!r}, but this spec means {meant}")
     return found
 
 
@@ -84,6 +87,13 @@ def _lookup(config: Mapping[str, object], key: str) -> tuple[bool, object]:
             return False, None
         value = value[part]
     return True, value
+
+
+def _fits(value: object, line: ConfigLine) -> bool:
+    if line.times is None:
+        return _same(value, line.constant)
+    once = _plain(line.constant)
+    return isinstance(value, list) and isinstance(once, list) and value == once * (len(value) // max(len(once), 1))
 
 
 def _plain(constant: Constant) -> object:
@@ -104,6 +114,9 @@ def config_of(checked: Checked, weight_map: WeightMap) -> dict[str, object]:
     config: dict[str, object] = {}
     for line in weight_map.config:
         value = _plain(line.constant) if line.name is None else _value_of(checked, line.name)
+        if line.times is not None:
+            assert isinstance(value, list)
+            value = value * checked.sizes[line.times]
         inner = config
         *parents, last = line.key.split(".")
         for part in parents:
@@ -126,7 +139,8 @@ def _value_of(checked: Checked, name: str) -> object:
 
 def foreign_files(folder: Path) -> dict[str, Path]:
     """Which file holds each foreign tensor."""
-    index = folder / INDEX
+    stem = next((stem for stem in (STEM, STEM_OF_CLASS) if any(folder.glob(f"{stem}.safetensors*"))), STEM)
+    index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         try:
             entries = json.loads(index.read_text("utf-8"))["weight_map"]
@@ -136,11 +150,11 @@ def foreign_files(folder: Path) -> dict[str, Path]:
         if any(path.parent != folder for path in table.values()):
             raise RuntimeFault(f"{index} names files outside its folder")
         return table
-    single = folder / SINGLE
+    single = folder / f"{stem}.safetensors"
     if not single.is_file():
         other = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
         hint = f" ({other[0]} is a pickle, which is never loaded: convert it to safetensors)" if other else ""
-        raise RuntimeFault(f"{folder} has neither {SINGLE} nor {INDEX}{hint}")
+        raise RuntimeFault(f"{folder} has neither {single.name} nor {index.name}{hint}")
     with _opened(single) as file:
         return dict.fromkeys(file.keys(), single)
 
@@ -257,18 +271,16 @@ def write_foreign(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[s
     try:
         temporary.mkdir(parents=True)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        shards = _shards(tensors)
-        names = (
-            [SINGLE]
-            if len(shards) == 1
-            else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        )
+        stem, shards = STEM_OF_CLASS if CLASS in config else STEM, _shards(tensors)
+        names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        if len(shards) == 1:
+            names = [f"{stem}.safetensors"]
         for name, shard in zip(names, shards, strict=True):
             save_file(shard, temporary / name, metadata={"format": "pt"})
         if len(shards) > 1:
             index = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             total = sum(t.numel() * t.element_size() for t in tensors.values())
-            (temporary / INDEX).write_text(
+            (temporary / f"{stem}.safetensors.index.json").write_text(
                 json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2), "utf-8"
             )
         if folder.exists():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..dsl.program import Program
@@ -28,10 +28,10 @@ from .documents import JSONL_SUFFIXES, SourceFile, find_files, json_records
 from .errors import RuntimeFault
 from .feeds import PICTURE, Feeds, ItemFeed, bind
 from .interleaved import PARTS, MediaPart, read_part_documents
+from .latent_scale import LatentScale
 from .media import LATENTS, MediaFile, as_numbers, named_file, read_item
 from .model import Model
 
-FORMAT = "weft latents 1"
 FILE = f"{LATENTS}.safetensors"
 MODEL = "encode"
 
@@ -71,23 +71,10 @@ def make_latents(
     spread = float(latents.std(dtype=np.float64))
     if not np.isfinite(spread) or spread == 0:
         raise RuntimeFault(f"the latents of {len(latents)} pictures have a spread of {spread}: nothing can be learned")
-    factor = 1 / spread
-    about = {"format": FORMAT, "factor": repr(factor), "weights": weights, "spec": model.checked.source.name}
-    scaled = {LATENTS: (latents * factor).astype(np.float16)}
-    written = _write(out, scaled, about, _lines(sources, numbers))
-    return LatentsMade(len(latents), latents.shape[1:], factor, written)
-
-
-def read_factor(path: Path) -> float:
-    """What the latents of a file were multiplied by; a decoder takes them divided by it."""
-    try:
-        with safe_open(path, framework="numpy") as opened:
-            about: Mapping[str, str] = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise RuntimeFault(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if about.get("format") != FORMAT:
-        raise RuntimeFault(f"{path} is not a file of `weft latents`")
-    return float(about["factor"])
+    scale = LatentScale(1 / spread, weights)
+    scaled = {LATENTS: (latents * scale.factor).astype(np.float16)}
+    written = _write(out, scaled, scale.metadata(model.checked.source.name), _lines(sources, numbers))
+    return LatentsMade(len(latents), latents.shape[1:], scale.factor, written)
 
 
 def _numbered(sources: Sequence[str], feeds: Feeds) -> dict[MediaFile, tuple[int, str]]:

@@ -21,6 +21,7 @@ from .errors import RuntimeFault
 from .examples import Example, InOrder, Item, Marks, Orders, Run, Words, cut_runs, pair_of
 from .feeds import Feeds, ItemFeed, ValueFeed
 from .interleaved import MediaPart, Part, PartDocument, TextPart, read_part_documents
+from .latent_scale import LatentScale, read_scale
 from .media import MediaFile, as_numbers, read_item
 from .tokens import Tokens, check_ids
 
@@ -50,6 +51,7 @@ class ItemStore:
         self._bytes = 0
         self.rows: list[int] = []
         self.digests: dict[str, str] = {}  # of files, by their stable names
+        self.scales: set[LatentScale] = set()  # of the files of latents among them
         self._hashed: dict[str, str] = {}
 
     def add(self, part: MediaPart, feed: ItemFeed, place: str) -> Item:
@@ -90,6 +92,8 @@ class ItemStore:
         if path not in self._hashed:
             with file.path.open("rb") as opened:
                 self._hashed[path] = hashlib.file_digest(opened, "sha256").hexdigest()
+            scale = read_scale(file.path) if file.item is not None else None
+            self.scales |= {scale} if scale is not None else set()
         return self._hashed[path]
 
 
@@ -157,7 +161,8 @@ class _Reader:
         digest = hashlib.sha256(repr((read, self.feeds, _ids_of(self.marks), orders)).encode())
         for name, part in files:
             digest.update(f"\n{name} {part}".encode("utf-8", "surrogateescape"))
-        return DataManifest(digest.hexdigest(), len(self.names), windows.token_count, files)
+        scale = next(iter(self.store.scales)) if len(self.store.scales) == 1 else None
+        return DataManifest(digest.hexdigest(), len(self.names), windows.token_count, files, scale)
 
     def _encoded(self, texts: Sequence[TextPart]) -> Iterator[np.ndarray]:
         filled = [part for part in texts if part.document.text]

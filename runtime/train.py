@@ -162,7 +162,8 @@ def _save(config: RunConfig, run: _Run, done: StepDone) -> Path:
     measured = measured_record(done.bits_per_byte, run.held_out_bits, done.cuts)
     path = folder / checkpoint_name(run.step)
     # Whatever the number of ranks, a checkpoint is the same: each weight as a whole, written by the first.
-    state = TrainingState(run.optimiser.state(), run.loader.state_dict(), settings, run.started_from, measured)
+    latents = run.loader.corpus.manifest.latents
+    state = TrainingState(run.optimiser.state(), run.loader.state_dict(), settings, run.started_from, measured, latents)
     weights = {name: whole(weight) for name, weight in run.model.by_path()}
     if run.ranks.is_first:
         save_checkpoint(path, run.identity, weights, run.step, run.tokens, state)

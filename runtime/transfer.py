@@ -87,7 +87,7 @@ def import_checkpoint(
     result = check(source, OPS, size, sizes)
     _refuse_absent(result.problems.errors, lines, sizes)
     checked = result.value()
-    weights = {weight.path: weight for weight in checked.model.weights}
+    weights = checked.weights
     weight_map = weight_map_of(checked, format)
     tensors, coverage = load_foreign(folder, weight_map, weights)
     made = _new(weight_map, weights, tensors)
@@ -123,9 +123,8 @@ def export_checkpoint(checkpoint: Path, folder: Path, format: str = FORMAT) -> t
     manifest = read_manifest(checkpoint)
     checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
     weight_map = weight_map_of(checked, format)
-    weights = {weight.path: weight for weight in checked.model.weights}
     saved: dict[str, Tensor] = read_weights(checkpoint, manifest)
-    tensors = foreign_tensors(saved, weight_map, weights)
+    tensors = foreign_tensors(saved, weight_map, checked.weights)
     write_foreign(folder, tensors, config_of(checked, weight_map))
     return tuple(Coverage(line.foreign, line.paths, tuple(tensors[line.foreign].shape)) for line in weight_map.tensors)
 

@@ -13,8 +13,10 @@ from safetensors import safe_open
 
 import weft
 from weft.cli import main
+from weft.runtime.checkpoint import read_manifest
 from weft.runtime.errors import RuntimeFault
-from weft.runtime.latents import encoder_of, make_latents, read_factor
+from weft.runtime.latent_scale import read_scale
+from weft.runtime.latents import encoder_of, make_latents
 from weft.runtime.media import as_numbers, read_picture
 from weft.runtime.model import Model
 from weft.runtime.run_config import make_config
@@ -86,7 +88,9 @@ def test_pictures_come_back_and_their_latents_train(folder: Path, capsys: pytest
     assert written[2] == {"caption": "square 2", "image": "latents.safetensors#2"}
     assert written[-1]["parts"][1:] == [{"image": "latents.safetensors#3"}, {"image": "latents.safetensors#10"}]
 
-    factor = read_factor(folder / "made" / "latents.safetensors")
+    scale = read_scale(folder / "made" / "latents.safetensors")
+    assert scale is not None
+    factor = scale.factor
     with safe_open(folder / "made" / "latents.safetensors", framework="numpy") as opened:
         latents = opened.get_tensor("latents").astype(np.float32)
     assert latents.std() == pytest.approx(1, abs=2e-3)
@@ -102,7 +106,9 @@ def test_pictures_come_back_and_their_latents_train(folder: Path, capsys: pytest
         "data": [str(folder / "made" / "x.jsonl")], "steps": 2, "out": str(folder / "unet"), "tensorboard": "off",
         "eval_fraction": 0.0,
     }  # fmt: skip
-    assert train(make_config(latent_run)).reason == "finished"
+    ended_run = train(make_config(latent_run))
+    assert ended_run.reason == "finished"
+    assert read_manifest(ended_run.checkpoint).latents == scale
 
 
 def test_pictures_without_jsonl(folder: Path) -> None:
@@ -122,4 +128,4 @@ def test_mistakes(folder: Path) -> None:
     assert not (folder / "made").exists()
     (folder / "plain.safetensors").write_bytes(b"no")
     with pytest.raises(RuntimeFault, match=r"plain\.safetensors cannot be read"):
-        read_factor(folder / "plain.safetensors")
+        read_scale(folder / "plain.safetensors")

@@ -50,6 +50,15 @@ TEXTS = {
         f"x: real[seq, dim], f: flag[seq]; {CUT}; p = pool(x, seq -> patch, by=sum) => "
         "x * sigmoid(spread(p, patch -> seq, before))"
     ),
+    # What each row has of a segment and what it has of its own get one gradient, a sum of runs and a row of it.
+    "read and added": (
+        f"x: real[seq, dim], f: flag[seq]; {CUT}; p = pool(x, seq -> patch, by=first) => "
+        "tanh(spread(p, patch -> seq, closed) + x)"
+    ),
+    "two segments' values added": (
+        f"x: real[seq, dim], y: real[seq, dim], f: flag[seq]; {CUT}; p = pool(x, seq -> patch, by=first); "
+        "r = pool(y, seq -> patch, by=sum) => tanh(spread(p, patch -> seq, closed) + spread(r, patch -> seq, closed))"
+    ),
     # A gain is summed over all rows beside it, so the runs are summed afterwards.
     "beside a weight": (
         f"x: real[seq, dim], w: real[dim], f: flag[seq]; {CUT}; p = pool(x, seq -> patch, by=sum) => "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from PIL import Image
 from tests.small_models import model
 from tests.test_answers import DDIM, ORACLE
 from tests.test_cli import says, weft
-from weft.picture_files import PictureInput, picture_input, pixels, sheet
-from weft.runtime.checkpoint import ModelIdentity, SpecText, save_checkpoint
+from weft.picture_files import PictureForm, picture_input, pixels, sheet
+from weft.runtime.checkpoint import WEIGHTS, ModelIdentity, SpecText, TrainingState, read_manifest, save_checkpoint
+from weft.runtime.latent_scale import LatentScale
+from weft.runtime.optimiser import OptimiserState
 
 # Pictures of three channels and two by three pixels, whose noise the model knows; a vocabulary for bytes.
 SPEC = (
@@ -87,6 +90,53 @@ def test_latents_are_no_pixels(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0-0.npy"]
 
 
+DECODER = """
+size five = 5
+size colours = 3
+axis picture
+axis pixel = grid(4, 6)
+axis cell = pixel / 2
+
+model decode(latent: real[picture, cell, five]) -> real[picture, pixel, colours]:
+    return spread(linear(latent, five -> colours), cell -> pixel)
+"""
+
+
+def test_a_decoder_makes_pixels_of_latents(tmp_path: Path) -> None:
+    """Of latents divided by what they were multiplied by, which the model's checkpoint knows."""
+    decoder, text = tmp_path / "vae", SPEC.replace("size dim = 3", "size dim = 5")
+    made = model(DECODER, torch.float32)
+    weight = dict(made.by_path())["linear.weight"].detach()
+    identity = ModelIdentity((SpecText("vae.weft", DECODER),))
+    save_checkpoint(decoder, identity, {"linear.weight": weight})
+    own = next(entry.sha256 for entry in read_manifest(decoder).files if entry.name == WEIGHTS)
+    maker = model(text, torch.float32)
+    weights = {path: one.detach() for path, one in maker.by_path()}
+    for name, scale in (("named", LatentScale(0.25, own)), ("other", LatentScale(0.25, "0")), ("none", None)):
+        state = TrainingState(OptimiserState(), {}, {}, latents=scale)
+        save_checkpoint(tmp_path / name, ModelIdentity((SpecText("spec.weft", text),)), weights, training=state)
+
+    def sample(name: str, *options: str) -> CompletedProcess[str]:
+        out = ("--picture", "--tokens", "0", "--set", "taken=3", "-o", str(tmp_path / "out"))
+        return weft("sample", str(tmp_path / name), *out, "--decoder", str(decoder), *options)
+
+    latent = weights["known"].reshape(6, 5)
+    for name, factor in (("named", None), ("none", 0.5)):
+        run = sample(name, *(() if factor is None else ("--factor", str(factor))))
+        assert (run.returncode, run.stderr) == (0, "")
+        picture = read(tmp_path / "out" / "0-0.png")
+        larger = picture.shape[0] // 4
+        assert picture.shape == (larger * 4, larger * 6, 3)
+        expected = ((latent @ weight.reshape(3, 5).T / (factor or 0.25) + 1) * 127.5).clamp(0, 255).numpy()
+        found = picture[::larger, ::larger].reshape(2, 2, 3, 2, 3)[:, 0, :, 0].reshape(6, 3)
+        assert (np.abs(found - expected) <= 2).all()
+    says(sample("none"), 2, "does not say by what its latents were multiplied: give --factor X")
+    says(sample("other"), 2, "latents of another autoencoder")
+    says(sample("named", "--factor", "0"), 2, "--factor is a number above 0")
+    run = weft("sample", str(tmp_path / "named"), "--picture", "--decoder", str(tmp_path / "named"))
+    says(run, 2, "has no model `decode` that makes pictures of latents")
+
+
 def test_mistakes(trained: Trained, tmp_path: Path) -> None:
     folder = str(trained.folder)
     says(weft("sample", folder), 2, "give a --prompt")
@@ -123,7 +173,7 @@ def saved_text(folder: Path, text: str) -> str:
 
 
 def test_pixels_and_sheets() -> None:
-    found = PictureInput("latent", 2, 3, 3)
+    found = PictureForm("latent", 2, 3, 3)
     assert picture_input(model(SPEC).program) == found
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0, 0.5]).reshape(6, 1).expand(6, 3)
     assert pixels(found, values)[:, :, 0].tolist() == [[0, 0, 128], [255, 255, 191]]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from weft.dsl.generation import Generation, appended
 from weft.faults import CommandFault
-from weft.picture_files import PictureInput, picture_input
+from weft.picture_files import PictureForm, picture_input
 from weft.runtime.answer import Answer, answer, generation_of
+from weft.runtime.latent_scale import LatentScale
 from weft.runtime.model import Model
 from weft.runtime.new_rows import Part
 from weft.runtime.tokens import Tokens, load_tokens, marks_begin
@@ -25,7 +26,8 @@ class AnsweringModel:
     generation: Generation
     tokens: Tokens
     begin: int | None  # what the run put in front of every document
-    picture: PictureInput | None
+    picture: PictureForm | None
+    latents: LatentScale | None = None  # of the pictures that it learned from
 
     @property
     def picture_token(self) -> int:
@@ -78,7 +80,8 @@ def open_answering(
     called = tokenizer or run.get("tokenizer", "bytes")
     vocabulary = load_tokens(called, generation.tokens.count, run.get("end_token"))
     begin = vocabulary.begin if marks_begin(called, opened.manifest.run) else None
-    return AnsweringModel(opened.model, generation, vocabulary, begin, picture_input(generation.model))
+    picture, latents = picture_input(generation.model), opened.manifest.latents
+    return AnsweringModel(opened.model, generation, vocabulary, begin, picture, latents)
 
 
 def tell(

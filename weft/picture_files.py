@@ -1,7 +1,7 @@
 """Pictures that a model made, as files: pixels as PNG, latents as .npy.
 
 A picture is the value of an input whose first static axis is a grid. With 1, 3 or 4 channels its numbers are pixels,
--1 .. 1 from dark to bright; with others it is the latent of an autoencoder, for whose decoder `pixels` is the place.
+-1 .. 1 from dark to bright; with others it is the latent of an autoencoder, see latent_pictures.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from weft.dsl.axes import Grid
-from weft.dsl.program import Program
+from weft.dsl.grids import sides
+from weft.dsl.program import Program, Value
 from weft.dsl.value_type import Real
 from weft.faults import CommandFault
 from weft.runtime.media import MODES, as_pixels
@@ -25,34 +25,45 @@ BETWEEN = 2  # pixels between the pictures of a sheet
 
 
 @dataclass(frozen=True)
-class PictureInput:
-    """The input that pictures are given to."""
+class PictureForm:
+    """The value `name` of a model, each of which is a picture or its latent."""
 
     name: str
     height: int
     width: int
     channels: int
 
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width} x {self.channels}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
     @property
     def has_pixels(self) -> bool:
         return self.channels in MODES
 
 
-def picture_input(model: Program) -> PictureInput | None:
-    """The one input of reals that lie on a grid, with at most one axis of channels; None when there is none."""
-    found = []
-    for value in model.inputs:
-        axes = value.type.static_axes
-        if not isinstance(value.type.kind, Real) or value.type.rows is None or not 1 <= len(axes) <= 2:
-            continue
-        kind = axes[0].kind
-        if isinstance(kind, Grid) and kind.sides is not None:
-            channels = axes[1].size if len(axes) == 2 else 1
-            found.append(PictureInput(value.name, kind.sides[0].size, kind.sides[1].size, channels or 0))
+def form_of(value: Value) -> PictureForm | None:
+    """Reals that lie on a grid of a known size, with at most one axis of channels; None for others."""
+    axes = value.type.static_axes
+    if not isinstance(value.type.kind, Real) or value.type.rows is None or not 1 <= len(axes) <= 2:
+        return None
+    if axes[0].size is None or len(sides(axes[0])) != 2:
+        return None
+    height, width = sides(axes[0])
+    channels = axes[1].size if len(axes) == 2 else 1
+    return PictureForm(value.name, height.size, width.size, channels or 0)
+
+
+def picture_input(model: Program) -> PictureForm | None:
+    """The one input that pictures are given to; None when there is none."""
+    found = [form for value in model.inputs if (form := form_of(value)) is not None]
     return found[0] if len(found) == 1 else None
 
 
-def pixels(picture: PictureInput, value: Tensor) -> np.ndarray:
+def pixels(picture: PictureForm, value: Tensor) -> np.ndarray:
     """uint8 [height, width, channels]."""
     return as_pixels(value.detach().float().cpu().numpy()).reshape(picture.height, picture.width, -1)
 
@@ -76,7 +87,7 @@ def write_png(path: Path, picture: np.ndarray, larger: int = 1) -> None:
     _image().fromarray(data[:, :, 0] if channels == 1 else data, MODES[channels]).save(path)
 
 
-def write_npy(path: Path, picture: PictureInput, value: Tensor) -> None:
+def write_npy(path: Path, picture: PictureForm, value: Tensor) -> None:
     """float32 [height, width, channels]."""
     np.save(path, value.detach().float().cpu().numpy().reshape(picture.height, picture.width, -1))
 

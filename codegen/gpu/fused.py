@@ -170,12 +170,15 @@ class Fused:
             if self._alike[owner] == owner:
                 found[owner] = found[owner] + results[number] if owner in found else results[number]
         runs: dict[tuple[int | None, int | None, int], Tensor] = {}
+        given_out: set[int] = set()
         for gathered in self.backward.gathered:
             owner, like = gathered.operand, operands[gathered.operand]
             index = operands[gathered.index] if gathered.index is not None else results[gathered.index_result or 0]
             rows = results[gathered.rows]
             if gathered.is_summed:
-                part = rows
+                # Tables that are read alike have one sum, and an operator gives each tensor once.
+                part = rows.clone() if gathered.rows in given_out else rows
+                given_out.add(gathered.rows)
             elif gathered.in_runs:
                 key = gathered.index, gathered.index_result, like.shape[0]
                 if key not in runs:

@@ -77,7 +77,7 @@ def _infer(
     dimensions = 1 if source.is_ordered else len(sides(source))
     if dimensions > 1 and pad == "causal":
         raise call.fail(
-            BadNumber(call.at("pad"), "conv", "pad", "causal", "`same`: a grid has no order in which places come")
+            BadNumber(call.at("pad"), "conv", "pad", "causal", "`same` or `after`: a grid has no order of its places")
         )
     kept = tuple(target if axis is source else axis for axis in x.type.axes if axis not in axes.left)
     check_added(call, "conv", kept, axes.right, "x")
@@ -91,7 +91,7 @@ def _infer(
     inputs = (x, weight)
     if bias:
         inputs += (call.weight("bias", axes.right, ZEROS),)
-    before = size - 1 if pad == "causal" else (size - 1) // 2
+    before = {"same": (size - 1) // 2, "causal": size - 1, "after": 0}[pad]
     attrs = ConvAttrs(source, target, axes.left, axes.right, size, stride, before, bias)
     type = ValueType(Real(), ordered_first((*kept, *axes.right)), x.type.per_example)
     return Inferred(attrs, inputs, (type,))
@@ -168,7 +168,7 @@ CONV = OpDef(
         Param("axes", Accepts.MAPPING),
         Param("size", Accepts.INTEGER),
         Param("stride", Accepts.INTEGER, 1),
-        Param("pad", Accepts.CHOICE, "same", ("same", "causal")),
+        Param("pad", Accepts.CHOICE, "same", ("same", "causal", "after")),
         Param("bias", Accepts.FLAG, False),
         Param("init", Accepts.INIT, None),
     ),
@@ -182,7 +182,8 @@ CONV = OpDef(
         "`conv(x, G -> H, A -> B, size=3, stride=1, pad=same, bias=false)`: a convolution over the places G, a grid, "
         "another static axis or the rows of a ragged one, which contracts A and adds B. H is G, or G scaled by the "
         "stride. A window of `size` places on each side has its middle at its place (the first of the two middle ones "
-        "if `size` is even), and zeros where there is no place; with `causal` it ends there."
+        "if `size` is even), and zeros where there is no place; with `causal` it ends there, with `after` it begins "
+        "there."
     ),
     samples=(
         "x: real[seq, cell, dim] => conv(x, cell -> cell, dim -> ffn, size=3)",
@@ -191,6 +192,8 @@ CONV = OpDef(
         "x: real[seq, cell, heads, dim] => conv(x, cell -> half_cell, dim -> (head_dim, two), size=4, stride=2)",
         "x: real[seq, half_cell, dim] => conv(x, half_cell -> half_cell, dim -> dim, size=1)",
         "x: real[seq, ffn, dim] => conv(x, ffn -> ffn, dim -> heads, size=3, pad=causal)",
+        "x: real[seq, cell, dim] => conv(x, cell -> half_cell, dim -> ffn, size=3, stride=2, pad=after)",
+        "x: real[seq, dim] => conv(x, seq -> seq, dim -> ffn, size=3, pad=after)",
         "x: real[cell, dim] => conv(x, cell -> half_cell, dim -> two, size=3, stride=2)",
         "x: real[seq, dim] => conv(x, seq -> seq, dim -> ffn, size=3)",
         "x: real[seq, dim] => conv(x, seq -> seq, dim -> ffn, size=4, bias=true)",

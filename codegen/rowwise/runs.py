@@ -29,16 +29,21 @@ def summed_in_runs(derivative: Derivative) -> Derivative:
     index = _index(program, gathered[0].index)
     if index is None or index.axes or any(store.sum_rows for store in program.stores):
         return derivative
-    places = {made.rows for made in gathered}
-    results = tuple(_of_runs(result) if n in places else result for n, result in enumerate(program.results))
-    stores = tuple(_added(store, index) if store.place in places else store for store in program.stores)
-    summed = replace(program, results=results, stores=stores, runs=(gathered[0].index, gathered[0].place))
+    sums = {made.rows for made in gathered}
+    results, place_of = list(program.results), {}
+    for number in sorted(sums):
+        # The rows of a result may be the gradient of another operand as well, and stay for it.
+        stays = any(result == number for _, result in derivative.owners)
+        place_of[number] = len(results) if stays else number
+        results[place_of[number] : place_of[number] + 1] = [_of_runs(program.results[number])]
+    stores = [store for store in program.stores if place_of.get(store.place) != store.place]
+    stores += [_added(store, place_of[store.place], index) for store in program.stores if store.place in sums]
+    summed = replace(program, results=tuple(results), stores=tuple(stores), runs=(gathered[0].index, gathered[0].place))
     tiles = Tiles(summed)
     if tiles.cut is not None or tiles.live > MOST_LIVE:
         return derivative
-    return replace(
-        derivative, program=summed, gathered=tuple(replace(made, is_summed=True) for made in derivative.gathered)
-    )
+    found = tuple(replace(made, rows=place_of[made.rows], is_summed=True) for made in derivative.gathered)
+    return replace(derivative, program=summed, gathered=found)
 
 
 def _index(program: RowProgram, place: int) -> Val | None:
@@ -51,7 +56,7 @@ def _of_runs(result: Result) -> Result:
     return replace(result, by_row=False, by_run=True)
 
 
-def _added(store: Store, index: Val) -> Store:
+def _added(store: Store, place: int, index: Val) -> Store:
     there = make(f.AT_LEAST, index, 0, origin=store.value.origin)
     value = make(f.WHERE, there, store.value, 0.0, origin=store.value.origin)
-    return replace(store, value=value, sum_rows=True)
+    return replace(store, place=place, value=value, sum_rows=True)

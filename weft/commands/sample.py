@@ -12,13 +12,16 @@ import typer
 from .sampling_options import Device, IgnoreEnd, Precision, Temperature, Threads, Tokenizer, TopK, TopP, Tuning
 
 if TYPE_CHECKING:
-    from weft.answers import AnsweringModel, Told
+    from weft.answers import Told
+    from weft.latent_pictures import LatentDecoder
+    from weft.picture_files import PictureForm
 
 EXAMPLES = """\b
 Examples:
   weft sample runs/digits --prompt "a three" --picture -o samples
   weft sample runs/digits --prompt "a three" --picture --count 16 --set guide=1.55 --set taken=50 -o samples
   weft sample runs/digits --prompt "one: " --tokens 40 --pictures 2 --temperature 0.8 --seed 3
+  weft sample runs/lmfusion --prompt "a cat" --picture --decoder runs/vae -o samples
 """
 SMALLEST = 256  # pixels that the shorter side of a written picture has at least
 
@@ -47,6 +50,13 @@ def run(
         str | None, typer.Option("--of", metavar="NAME", help="Which generate program, where a spec has several.")
     ] = None,
     latents: Annotated[bool, typer.Option("--latents", help="Write the numbers of pictures too, as .npy.")] = False,
+    decoder: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="Autoencoder that makes pictures of latents.")
+    ] = None,
+    factor: Annotated[
+        float | None,
+        typer.Option(help="By what latents were multiplied [default: as in the files it learned from]."),
+    ] = None,
     tokenizer: Tokenizer = None,
     ignore_end: IgnoreEnd = False,
     precision: Precision = None,
@@ -58,7 +68,8 @@ def run(
     """Runs the spec's `generate` program: text token by token, and what the program does when a token comes.
 
     Text goes to standard output, with the file of each picture where it stands. All pictures are on one sheet, too.
-    Pictures of 1, 3 or 4 channels are pixels and become PNG files; those of others are latents, written as .npy.
+    Pictures of 1, 3 or 4 channels are pixels and become PNG files; those of others are latents, written as .npy. With
+    --decoder all are latents, and the model `decode` of that checkpoint makes pixels of them.
     """
     from weft import spec_files
     from weft.faults import CommandFault
@@ -69,12 +80,20 @@ def run(
     settings = spec_files.overrides(set_ or [])
 
     from weft.answers import open_answering, tell
+    from weft.latent_pictures import open_decoder
     from weft.picture_files import require_pillow
 
     opened = open_answering(checkpoint, of, settings, tokenizer, precision, device, threads, tuning)
     if picture and opened.picture is None:
         raise CommandFault(f"{opened.generation.model.name} has no input of pictures: leave out --picture", 2)
-    if opened.picture is not None and opened.picture.has_pixels:
+    if factor is not None and (decoder is None or not factor > 0):
+        raise CommandFault("--factor is a number above 0, for --decoder", 2)
+    maker = None
+    if decoder is not None:
+        if opened.picture is None:
+            raise CommandFault(f"{opened.generation.model.name} has no input of pictures: leave out --decoder", 2)
+        maker = open_decoder(decoder, opened.picture, opened.latents, factor, device)
+    if maker is not None or (opened.picture is not None and opened.picture.has_pixels):
         require_pillow()
     asked = [text for text in prompts for _ in range(count)]
     with _progress() as watch:
@@ -91,7 +110,7 @@ def run(
             at_most=pictures,
             watch=watch,
         )
-    files = _write(opened, found, Path(out), latents)
+    files = _write(opened.picture, maker, found, Path(out), latents)
     if as_json:
         _print_json(asked, found, files)
     else:
@@ -112,32 +131,36 @@ def _progress():
         yield lambda done, turns: bar.update(task, completed=done, total=turns)
 
 
-def _write(opened: AnsweringModel, found: list[Told], out: Path, latents: bool) -> list[list[Path]]:
+def _write(
+    form: PictureForm | None, decoder: LatentDecoder | None, found: list[Told], out: Path, latents: bool
+) -> list[list[Path]]:
     """The files of the pictures of each answer. The sheet of all of them is beside."""
     from weft.picture_files import pixels, sheet, write_npy, write_png
 
-    picture = opened.picture
-    if picture is None or not any(one.pictures for one in found):
+    made = [value for one in found for value in one.pictures]
+    if form is None or not made:
         return [[] for _ in found]
     out.mkdir(parents=True, exist_ok=True)
-    shown = []
-    files: list[list[Path]] = []
-    larger = max(1, -(-SMALLEST // min(picture.height, picture.width)))
-    for i, one in enumerate(found):
-        own = [out / f"{i}-{j}" for j in range(len(one.pictures))]
-        for path, value in zip(own, one.pictures, strict=True):
-            if latents or not picture.has_pixels:
-                write_npy(path.with_suffix(".npy"), picture, value)
-            if picture.has_pixels:
-                shown.append(pixels(picture, value))
-                write_png(path.with_suffix(".png"), shown[-1], larger)
-        files.append([path.with_suffix(".png" if picture.has_pixels else ".npy") for path in own])
+    shown = None
+    if decoder is not None:
+        shown = decoder.pixels(made)
+    elif form.has_pixels:
+        shown = [pixels(form, value) for value in made]
+    files = [[out / f"{i}-{j}" for j in range(len(one.pictures))] for i, one in enumerate(found)]
+    paths = [path for own in files for path in own]
+    if latents or shown is None:
+        for path, value in zip(paths, made, strict=True):
+            write_npy(path.with_suffix(".npy"), form, value)
+    if shown is None:
+        what = f"a picture of {form.channels} channels is a latent: its numbers are written; --decoder makes pixels"
+        print(what, file=sys.stderr)
+        return [[path.with_suffix(".npy") for path in own] for own in files]
+    larger = max(1, -(-SMALLEST // min(shown[0].shape[:2])))
+    for path, picture in zip(paths, shown, strict=True):
+        write_png(path.with_suffix(".png"), picture, larger)
     if len(shown) > 1:
         write_png(out / "all.png", sheet(shown), max(1, larger // 2))
-    if not picture.has_pixels:
-        what = f"a picture of {picture.channels} channels is a latent: its numbers are written, not pixels"
-        print(what, file=sys.stderr)
-    return files
+    return [[path.with_suffix(".png") for path in own] for own in files]
 
 
 def _print_text(found: list[Told], files: list[list[Path]]) -> None:

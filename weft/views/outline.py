@@ -7,11 +7,12 @@ asked for. The outline serves the text, the JSON and the SVG.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from weft.dsl.program import Frame, Node, Program, Value
+from weft.dsl.axes import Axis
+from weft.dsl.program import Frame, Node, Program, Value
+from weft.dsl.source import Span
 
 LIBRARY = "std/"
 
@@ -29,8 +30,10 @@ class Step:
     @property
     def key(self) -> tuple:
         """Equal for operations that do the same in two turns of a loop."""
-        types = tuple((str(value.type), tuple(axis.size for axis in value.type.axes)) for value in self.node.outputs)
-        return self.node.op.name, types, self.node.span.source.name, self.node.span.start
+        node = self.node
+        types = tuple((str(value.type), tuple(axis.size for axis in value.type.axes)) for value in node.outputs)
+        numbers = tuple(getattr(value, "number", None) for value in node.inputs), _numbers(node.attrs)
+        return node.op.name, types, numbers, node.span.source.name, node.span.start
 
     @property
     def operations(self) -> int:
@@ -99,6 +102,17 @@ class Call:
         return [value for value in made if value in read and (not read[value] or read[value] - inside)]
 
 
+def _numbers(attrs: object) -> tuple:
+    """The numbers, flags and words of an operation's settings, with those of the formula of a mask or a score."""
+    if isinstance(attrs, bool | int | float | str):
+        return (attrs,)
+    if isinstance(attrs, tuple):
+        return tuple(number for item in attrs for number in _numbers(item))
+    if isinstance(attrs, Axis | Value | Node | Span) or not is_dataclass(attrs):
+        return ()
+    return tuple(number for entry in fields(attrs) for number in _numbers(getattr(attrs, entry.name)))
+
+
 def _repeat(child: Step | Call) -> int:
     return child.repeat if isinstance(child, Call) else 1
 
@@ -121,8 +135,6 @@ def outline(program: Program, together: bool = True) -> Call:
             stack.append(call)
         stack[-1].children.append(Step(node))
     if root is None:
-        from weft.dsl.program import Frame
-
         return Call(Frame(program.name, None, program.span))
     if together:
         _join_turns(root)
