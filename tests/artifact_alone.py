@@ -66,7 +66,7 @@ def main():
     models = {"artifact": artifact.load(), "reference": Reference()}
     models["artifact"].load_state_dict(state)
     # Before anything has run: tracing makes no operators.
-    found = {"compiled": compiled(models["artifact"])}
+    found: dict = {"compiled": compiled(models["artifact"])}
     operators = Operators()
     for name, model in models.items():
         model.load_state_dict(state)

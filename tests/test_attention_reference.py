@@ -89,7 +89,8 @@ def test_one_graph_computes_the_same(given: dict) -> None:
     at, other = offsets(4, 0, 3), offsets(1, 5, 1)
     leaves = [x.requires_grad_() for x in (*tensors(7, 7, 4, 2), torch.randn(7, 1, dtype=torch.float64))]
 
-    def attended(q, k, v, bias, at):
+    def attended(*operands: torch.Tensor) -> torch.Tensor:
+        q, k, v, bias, at = operands
         return attend_packed(q, k, v, at, at, 0.7, bias=bias, **given)
 
     whole = torch.compile(attended, fullgraph=True, backend="aot_eager")
