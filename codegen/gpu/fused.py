@@ -62,6 +62,10 @@ class Fused:
     forward: RowKernel
     backward: Backward | None = None
 
+    def __post_init__(self) -> None:
+        # torch.compile cannot make operators while it traces the first call.
+        _ = self.operator
+
     def __call__(self, *operands: Tensor) -> Any:
         """The results; one alone stands by itself."""
         if not _launches(operands[0]) and not torch.compiler.is_compiling():

@@ -62,11 +62,18 @@ class _Groups:
         self.place = {node: number for number, node in enumerate(module.graph.nodes)}
         self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
         self.nodes: dict[fx.Node, set[fx.Node]] = {}
+        fusible = {node for node in module.graph.nodes if _is_fusible(node, self.facts)}
         for node in module.graph.nodes:
-            if _is_fusible(node, self.facts):
+            if node in fusible and not self._is_shared_view(node, fusible):
                 self.group[node] = node
                 self.nodes[node] = {node}
         self.plans = _plans(module, self.facts)
+
+    def _is_shared_view(self, node: fx.Node, fusible: set[fx.Node]) -> bool:
+        """A view of what no group makes, which others than groups read too, costs nothing outside of groups. Inside
+        of one it would keep the group from all that follows from those others."""
+        is_first = node.target in VIEWS and not any(operand in self.group for operand in node.all_input_nodes)
+        return is_first and any(user not in fusible for user in node.users)
 
     def grow(self) -> None:
         candidates = list(self.group)
