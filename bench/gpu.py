@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SECTIONS = ("verify", "kernels", "step")
-PEER_NAMES = ("eager", "compile", "liger", "sdpa", "flex", "varlen", "cce", "torch", "fbgemm", "transformers")
+PEER_NAMES = (
+    "eager", "compile", "liger", "sdpa", "flex", "grouped_mm", "varlen", "cce", "torch", "fbgemm", "transformers",
+)  # fmt: skip
 USAGE = 2
 # What a process ends with when its device is gone, and it has noted what took it down.
 LOST = 3

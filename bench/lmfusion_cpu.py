@@ -1,7 +1,7 @@
 """LMFusion on a CPU against the ways to write it in plain torch.
 
     python bench/lmfusion_cpu.py                  # everything
-    python bench/lmfusion_cpu.py --only train     # or denoise
+    python bench/lmfusion_cpu.py --only train     # or denoise, or step
 
 A model of specs/lmfusion.weft with eight layers of width 512 and pictures of 256 rows; documents of a caption and a
 picture, packed end to end; fp32. Text weights are frozen, as the spec says.
@@ -12,7 +12,10 @@ picture, packed end to end; fp32. Text weights are frozen, as the spec says.
              index    rows picked by a flag for each part of a layer, a dense mask
     denoise  the noise in one picture behind 64 rows of text
              ours     behind the caches of the text
+             mixed    the same by the graph that takes any rows
              full     the whole sequence again
+    step     the next word behind 64 rows of text
+             ours, mixed
 
 Sides take turns; a row gives medians and ratios of times (above 1: we are faster). Before anything is timed, all sides
 have to agree.
@@ -166,11 +169,10 @@ def compare_denoising(rounds: int) -> None:
         "time": [given["time"][:0]],
     }  # fmt: skip
     picture = {"kind": [given["kind"][PREFIX:-2]], "ids": [given["ids"][:0]]}
-    decoder = Decoder(model)
-    _, state = decoder.prefill(text, capacity=PREFIX + SPOTS + 2)
 
-    def behind_caches(latent: Tensor) -> Tensor:
-        return decoder.look(state, {**picture, "latent": [latent], "time": [given["time"]]})["noise"]
+    def behind_caches(decoder: Decoder) -> Callable[[Tensor], Tensor]:
+        _, state = decoder.prefill(text, capacity=PREFIX + SPOTS + 2)
+        return lambda latent: decoder.look(state, {**picture, "latent": [latent], "time": [given["time"]]})["noise"]
 
     def whole(latent: Tensor) -> Tensor:
         kind, ids = given["kind"][:-2], given["ids"][:PREFIX]
@@ -181,8 +183,29 @@ def compare_denoising(rounds: int) -> None:
 
     with torch.no_grad():
         latent = draw()
-        assert (behind_caches(latent) - whole(latent)).abs().max() < 1e-4
-        report("denoise", alternate({"ours": behind_caches, "full": whole}, draw, rounds))
+        sides = {"ours": behind_caches(Decoder(model)), "mixed": behind_caches(Decoder(model, phases=False))}
+        assert all((side(latent) - whole(latent)).abs().max() < 1e-4 for side in sides.values())
+        report("denoise", alternate({**sides, "full": whole}, draw, rounds))
+
+
+def compare_steps(rounds: int) -> None:
+    model, generator = ours(), torch.Generator().manual_seed(2)
+    given = per_document(documents((PREFIX,), generator), (PREFIX,))
+    text = {name: [value[0][:PREFIX]] for name, value in given.items() if name in ("kind", "ids")}
+    none = {name: [given[name][0][:0]] for name in ("latent", "time")}
+
+    def words(decoder: Decoder) -> Callable[[Tensor], Tensor]:
+        _, state = decoder.prefill({**text, **none}, capacity=PREFIX + 1)
+        return lambda ids: decoder.step(state, {"kind": torch.tensor([TEXT]), "ids": ids})[0]
+
+    def draw() -> Tensor:
+        return torch.randint(2, SIZES.vocab, (1,), generator=generator)
+
+    with torch.no_grad():
+        sides = {"ours": words(Decoder(model)), "mixed": words(Decoder(model, phases=False))}
+        word = draw()
+        assert (sides["ours"](word) - sides["mixed"](word)).abs().max() < 1e-4
+        report("step", alternate(sides, draw, rounds))
 
 
 # -- timing ----------------------------------------------------------------------------------------
@@ -208,7 +231,7 @@ def report(what: str, times: Mapping[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("train", "denoise"))
+    parser.add_argument("--only", choices=("train", "denoise", "step"))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -216,6 +239,8 @@ def main() -> None:
         compare_training(options.rounds)
     if options.only in (None, "denoise"):
         compare_denoising(3 * options.rounds)
+    if options.only in (None, "step"):
+        compare_steps(20 * options.rounds)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,10 @@ def artifact_files(
     files["model.py"] = _module_text(checked, fused, weights, dtype, imports, weft_version, "Model")
     files["reference.py"] = _module_text(checked, references, weights, dtype, imports, weft_version, "Reference")
     if imports.kernels:
-        launchers = ("fused", "rowwise", "logits", "logits_form", "logits_tiles")
+        launchers = (
+            "fused", "grouped", "grouped_epilogue", "grouped_form", "linear_tiles", "logits", "logits_form",
+            "logits_tiles", "rowwise",
+        )  # fmt: skip
         meanings = Imports({("gpu", launcher) for launcher in launchers})
         files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")
         imports.modules |= meanings.modules

@@ -11,6 +11,7 @@ from .choices import TORCH
 from .configuration import Configuration
 from .gpu.linear_tiles import Tiles
 from .gpu.scatter import Tiling, tiling_of
+from .grouped.op import GroupedOp
 from .logits.kernels import Tile, default_tile
 from .logits.op import LogitsOp
 from .rowwise.plan import RowPlan
@@ -25,6 +26,7 @@ from .score.decode import DecodePlan
 from .score.plan import AttentionPlan
 from .subjects import (
     attention_configuration,
+    grouped_default,
     linear_configuration,
     logits_default,
     logits_in_tiles,
@@ -98,6 +100,13 @@ def of_linear(dtype: torch.dtype) -> tuple[Configuration, ...]:
     else:
         tiles = [Tiles(*tile, warps, stages) for tile in _LINEAR_TILES for stages in (3, 4) for warps in (4, 8)]
     return (Configuration(implementation=TORCH), *map(linear_configuration, tiles))
+
+
+def of_grouped(op: GroupedOp, product: str) -> tuple[Configuration, ...]:
+    """The default, then whose product it is not by default, then other tiles."""
+    linear = of_linear(op.dtype)
+    ours = nearest_first(linear_configuration(op.default_tiles(product)), linear[1:])
+    return tuple(dict.fromkeys((grouped_default(op, product), ours[0], linear[0], *ours[1:])))
 
 
 def of_plain_attention() -> tuple[Configuration, ...]:

@@ -17,6 +17,7 @@ writes in place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ from .graph_context import PER_EXAMPLE, GraphContext, NotLowered
 from .lower import SIGNATURE, graph_module, whole_result
 from .origin import Origin
 from .passes.common_subexpressions import join_common_subexpressions
+from .phases import Phase, in_phase, selecting_tags
 from .signature import Signature, signature_of, slot
 from .weight_tree import WeightTree
 
@@ -51,6 +53,16 @@ class DecodeGraphs:
     caches: tuple[CacheSpec, ...]
     row_signature: Signature
     once_signature: Signature
+    whole: Mapping[str, fx.GraphModule]  # extend, last and step before they were cut into stages
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Inputs along the new rows that these are selected by: a call may know their one value."""
+        return selecting_tags(self.whole["extend"])
+
+    def in_phase(self, form: str, phase: Phase) -> DecodeGraph:
+        """One of extend, last and step for calls of which more is known."""
+        return in_stages(in_phase(self.whole[form], self.plan.program, phase), self.plan.cuts)
 
 
 def derive(
@@ -83,10 +95,19 @@ def derive(
     )
     begin, plan = _begin(plan, weights, working, stored, once_signature)
     types = DecodeTypes(working, stored, attended or working)
-    extend, specs = _rows(plan, weights, types, row_signature, "extend")
-    last, _ = _rows(plan, weights, types, row_signature, "last")
-    step, _ = _rows(plan, weights, types, row_signature, "step")
-    return DecodeGraphs(plan, begin, extend, last, step, specs, row_signature, begin.meta[SIGNATURE])
+    whole, specs = {}, ()
+    for form in ("extend", "last", "step"):
+        whole[form], specs = _rows(plan, weights, types, row_signature, form)
+    staged = {form: in_stages(module, plan.cuts) for form, module in whole.items()}
+    return DecodeGraphs(
+        plan,
+        begin,
+        **staged,
+        caches=specs,
+        row_signature=row_signature,
+        once_signature=begin.meta[SIGNATURE],
+        whole=whole,
+    )
 
 
 def _begin(
@@ -115,7 +136,8 @@ def _begin(
 
 def _rows(
     plan: DecodePlan, weights: WeightTree, types: DecodeTypes, shape: Signature, form: str
-) -> tuple[DecodeGraph, tuple[CacheSpec, ...]]:
+) -> tuple[fx.GraphModule, tuple[CacheSpec, ...]]:
+    """The graph of one form, and the caches that it takes: those of any other form, too."""
     context = DecodeContext(plan, types, form, STATEFUL)
     for node in plan.rows:
         context.lower(node, node.op.lower)
@@ -125,8 +147,7 @@ def _rows(
     if context.draws:
         raise NotLowered(f"decoding {plan.program.name}, which draws random numbers", None)
     name = f"{plan.program.name}_{form}"
-    whole = graph_module(context.graph, weights, shape, name, types.working)
-    return in_stages(whole, plan.cuts), tuple(context.specs)
+    return graph_module(context.graph, weights, shape, name, types.working), tuple(context.specs)
 
 
 __all__ = ["CacheSpec", "DecodeGraphs", "derive"]

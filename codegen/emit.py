@@ -20,6 +20,7 @@ from torch import fx
 
 from ..dsl.program import Weight
 from .graph_context import CompilerBug
+from .grouped.op import GroupedOp
 from .logits.op import LogitsOp
 from .origin import origin
 from .rowwise.fused import FusedOp
@@ -36,7 +37,7 @@ _LIBRARIES = (("torch.nn.functional", torch.nn.functional), ("torch", torch), ("
 _PACKAGES = ("functions", "cpu", "gpu")
 KERNELS = "_kernels"
 # Calls of generated kernels.
-KernelOp = FusedOp | LogitsOp
+KernelOp = FusedOp | LogitsOp | GroupedOp
 
 
 @dataclass

@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .emit import Imports, KernelOp, function
 from .gpu.rowwise import PROGRAMS
+from .grouped import text as grouped_text
+from .grouped.op import GroupedOp
 from .logits import text as logits_text
 from .logits.op import LogitsOp
 from .rowwise.derivative import Gathered
@@ -31,10 +33,19 @@ def kernels_text(ops: Iterable[KernelOp], imports: Imports, made_from: str) -> s
         if isinstance(op, LogitsOp):
             parts += logits_text.parts(op, render)
             continue
-        meaning = function(f"{op.name}_meaning", op.meaning, imports)
-        kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
-        parts += [meaning, *kernels, render("fused.py.j2", op=_call(op), usual_programs=PROGRAMS)]
+        if isinstance(op, GroupedOp):
+            if op.epilogue is not None:
+                parts += _fused(op.epilogue.call.renamed(f"{op.name}_epilogue"), imports)
+            parts += grouped_text.parts(op, render)
+            continue
+        parts += _fused(op, imports)
     return render("kernels.py.j2", made_from=made_from, imports=imports, parts=parts)
+
+
+def _fused(op: FusedOp, imports: Imports) -> list[str]:
+    meaning = function(f"{op.name}_meaning", op.meaning, imports)
+    kernels = [row_kernel(plan) for plan in (op.forward, op.backward) if plan is not None]
+    return [meaning, *kernels, render("fused.py.j2", op=_call(op), usual_programs=PROGRAMS)]
 
 
 def row_kernel(plan: RowPlan) -> str:

@@ -173,7 +173,7 @@ def _unflatten(read: Reader) -> Fact | None:
         return None
     place = dimension(read.arg(1), fact)
     if place < 0:
-        return None  # rows of another axis
+        return None  # rows among what owns them
     return replace(fact, dims=(*fact.dims[:place], *read.arg(2), *fact.dims[place + 1 :]))
 
 

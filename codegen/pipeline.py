@@ -19,6 +19,7 @@ from .facts import WORKING
 from .gpu import attention_caches
 from .gpu.attention import attend
 from .graph_context import CompilerBug
+from .grouped.op import GroupedOp
 from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
@@ -32,10 +33,13 @@ from .passes.constants import lift_weights
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.cut_scans import scan_cuts
 from .passes.dead_code import drop_dead_code
+from .passes.dead_gradients import stop_dead_gradients
 from .passes.few_keys import read_few_keys, spread_segments
 from .passes.fixed_norms import fix_norms
 from .passes.fuse import fuse_rows
 from .passes.group_norms import recognise_group_norms
+from .passes.grouped_epilogues import take_epilogues
+from .passes.grouped_linears import group_linears
 from .passes.joined_linears import join_linears_on_gpu
 from .passes.measured_choices import use_choices
 from .passes.packed_linears import pack_linears
@@ -74,6 +78,11 @@ SORTED_ROWS = Pass(
     "sorted-rows", keep_rows_sorted, "rows that arms join and arms take apart again; needs equal calls once"
 )
 
+# Not on a GPU yet: a fused group would take the detach in, and all it makes would count as having a gradient.
+DEAD_GRADIENTS = Pass(
+    "dead-gradients", stop_dead_gradients, "rows nothing trainable precedes; while attention still has its mask"
+)
+
 # On a GPU every function that is left is a launch of torch's own.
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
@@ -89,15 +98,18 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("selections", use_selection_kernels, "the largest scores of a product, which are never stored"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
+    Pass("grouped-linears", group_linears, "linears of the parts of a routing are one call; after joined linears"),
     Pass("cut-scans", scan_cuts, "segments are numbered by one kernel, of flags that a fused group packs for it"),
     Pass("fuse-rows", fuse_rows, "row-by-row groups become calls of generated kernels"),
     Pass("saved-values", choose_saved_values, "what backward kernels read of the forward and what they compute again"),
+    Pass("grouped-epilogues", take_epilogues, "what is made of the results of grouped linears; when all of it is said"),
     Pass("tables", read_tables, "gradients of tables in a fixed order; last, as most tables are read in fused groups"),
     Pass("segments", use_segment_kernels, "pools of segments, and values of segments that no fused group reads"),
 )
 
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
+    DEAD_GRADIENTS,
     SORTED_ROWS,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
@@ -190,4 +202,4 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
 
 def asks_for_kernels(module: fx.GraphModule) -> bool:
     """Whether calls of generated kernels stand in the graph."""
-    return any(isinstance(node.target, FusedOp) or node.target in ATTENTION for node in module.graph.nodes)
+    return any(isinstance(node.target, FusedOp | GroupedOp) or node.target in ATTENTION for node in module.graph.nodes)

@@ -4,7 +4,7 @@ rows of a program, warps, stages, programs      a rowwise kernel, forward or bac
 tiles, warps, stages                            an attention kernel, of training or of decoding
 entries of a block, or tiles                    the logits of one linear
 positions and entries of a program, warps       the gradient of tables of one width
-the matrix library, or tiles of ours            one product of a linear: forward, or one of its gradients
+the matrix library, or tiles of ours            one product of a linear, or of a grouped one: forward, or a gradient
 ours, or torch's kernels                        attention under a plain mask
 """
 
@@ -24,6 +24,9 @@ from .emit_kernels import render
 from .gpu.attention_kernels import AttentionKey
 from .gpu.linear_tiles import Tiles
 from .gpu.scatter import Tiling
+from .grouped.kernels import default_tiles
+from .grouped.op import GroupedOp
+from .grouped.text import kernel_text
 from .kernel_text import KernelText
 from .linear_text import linear_kernel
 from .logits.kernels import Tile, default_tile
@@ -181,6 +184,21 @@ def linear_tiles(chosen: Configuration) -> Tiles | None:
         return None
     constants = dict(chosen.constants)
     return Tiles(constants["BLOCK_M"], constants["BLOCK_N"], constants["BLOCK_K"], chosen.warps, chosen.stages)
+
+
+# -- grouped linears -------------------------------------------------------------------------------
+
+
+def grouped_subject(op: GroupedOp, product: str) -> str:
+    """Of one of PRODUCTS. Whose kernel it is, is part of the choice."""
+    plain = GroupedOp("grouped", op.form, op.dtype, epilogue=op.epilogue if product == "forward" else None)
+    kernel = kernel_text(plain, product, default_tiles(op.dtype), "cuda:80", render)
+    return _hash("grouped", op.form, op.dtype, kernel_hash(anonymous(kernel), ("BLOCK_M", "BLOCK_N", "BLOCK_K")))
+
+
+def grouped_default(op: GroupedOp, product: str) -> Configuration:
+    tiles = op.ours.get(product)
+    return Configuration(implementation=TORCH) if tiles is None else linear_configuration(tiles)
 
 
 # -- candidates ------------------------------------------------------------------------------------

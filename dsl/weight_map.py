@@ -124,7 +124,10 @@ def _constant(e: syntax.Expression) -> Constant:
 def _tensors(
     spec: Spec, entry: syntax.TensorEntry, weights: Mapping[str, Weight], new: Mapping[str, Span]
 ) -> list[TensorLine]:
-    """The entry's lines, one for each choice of what `*` stands for; `weights` are those that are not new."""
+    """The entry's lines, one for each choice of what `*` stands for; `weights` are those that are not new.
+
+    `#` in the foreign name is the number of the weight among those of the path, in the order the model makes them.
+    """
     problems = spec.library.problems
     first = entry.patterns[0]
     stars = entry.foreign.value.count("*")
@@ -142,6 +145,15 @@ def _tensors(
             )
         )
         return []
+    if "#" in entry.foreign.value:
+        if stars or len(entry.patterns) > 1:
+            problems.add(BadWeightMap(entry.foreign.span, "`#` counts the weights of one path, without `*`"))
+            return []
+        layout = _layout(spec, entry, weights[found[0][0]])
+        return [
+            TensorLine(entry.foreign.value.replace("#", str(number)), (path,), layout)
+            for number, (path, _) in enumerate(found)
+        ]
     lines: list[TensorLine] = []
     most = len(found[0][1])
     if stars > most or (stars < most and len(entry.patterns) > 1):

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..codegen.decode import DecodeGraphs, derive
-from ..codegen.decode_stages import DecodeGraph, map_modules
+from ..codegen.decode import derive
 from ..codegen.graph_context import NotLowered
 from ..codegen.passes.constants import constants
+from ..codegen.phases import Phase
 from ..codegen.pipeline import CPU_PASSES, CPU_STEP_PASSES
 from ..codegen.signature import Slot
 from ..dsl.diagnostics import Mistake, SpecErrors
 from ..dsl.program import Program
 from ..dsl.render import render
+from .decode_phases import PhaseChoice, RunGraphs
 from .errors import GenerateFault, InputFault
-from .model import Model, run_passes
+from .model import Model
 from .packed import empty_rows, offsets_of, pack
 
 
@@ -56,13 +56,15 @@ class DecodeState:
 
 
 class Decoder:
-    """The decoding graphs of one model of a spec, for the type its weights have now."""
+    """The decoding graphs of one model of a spec, for the type its weights have now. `phases`: calls whose rows all
+    have one tag run graphs of their own (codegen/phases.py)."""
 
-    def __init__(self, model: Model, program: Program | None = None, graphs: DecodeGraphs | None = None) -> None:
+    def __init__(self, model: Model, program: Program | None = None, phases: bool = True) -> None:
         self.model = model
         self.program = program or model.program
         self.dtype = model.dtype
-        self.graphs = graphs or _derived(self.program, model)
+        self.graphs = _run_graphs(self.program, model)
+        self._phases = PhaseChoice(self.graphs.row_signature, self.graphs.derived.tags if phases else ())
         self.weights_read = weights_read(model)
         self._one_each: Tensor | None = None
         # The axes whose offsets a call takes: the decoded one, and those whose rows come with rows of it.
@@ -144,9 +146,9 @@ class Decoder:
             raise InputFault(f"there are {state.size} sequences, but rows for {len(counts)}")
         if last_only and 0 in counts:
             raise GenerateFault(f"sequence {counts.index(0)} has no rows, so it has no last row: give it at least one")
-        graph = self.graphs.last if last_only else self.graphs.extend
+        phase = self._phases.of_rows(batch.values, batch.lengths)
         offsets = tuple(batch.offsets[axis] for axis in self._axes_given)
-        return self._go_on(graph, state, batch.values, offsets, counts)
+        return self._go_on("last" if last_only else "extend", phase, state, batch.values, offsets, counts)
 
     def look(self, state: DecodeState, rows: Any) -> Any:
         """Results of further rows, as `extend` gives them, while `state` stays what it is: the next call begins where
@@ -168,7 +170,7 @@ class Decoder:
             self._step_offsets(state),
             *(torch.zeros_like(self._step_offsets(state)) for _ in self._axes_given[1:]),
         )
-        return self._go_on(self.graphs.step, state, given, offsets, counts, grows_by=1)
+        return self._go_on("step", self._phases.of_step(given), state, given, offsets, counts, grows_by=1)
 
     def _rows_of_step(self, rows: Any, state: DecodeState) -> tuple[Tensor, ...]:
         """What a step is given of each row input. No row that owns others, such as a picture, comes in a step."""
@@ -189,7 +191,8 @@ class Decoder:
 
     def _go_on(
         self,
-        graph: DecodeGraph,
+        form: str,
+        phase: Phase | None,
         state: DecodeState,
         values: tuple[Tensor, ...],
         offsets: tuple[Tensor, ...],
@@ -204,6 +207,7 @@ class Decoder:
             raise GenerateFault(f"sequence {which} has {longest} rows, more than the capacity of {state.capacity}")
         # A sequence that ended when it was full writes its ignored row nowhere new.
         lengths = state.lengths if columns <= state.capacity else state.lengths.clamp(max=state.capacity - 1)
+        graph = self.graphs.of(form, phase)
         results = graph.forward(
             *values,
             *offsets,
@@ -216,7 +220,7 @@ class Decoder:
             *(constants(graph) if isinstance(graph, fx.GraphModule) else ()),
         )
         grown = torch.tensor(counts, dtype=torch.int64).to(state.lengths.device) if set(counts) != {1} else 1
-        slots = self.graphs.row_signature.outputs if graph is self.graphs.extend else self._row_outputs
+        slots = self.graphs.row_signature.outputs if form == "extend" else self._row_outputs
         result = results[0] if len(slots) == 1 else dict(zip((slot.name for slot in slots), results, strict=True))
         grown_state = DecodeState(
             state.caches, state.lengths + grown, known, state.capacity, state.carried, state.carried_offsets
@@ -237,7 +241,7 @@ def weights_read(model: Model) -> tuple[tuple[int, int], ...]:
     return tuple((parameter.data_ptr(), parameter._version) for _, parameter in model.by_path())
 
 
-def _derived(program: Program, model: Model) -> DecodeGraphs:
+def _run_graphs(program: Program, model: Model) -> RunGraphs:
     try:
         # On a CPU torch attends for a single bfloat16 query several times slower than for a float32 one.
         narrow = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)
@@ -247,11 +251,4 @@ def _derived(program: Program, model: Model) -> DecodeGraphs:
         raise SpecErrors((mistake.error,), text) from None
     except NotLowered as missing:
         raise GenerateFault(str(missing)) from None
-    if not model.passes:
-        return graphs
-    step_passes = CPU_STEP_PASSES if model.passes is CPU_PASSES else model.passes
-    forms = {"begin": model.passes, "extend": model.passes, "last": model.passes, "step": step_passes}
-    fused = {
-        name: map_modules(getattr(graphs, name), partial(run_passes, passes=passes)) for name, passes in forms.items()
-    }
-    return replace(graphs, **fused)
+    return RunGraphs(graphs, model.passes, CPU_STEP_PASSES if model.passes is CPU_PASSES else model.passes)

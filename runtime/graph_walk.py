@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..codegen.emit import KernelOp
 from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu.attention import attend
 from ..codegen.gpu.cut_scans import capped, capped_by_torch, scan, scan_by_torch
 from ..codegen.gpu.run_attention import attend_runs, by_torch
-from ..codegen.logits.op import LogitsOp
 from ..codegen.lower import signature
 from ..codegen.origin import user_span
-from ..codegen.rowwise.fused import FusedOp
 from .sample_inputs import Lengths, sample_arguments
 
 
@@ -28,7 +27,7 @@ def meanings_of(module: fx.GraphModule) -> dict[fx.Node, Callable[..., Any]]:
     """By torch alone, what each call of a kernel stands for; before kernels are attached."""
     found: dict[fx.Node, Callable[..., Any]] = {}
     for node in module.graph.nodes:
-        if isinstance(node.target, FusedOp | LogitsOp):
+        if isinstance(node.target, KernelOp):
             found[node] = node.target
         elif node.target is attend:
             found[node] = _attend

@@ -20,6 +20,7 @@ from ..codegen.gpu.attention_library import attend_by_torch
 from ..codegen.gpu.cut_scans import capped, capped_by_torch, scan, scan_by_torch
 from ..codegen.gpu.run_attention import attend_runs
 from ..codegen.gpu.run_attention import by_torch as attend_runs_by_torch
+from ..codegen.grouped.op import GroupedOp
 from ..codegen.origin import user_span
 from ..codegen.rowwise.fused import FusedOp
 from ..codegen.spec_comment import comment
@@ -54,6 +55,8 @@ def kernel_calls(graph: fx.GraphModule) -> dict[str, KernelCall]:
             results: Any = meaning.graph.output_node().args[0]
             inside = [inner for inner in meaning.graph.nodes if inner.op == "call_function"]
             found[node.name] = KernelCall(partial(run_wide, meaning), listed(results), inside)
+        elif isinstance(node.target, GroupedOp):
+            found[node.name] = KernelCall(partial(_grouped, node.target), [node], [node])
         elif node.op == "call_function" and node.target in _MEANINGS:
             found[node.name] = KernelCall(_MEANINGS[node.target], [node], [node])
     return found
@@ -72,6 +75,11 @@ def _attend(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
 def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     # What is left of the arguments says in which tiles.
     return functional.linear(*args, **{name: value for name, value in kwargs.items() if name == "bias"})
+
+
+def _grouped(op: GroupedOp, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    assert not kwargs
+    return op.meaning(lambda call, given: run_wide(call.meaning, given, {}), *args)
 
 
 class _Wide(fx.Interpreter):

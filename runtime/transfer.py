@@ -38,8 +38,9 @@ from .foreign import (
 from .initialise import initialise
 from .model import check_texts
 from .run_folder import latest_checkpoint
+from .start_weights import start_from
 
-FORMAT = "huggingface"
+FORMAT = "huggingface"  # which of the spec's maps is meant where nothing is said
 
 
 @dataclass(frozen=True)
@@ -51,37 +52,47 @@ class Imported:
     coverage: tuple[Coverage, ...]
 
 
-def weight_map_of(checked: Checked) -> WeightMap:
-    found = checked.weight_maps.get(FORMAT)
+def weight_map_of(checked: Checked, format: str = FORMAT) -> WeightMap:
+    found = checked.weight_maps.get(format)
     if found is None:
-        raise RuntimeFault(f"{checked.source.name} has no `weights {FORMAT}:` block")
+        known = f", only of {', '.join(checked.weight_maps)}" if checked.weight_maps else ""
+        raise RuntimeFault(f"{checked.source.name} has no `weights {format}:` block{known}")
     return found
 
 
 def import_checkpoint(
-    spec: Path, folder: Path, out: Path, size: str | None = None, overrides: Mapping[str, object] | None = None
+    spec: Path,
+    folder: Path,
+    out: Path,
+    size: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    format: str = FORMAT,
+    parts: Mapping[str, str] | None = None,
 ) -> Imported:
-    """Reads a foreign checkpoint into one of ours. Nothing is written unless every tensor fits.
+    """Reads a foreign checkpoint into one of ours, by the spec's map called `format`. Nothing is written unless every
+    tensor fits.
 
-    Sizes come from config.json; `overrides` win over it. Raises SpecErrors for the spec, RuntimeFault for the
-    checkpoint.
+    Sizes come from config.json, where the map has lines for it; `overrides` win over it. `parts` are checkpoints of
+    ours for new weights below a path. Raises SpecErrors for the spec, RuntimeFault for the checkpoint.
     """
     refuse_to_replace(out)
     if (out / MANIFEST).is_file() and read_manifest(out).run is not None:
         raise RuntimeFault(f"{out} is a checkpoint of a training run: name another folder")
     source = read_source(spec)
-    config = read_config(folder)
     # The map must be known before the sizes are: its config lines do not depend on them.
     first = check(source, OPS, size or _any_preset(source)).value()
-    lines = weight_map_of(first).config
-    sizes = {**sizes_from_config(lines, config), **(overrides or {})}
+    lines = weight_map_of(first, format).config
+    sizes = {**(sizes_from_config(lines, read_config(folder)) if lines else {}), **(overrides or {})}
     result = check(source, OPS, size, sizes)
     _refuse_absent(result.problems.errors, lines, sizes)
     checked = result.value()
     weights = checked.weights
-    weight_map = weight_map_of(checked)
+    weight_map = weight_map_of(checked, format)
     tensors, coverage = load_foreign(folder, weight_map, weights)
-    tensors |= _new(weight_map, weights, tensors)
+    made = _new(weight_map, weights, tensors)
+    start_from(made, parts or {})
+    tensors |= made
     texts = tuple(SpecText(file.name, file.text) for file in checked.files)
     identity = ModelIdentity(texts, size, _plain(sizes))
     return Imported(save_checkpoint(out, identity, tensors), checked, coverage)
@@ -105,12 +116,13 @@ def _refuse_absent(errors: Sequence[object], lines: tuple[ConfigLine, ...], size
             raise RuntimeFault(f"config.json gives no `{line.key}`, so {line.name} has no number: --set {line.name}=N")
 
 
-def export_checkpoint(checkpoint: Path, folder: Path) -> tuple[Coverage, ...]:
-    """Writes a checkpoint of ours as a foreign folder: config.json and safetensors."""
+def export_checkpoint(checkpoint: Path, folder: Path, format: str = FORMAT) -> tuple[Coverage, ...]:
+    """Writes a checkpoint of ours as a foreign folder: config.json and safetensors, as the spec's map called `format`
+    says."""
     checkpoint = latest_checkpoint(checkpoint)
     manifest = read_manifest(checkpoint)
     checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
-    weight_map = weight_map_of(checked)
+    weight_map = weight_map_of(checked, format)
     saved: dict[str, Tensor] = read_weights(checkpoint, manifest)
     tensors = foreign_tensors(saved, weight_map, checked.weights)
     write_foreign(folder, tensors, config_of(checked, weight_map))

@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from ..codegen.configuration import Configuration
+from ..codegen.emit import KernelOp
 from ..codegen.facts import facts
 from ..codegen.gpu import tables
 from ..codegen.gpu.attention import attend
+from ..codegen.grouped.op import GroupedOp
 from ..codegen.logits.op import LogitsOp
 from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.passes.measured_choices import linear_key, plain_attentions
 from ..codegen.pipeline import GPU_PASSES, optimise
-from ..codegen.rowwise.fused import FusedOp
 from ..codegen.score.load import connect
 from ..codegen.subjects import (
     PRODUCTS,
+    grouped_subject,
     linear_subject,
     logits_subject,
     plain_attention_subject,
@@ -195,7 +197,7 @@ class _Step:
     def __init__(self, program: Program, stored: torch.dtype, device: torch.device, options: TuneOptions) -> None:
         weights = empty_weights(program.weights, stored, "meta")
         module = optimise(lower(program, weights, options.working, stored), GPU_PASSES)
-        self.ops = {node: node.target for node in module.graph.nodes if isinstance(node.target, FusedOp | LogitsOp)}
+        self.ops = {node: node.target for node in module.graph.nodes if isinstance(node.target, KernelOp)}
         known = facts(module)
         self.linears = {node: key for node in module.graph.nodes if (key := linear_key(node, known)) is not None}
         self.plain = plain_attentions(module)
@@ -213,6 +215,8 @@ class _Step:
         for op in self.ops.values():
             if isinstance(op, LogitsOp):
                 found.add(logits_subject(op))
+            elif isinstance(op, GroupedOp):
+                found |= {grouped_subject(op, product) for product in PRODUCTS}
             else:
                 found |= {row_subject(plan) for plan in (op.forward, op.backward) if plan is not None}
         found |= {linear_subject(key, product) for key in self.linears.values() for product in PRODUCTS}
@@ -257,9 +261,11 @@ class _Step:
                 flat = table.reshape(table.shape[0], -1)
                 yield tune_questions.of_table(index, torch.randn_like(flat[index]), table.shape[0])
 
-    def _of_kernel(self, op: FusedOp | LogitsOp, call: Any, args: Any) -> Iterator[Question]:
+    def _of_kernel(self, op: KernelOp, call: Any, args: Any) -> Iterator[Question]:
         if isinstance(op, LogitsOp):
             yield tune_questions.of_logits(op, args)
+        elif isinstance(op, GroupedOp):
+            yield from tune_questions.of_grouped(op, args)
         else:
             yield from tune_questions.of_fused(op, call, args)
 

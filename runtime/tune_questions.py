@@ -14,7 +14,9 @@ from ..codegen import candidates, subjects
 from ..codegen.configuration import Configuration
 from ..codegen.gpu import linear_tiles, scatter
 from ..codegen.gpu.fused import Fused
+from ..codegen.gpu.grouped_torch import Operands, operand_names
 from ..codegen.gpu.rowwise import RowKernel
+from ..codegen.grouped.op import GroupedOp
 from ..codegen.logits.op import LogitsOp
 from ..codegen.rowwise.fused import FusedOp
 from ..codegen.rowwise.plan import RowPlan
@@ -133,3 +135,32 @@ def of_linear(key: LinearKey, x: Tensor, weight: Tensor, wanted: Sequence[str]) 
             what, subjects.linear_subject(key, product), bucket(rows=flat.shape[0]), candidates.of_linear(key.dtype),
             prepare,
         )  # fmt: skip
+
+
+def of_grouped(op: GroupedOp, operands: Sequence[Tensor]) -> Iterator[Question]:
+    """Each of the three products by itself, the first with what is made of it; of the gradients, those of everything.
+    Then the kernels of what is made, for where the first is the matrix library's."""
+    form, given = op.form, [x.detach() for x in operands]
+    linear = given[: len(operand_names(form))]
+    counts = Operands.of(form, linear).counts
+    rows = sum(counts)
+    sizes = [(n, size) for n in ([rows] if form.scatters else counts) for size in form.outputs]
+    grads = [torch.randn(size, dtype=op.dtype, device=given[0].device) for size in sizes]
+    wanted = {"x_gradient": [True] * (1 if form.gathers else form.groups), "weight_gradient": [True] * form.weights}
+    for product in subjects.PRODUCTS:
+
+        def prepare(chosen: Configuration, product: str = product) -> Run:
+            plain = replace(op, forward=None, x_gradient=None, weight_gradient=None)
+            call = launchable(replace(plain, **{product: subjects.linear_tiles(chosen)}))
+            if product == "forward":
+                return partial(call, *given)
+            return partial(getattr(call, f"_{product}"), *grads, *linear, wanted[product])
+
+        what = f"grouped linear {form.inputs} -> {' + '.join(map(str, form.outputs))}, {product.replace('_', ' ')}"
+        yield Question(
+            what, subjects.grouped_subject(op, product), bucket(rows=rows), candidates.of_grouped(op, product), prepare
+        )
+    if op.epilogue is not None:
+        left = iter(given[len(linear) :])
+        own = [next(left) if piece is None else grads[piece] for piece in op.epilogue.pieces]
+        yield from of_fused(op.epilogue.call, launchable(op).epilogue.call, own)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from ..codegen.decode import DecodeGraphs
 from ..codegen.decode_stages import modules
 from ..codegen.gpu.shared_tables import Shared
 from ..codegen.lower import signature
@@ -31,6 +30,7 @@ from ..dsl.check import Checked
 from ..dsl.diagnostics import SpecErrors
 from ..dsl.program import Program, Weight
 from ..dsl.source import Span
+from .decode_phases import RunGraphs
 from .decoder import Decoder
 from .draws import Draws, draw_arguments
 from .errors import GenerateFault, RuntimeFault
@@ -329,7 +329,7 @@ def _filled(args: Any, values: Mapping[fx.Node, Any]) -> Any:
     return map_aggregate(args, lambda arg: values[arg] if isinstance(arg, fx.Node) else arg)
 
 
-def _attach(graphs: DecodeGraphs) -> None:
+def _attach(graphs: RunGraphs) -> None:
     for graph in (graphs.begin, graphs.extend, graphs.last, graphs.step):
         for module in modules(graph):
             attach_kernels(module)

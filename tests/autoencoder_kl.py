@@ -70,10 +70,11 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:
             x = resnet(x)
-        if hasattr(self, "downsamplers"):
-            x = self.downsamplers[0].conv(functional.pad(x, (0, 1, 0, 1)))
-        if hasattr(self, "upsamplers"):
-            x = self.upsamplers[0].conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        down, up = (getattr(self, name, None) for name in ("downsamplers", "upsamplers"))
+        if down is not None:
+            x = down[0].conv(functional.pad(x, (0, 1, 0, 1)))
+        if up is not None:
+            x = up[0].conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
         return x
 
 

@@ -25,7 +25,14 @@ def noise(length: int, seed: int = 0) -> list[int]:
     return [1, *(chosen.randrange(4, 260) for _ in range(length - 1))]
 
 
-def published(slots: int = 2, dim: int = 64, encoder_layers: int = 1, window: int = 8, threshold: float = 4.96) -> Any:
+def published(
+    slots: int = 2,
+    dim: int = 64,
+    encoder_layers: int = 1,
+    window: int = 8,
+    threshold: float = 4.96,
+    grams: tuple[int, ...] = (3, 4, 5),
+) -> Any:
     """`BltForCausalLM` as transformers makes it, small."""
     from transformers import BltConfig, BltForCausalLM
 
@@ -37,7 +44,7 @@ def published(slots: int = 2, dim: int = 64, encoder_layers: int = 1, window: in
     make_config: Any = BltConfig
     config = make_config(
         vocab_size=260, patch_in_forward=True, patching_mode="entropy", patch_size=4, patching_threshold=threshold,
-        cross_attn_k=slots, local_attention_window_len=window, encoder_hash_byte_group_size=[3, 4, 5],
+        cross_attn_k=slots, local_attention_window_len=window, encoder_hash_byte_group_size=list(grams),
         encoder_hash_byte_group_vocab=101, encoder_hash_byte_group_nb_functions=2, max_position_embeddings=256,
         hidden_size_global=dim,
         patcher_config={

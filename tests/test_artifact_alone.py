@@ -64,6 +64,12 @@ def test_results_and_gradients_are_those_of_the_reference(alone: dict[str, Any])
         assert_equal(got_gradients[name], gradient, f"gradient of {name}", 1e-9)
 
 
+def test_compiled_whole_before_it_ever_ran(alone: dict[str, Any]) -> None:
+    assert len(alone["compiled"]) == 5
+    for number, (one, two) in enumerate(zip(alone["compiled"], alone["reference"][0], strict=True)):
+        assert_equal(one, two, f"result {number}", 1e-9)
+
+
 def test_every_operator_was_checked(alone: dict[str, Any]) -> None:
     """opcheck ended the process otherwise; here, that none was left out: each call forward and backward, attention's,
     and those of tables."""

@@ -80,6 +80,35 @@ def test_masks(case: str, heads: tuple[int, int]) -> None:
     torch.testing.assert_close(found, by_definition(q, k, v, q_offsets, k_offsets, 0.7, allow), rtol=1e-12, atol=1e-12)
 
 
+CAPTURED = ("==", ("query", torch.tensor([0, 1, 0, 1, 1, 1, 0])), ("key", torch.tensor([3, 0, 1, 1, 1, 0, 0])))
+
+
+@pytest.mark.parametrize("given", [{"low": -1, "high": 0}, {"predicate": CAPTURED}, {"q_position": torch.arange(7)}])
+def test_one_graph_computes_the_same(given: dict) -> None:
+    """Compiled whole and exported, for other examples than those it was traced with; gradients too."""
+    at, other = offsets(4, 0, 3), offsets(1, 5, 1)
+    leaves = [x.requires_grad_() for x in (*tensors(7, 7, 4, 2), torch.randn(7, 1, dtype=torch.float64))]
+
+    def attended(*operands: torch.Tensor) -> torch.Tensor:
+        q, k, v, bias, at = operands
+        return attend_packed(q, k, v, at, at, 0.7, bias=bias, **given)
+
+    whole = torch.compile(attended, fullgraph=True, backend="aot_eager")
+    whole(*leaves, at)
+    got, want = whole(*leaves, other), attended(*leaves, other)
+    torch.testing.assert_close(got, want)
+    slope = torch.randn_like(want)
+    for one, two in zip(*(torch.autograd.grad(y, leaves, slope) for y in (got, want)), strict=True):
+        torch.testing.assert_close(one, two)
+
+    class Attended(torch.nn.Module):
+        def forward(self, q, k, v, bias, at):
+            return attended(q, k, v, bias, at)
+
+    exported = torch.export.export(Attended(), (*leaves, at)).module()
+    torch.testing.assert_close(exported(*leaves, other), want)
+
+
 def test_captured_values_are_read_at_their_own_rows() -> None:
     at = offsets(4, 3)
     q, k, v = tensors(7, 7, 2, 2)

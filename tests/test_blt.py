@@ -128,14 +128,6 @@ def test_logits_equal_transformers(shape: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours([torch.tensor(ids)], ends=[ends])[0], given, rtol=0, atol=1e-5)
 
 
-def test_a_single_residual_is_another_model(tmp_path: Path) -> None:
-    model = published()
-    blt_models.fill_at_random(model)
-    ids = noise(30)
-    single = imported(model, tmp_path, residual=1.0)
-    assert (single([torch.tensor(ids)])[0] - blt_models.logits(model, ids)).abs().max() > 0.5
-
-
 def test_gradients_equal_transformers(tmp_path: Path) -> None:
     model = published()
     blt_models.fill_at_random(model)

@@ -83,6 +83,15 @@ def test_every_kernel_is_timed_beside_its_peers(measured: dict[str, Any]) -> Non
     ]  # fmt: skip
     of_memories = [row for row in kernels if row["spec"] == "memory_layers.weft"]
     assert [row["kernel"] for row in of_memories] == ["bag, uniform ids", "bag, Zipf ids", "selection of pairs"]
+    of_routes = [row for row in kernels if row["spec"] == "lmfusion.weft"]
+    assert [row["kernel"] for row in of_routes] == [
+        "routed q, k and v", "routed out", "routed gate and up", "routed down", "attention of words and pictures",
+    ]  # fmt: skip
+    # 19 rows of 32 entries in and out, their numbers, and the weights of two towers.
+    assert found["routed out"]["passes"]["forward"]["bytes"] == 2 * 19 * 32 * 2 + 19 * 8 + 2 * 32 * 32 * 2
+    assert {"eager", "compile", "grouped_mm"} <= found["routed out"]["passes"]["both"]["peers"].keys()
+    # Two heads of 16 and captions of nine rows, four of which are a picture, and of one.
+    assert found["attention of words and pictures"]["passes"]["forward"]["flops"] == 4 * 32 * (2 * (45 + 6) + 1)
     # Two lists of four for each of twelve tokens: rows of 24 entries, ids, weights, and the sums.
     assert found["bag, uniform ids"]["passes"]["forward"]["bytes"] == (64 + 12) * 48 + 12 * 8 * (8 + 2)
     assert {"eager", "compile", "sdpa, a mask of all pairs"} <= found["slots attend to bytes"]["passes"]["both"][
@@ -93,7 +102,7 @@ def test_every_kernel_is_timed_beside_its_peers(measured: dict[str, Any]) -> Non
     for row in kernels:
         # Where a boundary lies is a whole number, or wrong.
         assert row["error"] is None if row["kernel"] == "boundary scan" else row["error"] <= 8e-3, row
-        assert row in (*of_patches, *of_memories) or row["spec"].startswith("olmo2.weft:")
+        assert row in (*of_patches, *of_memories, *of_routes) or row["spec"].startswith("olmo2.weft:")
         for made in row["passes"].values():
             assert made["us"] > 0
             assert made["of_copy"] == pytest.approx(made["bytes"] / made["us"] * 1e6 / ceilings["copy_bytes_per_s"])

@@ -155,3 +155,23 @@ def test_opcheck(checked: Checked) -> None:
     call, operands = call_of(checked)
     assert isinstance(call, Fused)
     torch.library.opcheck(call.operator, tuple(operands))
+
+
+GATED = """
+size dim = 12
+size heads = 3
+axis head_dim = dim / heads
+axis seq
+
+model m(x: real[seq, dim]) -> real[seq, heads, head_dim]:
+    q = linear(x, dim -> (heads, head_dim))
+    mixed = attend(q, q, q, over=head_dim, along=seq, mask=causal)
+    return tanh(mixed) * sigmoid(q) - logsumexp(q, over=head_dim)
+"""
+
+
+def test_what_attention_reads_is_read_again_behind_it() -> None:
+    """Of the query attention and the formula behind it read: the formula is one region, not one on each side."""
+    graph = graph_of(check(Source("gated.weft", GATED), OPS).value(), GPU_PASSES)
+    (op,) = [node.target for node in graph.graph.nodes if isinstance(node.target, FusedOp)]
+    assert "return tanh(mixed) * sigmoid(q) - logsumexp(q, over=head_dim)" in lines_of(op)

@@ -15,6 +15,7 @@ from tests.test_selected_inputs import HYBRID
 from tests.test_selected_inputs import batch as fusion_batch
 from weft.codegen.artifact import compile_to
 from weft.codegen.gpu.fused import Fused
+from weft.codegen.gpu.grouped import Grouped
 from weft.codegen.pipeline import CPU_PASSES, GPU_PASSES, Pass
 from weft.runtime.model import Model, load
 from weft.runtime.verify import Part, verify
@@ -53,8 +54,10 @@ def test_rows_fuse_within_an_arm() -> None:
     assert names.count("join") == 7
     assert not {"rsqrt", "sigmoid", "sin", "silu"} & set(names)
     fused = [node.name for node in nodes if isinstance(node.target, Fused)]
-    # Of each tower and layer: two norms, the turns of q and k, the gate.
-    assert len(fused) >= 2 * 2 * 4
+    # Of each tower and layer: two norms, the turns of q and k. Gates are made where their linears are, of both towers.
+    assert len(fused) >= 2 * 2 * 3
+    gates = [node for node in nodes if isinstance(node.target, Grouped) and node.target.epilogue is not None]
+    assert len(gates) == 2
 
 
 @pytest.mark.parametrize("text", [TOWERS, HYBRID], ids=["towers", "words and pictures"])

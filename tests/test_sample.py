@@ -202,6 +202,11 @@ def test_what_a_program_does_is_shown() -> None:
     ]
     assert lines[4].startswith("now, after in ")
     assert lines[6].startswith("x in ")
-    found = json.loads(weft("inspect", "specs/lmfusion.weft", "decode", "--json").stdout)["decode"]["generate"]
+    decode = json.loads(weft("inspect", "specs/lmfusion.weft", "decode", "--json").stdout)["decode"]
+    assert [(one["tag"], one["rows"], one["masked"]) for one in decode["phases"]] == [
+        ("kind", "text", 0),
+        ("kind", "image", 0),
+    ]
+    found = decode["generate"]
     assert [one["name"] for one in found] == ["tell"]
     assert found[0]["events"][0]["actions"][1]["carried"] == ["x"]

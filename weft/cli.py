@@ -33,8 +33,8 @@ COMMANDS = {
     "sample": "Have a trained checkpoint tell text and pictures.",
     "entropies": "Measure how hard each byte is to foresee, for dynamic patches.",
     "latents": "Encode pictures with a trained autoencoder, for a model of latents.",
-    "import": "Make a checkpoint from a Hugging Face folder.",
-    "export": "Write a checkpoint as a Hugging Face folder.",
+    "import": "Make a checkpoint from a published one.",
+    "export": "Write a checkpoint as it is published elsewhere.",
 }
 
 _HELP = """A language for neural architectures.

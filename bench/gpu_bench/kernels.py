@@ -1,5 +1,5 @@
 """Every generated kernel of OLMo 2 at real sizes, and tiny, those that only BLT has at the sizes of its 1B, those of
-Memory Layers: their times, what they attain, and the best of their peers.
+Memory Layers, those that route rows in LMFusion 8B: their times, what they attain, and the best of their peers.
 
 A graph is walked on random operands, as in tuning; where a call is met for the first time it is measured on the
 operands that the graph gives it. Gradients are asked for every real operand.
@@ -36,7 +36,7 @@ from weft.runtime.measured import choices_for, device_name, table_for
 from weft.runtime.model import check_file
 from weft.runtime.sample_inputs import equal_examples
 
-from . import memories, patches, peers
+from . import memories, patches, peers, routed
 from .contest import Contest, Work, run
 from .context import Context, DeviceLost
 from .results import Row
@@ -79,6 +79,7 @@ def rows(context: Context) -> Iterator[Row]:
             context.free()
     yield from patches.rows(context, found)
     yield from memories.rows(context, found)
+    yield from routed.rows(context, found)
 
 
 def _of_size(context: Context, size: Size, found: dict[str, float]) -> Iterator[Row]:

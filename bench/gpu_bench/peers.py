@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from weft.codegen.gpu.attention_library import attend_by_torch
+from weft.codegen.gpu.grouped_form import GroupedForm
 
 from .context import Context
 
@@ -179,6 +180,42 @@ def _by_flex(flex: Function, mask: Any, scale: float, q: Tensor, k: Tensor, v: T
     parts = [x.transpose(0, 1)[None] for x in (q, k, v)]
     y = flex(*parts, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return y[0].transpose(0, 1)
+
+
+def of_hybrid(context: Context, offsets: Tensor, picture: Tensor, scale: float) -> dict[str, Function]:
+    """`(q, k, v)`, packed; causal or of one picture, where `picture [rows]` is not -1."""
+    if "flex" not in context.peers:
+        return {}
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows = len(picture)
+    example = torch.searchsorted(offsets, torch.arange(rows, device=offsets.device, dtype=offsets.dtype), right=True)
+
+    def seen(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        is_one = (picture[query] == picture[key]) & (picture[query] >= 0)
+        return (example[query] == example[key]) & ((key <= query) | is_one)
+
+    mask, why = context.attempt(lambda: create_block_mask(seen, None, None, rows, rows, device=str(context.device)))
+    return {} if why is not None else {"flex": partial(_by_flex, _flex(context), mask, scale)}
+
+
+def of_grouped(context: Context, form: GroupedForm, towers: Sequence[Tensor], n_x: int) -> dict[str, Function]:
+    """Grouped linears `(x.., weights.., weights as one stack)`: torch's grouped product over sorted rows, which are
+    sorted before it, or put back after it, where they lie in another order."""
+    grouped_mm: Any = getattr(functional, "grouped_mm", None)
+    if "grouped_mm" not in context.peers or grouped_mm is None:
+        return {}
+    rows = torch.cat(list(towers))
+    ends = torch.tensor([len(one) for one in towers], device=rows.device).cumsum(0).to(torch.int32)
+
+    def by_grouped_mm(*given: Tensor) -> tuple[Tensor, ...]:
+        x = given[0].index_select(0, rows) if form.gathers else torch.cat(given[:n_x])
+        y = grouped_mm(x, given[-1].transpose(1, 2), offs=ends)
+        if form.scatters:
+            y = torch.empty_like(y).index_copy(0, rows, y)
+        return y.split(list(form.outputs), 1)
+
+    return {"grouped_mm": by_grouped_mm}
 
 
 def of_own_rows(context: Context, number: Tensor, scale: float) -> dict[str, Function]:

@@ -6,6 +6,8 @@ them, as those of a picture behind a text do, torch's fused kernel needs no mask
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,7 +22,7 @@ def plan_cached(
     offsets: Tensor,
     lengths: Tensor,
     position: Tensor,
-    predicate: Predicate,
+    predicate: Predicate | None,
     captured: tuple[Tensor, ...],
     low: int | None = None,
     high: int | None = None,
@@ -46,14 +48,16 @@ def attend_cached(
     v: Tensor,
     keys: Tensor,
     values: Tensor,
-    plan: tuple[Tensor | None, ...],
+    plan: tuple[Tensor | None, ...] | None,
     offsets: Tensor,
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
     """`q [N, H, K]`, `k [N, G, K]`, `v [N, G, V]` of the new rows, caches `[B, S, G, K]` and `[B, S, G, V]`, which they
-    are written to first: `[N, H, V]`."""
+    are written to first: `[N, H, V]`. plan: as of `plan_cached`; None: every row sees all rows of its sequence."""
     bounds, before = offsets.tolist(), lengths.tolist()
+    if plan is None and len(set(before)) == 1 and len({stop - start for start, stop in pairwise(bounds)}) == 1:
+        return _attend_evenly(q, k, v, keys, values, before[0], scale)
     pieces = []
     for example, length in enumerate(before):
         new = slice(bounds[example], bounds[example + 1])
@@ -61,10 +65,21 @@ def attend_cached(
         keys[example, length:upto] = k[new].to(keys.dtype)
         values[example, length:upto] = v[new].to(values.dtype)
         if new.stop > new.start:
-            pieces.append(
-                _attend(q[new].to(keys.dtype), keys[example, :upto], values[example, :upto], plan[example], scale)
-            )
+            flags = None if plan is None else plan[example]
+            pieces.append(_attend(q[new].to(keys.dtype), keys[example, :upto], values[example, :upto], flags, scale))
     return torch.cat(pieces).to(q.dtype) if pieces else q.new_zeros(0, q.shape[1], v.shape[2])
+
+
+def _attend_evenly(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, length: int, scale: float) -> Tensor:
+    """Sequences of one length that go on by as many rows each, of which all rows are seen: one call for all."""
+    batch, grouped = keys.shape[0], q.shape[1] != k.shape[1]
+    query, *new = (x.unflatten(0, (batch, -1)).to(keys.dtype) for x in (q, k, v))
+    upto = length + query.shape[1]
+    for cache, rows in zip((keys, values), new, strict=True):
+        cache[:, length:upto] = rows
+    query, key, value = (x.transpose(1, 2) for x in (query, keys[:, :upto], values[:, :upto]))
+    mixed = functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
+    return mixed.transpose(1, 2).flatten(0, 1).to(q.dtype)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, flags: Tensor | None, scale: float) -> Tensor:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from .masks import Predicate, Rows, allowed
+from .packing import position, row_example
 from .precision import narrow, widen
 from .scores import Formula, scored
 
 # Scores held at once; more queries than fit are taken in turns.
 _SCORES = 1 << 24
+_TRACED_SCORES = 1 << 28
 
 
 def attend_packed(
@@ -44,6 +46,9 @@ def attend_packed(
     masks.py) says what the band does not. `score` (see scores.py) is applied to the scores, then `bias [key rows,
     heads or 1]` is added. Positions are row numbers in the example unless given.
     """
+    if _is_one_graph(q, k):
+        bounds = low, high, predicate
+        return _all_at_once(q, k, v, q_offsets, k_offsets, scale, bounds, bias, score, q_position, k_position)
     q_bounds, k_bounds = q_offsets.tolist(), k_offsets.tolist()
     pieces = []
     for example in range(len(q_bounds) - 1):
@@ -68,6 +73,39 @@ def attend_packed(
     if not pieces:
         return q.new_zeros(0, q.shape[1], v.shape[-1]) + 0 * (q.sum() + k.sum() + v.sum())
     return torch.cat(pieces)
+
+
+def _is_one_graph(q: Tensor, k: Tensor) -> bool:
+    """A graph cannot loop over examples whose number and lengths it does not know. Exporting has no other way; where
+    the scores would be too many, compiling breaks the graph here and loops."""
+    if torch.compiler.is_exporting():
+        return True
+    return torch.compiler.is_compiling() and q.shape[0] * q.shape[1] * k.shape[0] <= _TRACED_SCORES
+
+
+def _all_at_once(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    scale: float,
+    bounds: tuple[int | None, int | None, Predicate | None],
+    bias: Tensor | None,
+    score: Formula | None,
+    q_position: Tensor | None,
+    k_position: Tensor | None,
+) -> Tensor:
+    """As `attend_packed`, with the scores of all queries and all keys, those of other examples among them."""
+    q_example, k_example = row_example(q_offsets, q), row_example(k_offsets, k)
+    rows = Rows(position(q_offsets, q_example) if q_position is None else q_position, 0, q.shape[0])
+    seen = Rows(position(k_offsets, k_example) if k_position is None else k_position, 0, k.shape[0])
+    flags = q_example[:, None] == k_example
+    within = keys_allowed(rows, seen, *bounds)
+    flags = flags if within is None else flags & within
+    local = None if bias is None else bias.T[:, None]
+    change = None if score is None else partial(scored, score, query=rows, key=seen)
+    return _attend(q, k, v, scale, flags, local, change)
 
 
 def one_each(offsets: Tensor) -> Tensor:

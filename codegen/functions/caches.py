@@ -266,6 +266,12 @@ def history(new: Tensor, cache: Tensor, offsets: Tensor, lengths: Tensor) -> Ten
 
 
 @writes
+def keep_rows(new: Tensor, cache: Tensor, row_example: Tensor, position: Tensor) -> None:
+    """Writes new rows `[N, *rest]` to a cache `[B, S, *rest]` that holds every row."""
+    cache[row_example, position] = new.to(cache.dtype)
+
+
+@writes
 def previous_extend(
     x: Tensor,
     position: Tensor,

@@ -26,6 +26,12 @@ def rows_of(flags: Tensor) -> Tensor:
     return flags.nonzero()[:, 0]
 
 
+def in_front(flags: Tensor, offsets: Tensor, row_example: Tensor) -> Tensor:
+    """bool [N]: rows that have a flag, as have all rows before them in their example. flags [N]."""
+    lacking = functional.pad(torch.cumsum(~flags, 0), (1, 0))
+    return lacking[1:] == lacking[offsets[:-1].to(torch.int64)][row_example]
+
+
 def offsets_of(flags: Tensor, offsets: Tensor) -> Tensor:
     """int32 [B + 1]: where the chosen rows of each example begin, counted among the chosen."""
     before = functional.pad(torch.cumsum(flags, 0), (1, 0))
@@ -86,6 +92,16 @@ def placed_numbers(number: Tensor, inside: Tensor | None, rows: Tensor, like: Te
     """int64 [N]: numbers of the chosen rows in their places; `outside` elsewhere, and where a row is not `inside`."""
     kept = number if inside is None else torch.where(inside, number, outside)
     return torch.full_like(like, outside).index_copy(0, rows, kept)
+
+
+def nowhere(like: Tensor, outside: int) -> Tensor:
+    """int64 [N]: the number of rows that are in no segment."""
+    return torch.full_like(like, outside)
+
+
+def no_rows(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Rows `[0, *shape]` on the device of `like`."""
+    return torch.empty((0, *shape), dtype=dtype, device=like.device)
 
 
 def placed_flags(rows: Tensor, like: Tensor, present: Tensor | None) -> Tensor:

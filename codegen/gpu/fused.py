@@ -62,6 +62,10 @@ class Fused:
     forward: RowKernel
     backward: Backward | None = None
 
+    def __post_init__(self) -> None:
+        # torch.compile cannot make operators while it traces the first call.
+        _ = self.operator
+
     def __call__(self, *operands: Tensor) -> Any:
         """The results; one alone stands by itself."""
         if not _launches(operands[0]) and not torch.compiler.is_compiling():
@@ -90,22 +94,45 @@ class Fused:
         )
         forward.register_fake(self._fake)
         if self.backward is not None:
-            # An operand that the kernel does not read need not be kept.
-            given = [f"Tensor? x{i}" for i in range(self.operands)]
-            given += [f"Tensor g{i}" for i in range(len(self.backward.wanted))]
-            given += [f"Tensor s{i}" for i in range(len(self.backward.saved))]
-            backward = torch.library.custom_op(
-                f"{self.library}::{self.name}_backward",
-                self._gradients,
-                mutates_args=(),
-                schema=f"({', '.join(given)}) -> {_results(len(self._owned))}",
-            )
-            backward.register_fake(self._fake_gradients)
-            forward.register_autograd(self._pass_back(backward), setup_context=self._save)
+            forward.register_autograd(self._pass_back, setup_context=self._save)
         else:
             # Rounding, comparing: the results count as constants.
             forward.register_autograd(lambda ctx, *grads: (None,) * self.operands, setup_context=self._save)
         return forward
+
+    @cached_property
+    def backward_operator(self) -> Any:
+        assert self.backward is not None
+        # An operand that the kernel does not read need not be kept.
+        given = [f"Tensor? x{i}" for i in range(self.operands)]
+        given += [f"Tensor g{i}" for i in range(len(self.backward.wanted))]
+        given += [f"Tensor s{i}" for i in range(len(self.backward.saved))]
+        backward = torch.library.custom_op(
+            f"{self.library}::{self.name}_backward",
+            self._gradients,
+            mutates_args=(),
+            schema=f"({', '.join(given)}) -> {_results(len(self._owned))}",
+        )
+        backward.register_fake(self._fake_gradients)
+        return backward
+
+    def gradients(
+        self, operands: Sequence[Tensor | None], saved: Sequence[Tensor], grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Of each operand, from those of the results, of which one is there. Operands that the backward does not read
+        may be missing."""
+        assert self.backward is not None
+        wanted, passed = self.backward.wanted, self.backward.passed
+        there = next(grads[place] for place in wanted if grads[place] is not None)
+        assert there is not None
+        given = []
+        for place in wanted:
+            made, grad = self.forward.results[place], grads[place]
+            given.append(there.new_zeros((there.shape[0], *made.dims), dtype=made.dtype) if grad is None else grad)
+        found = self.backward_operator(*operands, *given, *saved)
+        found = found if isinstance(found, tuple | list) else (found,)
+        by_owner = dict(zip(self._owned, found, strict=True)) | {place: given[number] for place, number in passed}
+        return [by_owner.get(self._alike.get(place, place)) for place in range(self.operands)]
 
     # -- the operators -----------------------------------------------------------------------------
 
@@ -232,26 +259,10 @@ class Fused:
             kept = [x if all_needed or place in self._kept else None for place, x in enumerate(operands)]
             ctx.save_for_backward(*kept, *(results[place] for place in self.backward.saved))
 
-    def _pass_back(self, backward: Callable[..., Any]) -> Callable[..., Any]:
-        assert self.backward is not None
-        wanted, passed = self.backward.wanted, self.backward.passed
-        arguments = self.operands + bool(self._extra)
-
-        def pass_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            kept = ctx.saved_tensors
-            operands, saved = kept[: self.operands], kept[self.operands :]
-            there = next(grads[place] for place in wanted if grads[place] is not None)
-            assert there is not None
-            given = []
-            for place in wanted:
-                made, grad = self.forward.results[place], grads[place]
-                given.append(there.new_zeros((there.shape[0], *made.dims), dtype=made.dtype) if grad is None else grad)
-            found = backward(*operands, *given, *saved)
-            found = found if isinstance(found, tuple | list) else (found,)
-            by_owner = dict(zip(self._owned, found, strict=True)) | {place: given[number] for place, number in passed}
-            return tuple(by_owner.get(self._alike.get(place, place)) for place in range(arguments))
-
-        return pass_back
+    def _pass_back(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        found = self.gradients(kept[: self.operands], kept[self.operands :], grads)
+        return (*found, None) if self._extra else tuple(found)
 
 
 def _launches(x: Tensor) -> bool:

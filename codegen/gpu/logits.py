@@ -67,6 +67,10 @@ class Logits:
     slopes: Kernel | None = None
     entries: int | None = None
 
+    def __post_init__(self) -> None:
+        # torch.compile cannot make operators while it traces the first call.
+        _ = self.operator
+
     def __call__(self, *operands: Tensor) -> Any:
         return self.operator(*operands)
 

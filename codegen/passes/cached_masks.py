@@ -1,4 +1,5 @@
-"""Masked attention of decoding graphs on a CPU: which keys are seen is found once for all layers with one mask.
+"""Attention of decoding graphs on a CPU, over caches of all rows: which keys are seen is found once for all layers with
+one mask. Without a mask there is nothing to find.
 
 caches.attend_general(q, k, v, keys, values, .., predicate)
     ->  attend_cached(q, k, v, keys, values, plan_cached(.., predicate), ..)
@@ -24,11 +25,12 @@ def use_cached_masks(module: fx.GraphModule) -> None:
         q, k, v, keys, values, position, offsets, lengths, scale, low, high, predicate, bias, captured, score, _ = (
             node.args
         )
-        if predicate is None or bias is not None or score is not None:
+        if bias is not None or score is not None:
             continue
         asked = (offsets, lengths, position, predicate, captured, low, high)
-        if asked not in plans:
+        sees_all = predicate is None and low is None and high is None
+        if asked not in plans and not sees_all:
             with module.graph.inserting_before(node):
                 plans[asked] = inherit(module.graph.call_function(plan_cached, asked), node)
         node.target = attend_cached
-        node.args = (q, k, v, keys, values, plans[asked], offsets, lengths, scale)
+        node.args = (q, k, v, keys, values, plans.get(asked), offsets, lengths, scale)

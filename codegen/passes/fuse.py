@@ -14,7 +14,6 @@ import dataclasses
 import operator
 from collections import defaultdict
 from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any
 
@@ -34,6 +33,7 @@ from ..rowwise.steps import RESERVED
 from ..rowwise.tiles import MOST_LIVE, Tiles
 from ..rowwise.value_rules import FUSIBLE
 from .group_shapes import Shape, Shapes
+from .ordering import put_in_order
 
 # Only names change: a group that ends in one may as well leave it to its readers.
 RESHAPES = (torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, operator.getitem)
@@ -62,11 +62,18 @@ class _Groups:
         self.place = {node: number for number, node in enumerate(module.graph.nodes)}
         self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
         self.nodes: dict[fx.Node, set[fx.Node]] = {}
+        fusible = {node for node in module.graph.nodes if _is_fusible(node, self.facts)}
         for node in module.graph.nodes:
-            if _is_fusible(node, self.facts):
+            if node in fusible and not self._is_shared_view(node, fusible):
                 self.group[node] = node
                 self.nodes[node] = {node}
         self.plans = _plans(module, self.facts)
+
+    def _is_shared_view(self, node: fx.Node, fusible: set[fx.Node]) -> bool:
+        """A view of what no group makes, which others than groups read too, costs nothing outside of groups. Inside
+        of one it would keep the group from all that follows from those others."""
+        is_first = node.target in VIEWS and not any(operand in self.group for operand in node.all_input_nodes)
+        return is_first and any(user not in fusible for user in node.users)
 
     def grow(self) -> None:
         candidates = list(self.group)
@@ -253,7 +260,7 @@ def _rewrite(module: fx.GraphModule, regions: list[Region], known: dict[fx.Node,
     replaced: dict[fx.Node, fx.Node] = {}
     for region, op in made:
         _replace(module, region, op, replaced, known)
-    _sort(module)
+    put_in_order(module, "fusing")
 
 
 def _replace(
@@ -282,28 +289,6 @@ def _replace(
         if node.users:
             raise CompilerBug(f"{node.name} is still read after it was fused")
         graph.erase_node(node)
-
-
-def _sort(module: fx.GraphModule) -> None:
-    """Operands first, otherwise in the order the nodes stand in."""
-    graph = module.graph
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    waiting = {node: len(set(node.all_input_nodes)) for node in graph.nodes}
-    ready = [(place[node], node) for node, count in waiting.items() if not count]
-    heapify(ready)
-    order: list[fx.Node] = []
-    while ready:
-        _, node = heappop(ready)
-        order.append(node)
-        for user in node.users:
-            waiting[user] -= 1
-            if not waiting[user]:
-                heappush(ready, (place[user], user))
-    if len(order) != len(place):
-        raise CompilerBug("fusing made a circle")
-    for node in order:
-        if node.op not in ("placeholder", "output"):
-            graph.output_node().prepend(node)
 
 
 def region_name(region: Region) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace as replace_fields
 
 import torch
@@ -19,6 +20,7 @@ from ...dsl.program import Weight
 from ..facts import FACT, Fact, facts
 from ..functions.adjoining import lay_out
 from ..gpu.joined import joined_linears
+from ..grouped.op import GroupedOp, weights_of
 from ..origin import inherit, mark, origin
 from .cpu_linears import is_plain_linear, weight_at
 from .matching import is_call, node_at, replace
@@ -61,6 +63,13 @@ def joined_paths(module: fx.GraphModule) -> list[tuple[str, ...]]:
     found = []
     for node in module.graph.nodes:
         if is_call(node, joined_linears):
-            values = [origin(weight).value for weight in node.args[1:] if isinstance(weight, fx.Node)]
-            found.append(tuple(value.path for value in values if isinstance(value, Weight)))
-    return found
+            found.append(_paths(node.args[1:]))
+        elif isinstance(node.target, GroupedOp) and node.target.form.pieces > 1:
+            weights, pieces = weights_of(node), node.target.form.pieces
+            found += [_paths(weights[start : start + pieces]) for start in range(0, len(weights), pieces)]
+    return [paths for paths in found if paths]
+
+
+def _paths(weights: Iterable[object]) -> tuple[str, ...]:
+    values = [origin(weight).value for weight in weights if isinstance(weight, fx.Node)]
+    return tuple(value.path for value in values if isinstance(value, Weight))

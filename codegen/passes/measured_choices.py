@@ -2,6 +2,7 @@
 
     rms_norm (4 rows a program)    ->  rms_norm (1 row a program, 8 warps)
     linear(x, w)                   ->  linear_tiles.linear(x, w, forward=(128, 256, 64, 8, 3))
+    grouped(x, y, v, w)            ->  grouped(x, y, v, w), whose gradients the matrix library makes
     attend(q, k, v, ..)            ->  attend_by_torch(q, k, v, ..)
 
 Tiles of attention and of gradients of tables are noted with the graph (`choices_of`): who makes those kernels looks
@@ -24,12 +25,15 @@ from ..gpu import linear_tiles as launcher
 from ..gpu.attention import attend
 from ..gpu.attention_kernels import AttentionKey
 from ..gpu.attention_library import attend_by_torch, is_known
+from ..grouped.op import GroupedOp
 from ..logits.op import LogitsOp
 from ..rowwise.fused import FusedOp
 from ..score.graph_keys import attention_keys
 from ..subjects import (
     PRODUCTS,
     LinearKey,
+    grouped_default,
+    grouped_subject,
     linear_subject,
     linear_tiles,
     logits_default,
@@ -61,6 +65,8 @@ def use_choices(module: fx.GraphModule, choices: Choices) -> None:
             node.target = _fused(op, choices)
         elif isinstance(op, LogitsOp):
             node.target = logits_op(op, choices.of(logits_subject(op), logits_default(op)).configuration)
+        elif isinstance(op, GroupedOp):
+            node.target = _grouped(op, choices)
         elif node in plain:
             key, high = plain[node]
             if choices.of(plain_attention_subject(key, high), Configuration()).is_torch:
@@ -77,6 +83,16 @@ def _fused(op: FusedOp, choices: Choices) -> FusedOp:
     )
     assert forward is not None
     return replace(op, forward=forward, backward=backward)
+
+
+def _grouped(op: GroupedOp, choices: Choices) -> GroupedOp:
+    best = {
+        product: choices.of(grouped_subject(op, product), grouped_default(op, product)).configuration
+        for product in PRODUCTS
+    }
+    epilogue = op.epilogue and replace(op.epilogue, call=_fused(op.epilogue.call, choices))
+    tiles: dict[str, Any] = {product: linear_tiles(chosen) for product, chosen in best.items()}
+    return replace(op, epilogue=epilogue, **tiles)
 
 
 def _choose_linear(node: fx.Node, key: LinearKey, known: Mapping[fx.Node, Fact], choices: Choices) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -125,19 +125,12 @@ class Writer:
     def _read(self, value: Val) -> str:
         match value:
             case Constant():
-                return repr(value.number) if not isinstance(value.number, float) else _number(value.number)
+                return constant_text(value)
             case Iota():
                 assert value.axis is not None
                 return self.axis_names[value.axis]
             case _:
                 return self.names[value]
-
-    def _read_exactly(self, value: Val) -> str:
-        text = self._read(value)
-        if isinstance(value, Constant) and isinstance(value.number, float) and self.real == "tl.float64":
-            exact = value.number == torch.tensor(value.number, dtype=torch.float32).item()
-            return text if exact or value.number != value.number else f"tl.full([], {text}, tl.float64)"
-        return text
 
     def _text(self, value: Val) -> str | None:
         match value:
@@ -146,11 +139,7 @@ class Writer:
             case Load():
                 return self._load(value)
             case Map():
-                assert value.function is not None
-                # Between two operands a number takes the other's type; anywhere else Triton makes it a float32.
-                read = self._read if value.function.text.startswith("(") else self._read_exactly
-                text = value.function.text.format(*map(read, value.args), real=self.real)
-                return text[1:-1] if _is_wrapped(text) else text
+                return map_text(value, self._read, self.real)
             case Reduce():
                 return self._reduction(value)
         raise AssertionError(value)
@@ -337,6 +326,27 @@ def grouped(steps: list[Step]) -> tuple[Step, ...]:
 
 def _dtype(real: str) -> torch.dtype:
     return torch.float64 if real == "tl.float64" else torch.float32
+
+
+def map_text(value: Map, read: Callable[[Val], str], real: str) -> str:
+    """A function of operands, whose names `read` knows; `real` is Triton's name of what is computed in."""
+    assert value.function is not None
+    # Between two operands a number takes the other's type; anywhere else Triton makes it a float32.
+    is_between = value.function.text.startswith("(")
+    names = [read(operand) if is_between else _exactly(read(operand), operand, real) for operand in value.args]
+    text = value.function.text.format(*names, real=real)
+    return text[1:-1] if _is_wrapped(text) else text
+
+
+def constant_text(value: Constant) -> str:
+    return repr(value.number) if not isinstance(value.number, float) else _number(value.number)
+
+
+def _exactly(text: str, value: Val, real: str) -> str:
+    if isinstance(value, Constant) and isinstance(value.number, float) and real == "tl.float64":
+        exact = value.number == torch.tensor(value.number, dtype=torch.float32).item()
+        return text if exact or value.number != value.number else f"tl.full([], {text}, tl.float64)"
+    return text
 
 
 def _number(number: float) -> str:

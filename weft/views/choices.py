@@ -81,6 +81,7 @@ def _asked(node: fx.Node, known: Any, plain: Any) -> list[tuple[str, str, Config
     from weft.codegen import subjects
     from weft.codegen.choices import TORCH
     from weft.codegen.configuration import Configuration
+    from weft.codegen.grouped.op import GroupedOp
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.passes.measured_choices import linear_key
     from weft.codegen.rowwise.fused import FusedOp
@@ -95,6 +96,16 @@ def _asked(node: fx.Node, known: Any, plain: Any) -> list[tuple[str, str, Config
         ]
     if isinstance(op, LogitsOp):
         return [(f"logits {op.width} -> {op.vocabulary}", subjects.logits_subject(op), subjects.logits_default(op))]
+    if isinstance(op, GroupedOp):
+        outputs = " + ".join(map(str, op.form.outputs))
+        return [
+            (
+                f"grouped linear {op.form.inputs} -> {outputs} {product.replace('_', ' ')}",
+                subjects.grouped_subject(op, product),
+                subjects.grouped_default(op, product),
+            )
+            for product in subjects.PRODUCTS
+        ]
     key = linear_key(node, known)
     if key is not None:
         return [

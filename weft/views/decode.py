@@ -54,6 +54,10 @@ def data(program: Program) -> dict[str, Any]:
             }
             for stage in _stages(graphs)
         ],
+        "phases": [
+            {"tag": one.tag, "rows": one.member, "weights": one.weights, "masked": one.masked, "attentions": one.attend}
+            for one in _phases(graphs)
+        ],
     }
 
 
@@ -92,6 +96,50 @@ def _stage(module: fx.GraphModule, closing: tuple[str, ...], model: Span) -> _St
     said = "" if not lines else f"{lines[0]}" if len(lines) == 1 else f"{lines[0]} .. {lines[-1]}"
     count = sum(module.get_parameter(name).numel() for name in weights)
     return _Stage(closing, len(_calls(module)), count, said)
+
+
+@dataclass(frozen=True)
+class _OnePhase:
+    """A call whose new rows all have one value of a tag, and are alone (codegen/phases.py). `weights`: entries of those
+    it reads. `attend`: attentions over the caches, of which `masked` have a mask."""
+
+    tag: str
+    member: str
+    weights: int
+    masked: int
+    attend: int
+
+
+def _phases(graphs: DecodeGraphs) -> list[_OnePhase]:
+    from weft.codegen.decode_stages import modules
+    from weft.codegen.phases import Phase
+
+    found = []
+    for tag in graphs.tags:
+        (members,) = (slot.members for slot in graphs.row_signature.inputs if slot.name == tag)
+        for number, member in enumerate(members):
+            parts = modules(graphs.in_phase("extend", Phase(((tag, number),), alone=True)))
+            found.append(_one_phase(tag, member, parts))
+    return found
+
+
+def _one_phase(tag: str, member: str, parts: tuple[fx.GraphModule, ...]) -> _OnePhase:
+    from weft.codegen.functions.caches import attend_extend, attend_general
+
+    names = {str(node.target): module for module in parts for node in module.graph.find_nodes(op="get_attr")}
+    weights = sum(module.get_parameter(name).numel() for name, module in names.items())
+    attended = [node for module in parts for node in _calls(module) if node.target in (attend_general, attend_extend)]
+    # The reference is told of a mask by a band and a predicate.
+    masked = [node for node in attended if node.target is attend_extend or node.args[9:12] != (None, None, None)]
+    return _OnePhase(tag, member, weights, len(masked), len(attended))
+
+
+def _phase_table(graphs: DecodeGraphs) -> list[str]:
+    rows = [
+        (f"{one.tag} = {one.member}", f"{one.weights:,}", f"{one.masked} of {one.attend}") for one in _phases(graphs)
+    ]
+    head = ("new rows that all have", "weights", "masked attentions")
+    return [table(head, rows, right=(1, 2)), ""] if rows else []
 
 
 def _calls(module: fx.GraphModule) -> list[fx.Node]:
@@ -136,6 +184,7 @@ def text(program: Program) -> str:
         f"per row: {len(plan.rows)} operations, {len(plan.tail)} of them for the last row of a prompt only",
         "",
         *_stage_table(graphs),
+        *_phase_table(graphs),
         _cache_table(graphs),
         "",
     ]

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from weft.codegen.choices import Choices
     from weft.codegen.decode_stages import DecodeGraph
-    from weft.codegen.emit import KernelOp
     from weft.codegen.gpu.attention_kernels import DecodeKey
     from weft.codegen.kernel_text import KernelText
     from weft.codegen.logits.op import LogitsOp
+    from weft.codegen.rowwise.fused import FusedOp
     from weft.codegen.rowwise.plan import RowPlan
     from weft.codegen.segment_text import SegmentCall
     from weft.dsl.check import Checked
@@ -92,8 +92,9 @@ def decoding_step(program: Program, dtype: torch.dtype) -> DecodeGraph | None:
 
 
 def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
-    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of cuts, of
-    attention, of selections, of bags, of gradients of tables and of segments; calls that share a kernel are counted."""
+    """Rowwise kernels and those of logits, forward and backward, in the order of the graph, then those of grouped
+    linears, of cuts, of attention, of selections, of bags, of gradients of tables and of segments; calls that share a
+    kernel are counted."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.origin import user_span
     from weft.codegen.rowwise.fused import FusedOp
@@ -108,7 +109,7 @@ def of_graph(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
                 replace(one, count=one.count + more.count) for one, more in zip(known, made, strict=True)
             ]  # fmt: skip
     made = [one for both in found.values() for one in both]
-    more = (of_cuts, of_attention, of_run_attention, of_selections, of_bags, of_tables, of_segments)
+    more = (of_grouped, of_cuts, of_attention, of_run_attention, of_selections, of_bags, of_tables, of_segments)
     return made + [one for kernels in more for one in kernels(module, target, rows)]
 
 
@@ -141,6 +142,40 @@ def of_cuts(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
         known = found.get((made, one.spec))
         found[made, one.spec] = one if known is None else replace(known, count=known.count + 1)
     return list(found.values())
+
+
+def of_grouped(module: fx.GraphModule, target: str, rows: int, is_step: bool = False) -> list[Planned]:
+    """The kernels of linears over the parts of a routing; weights that are not trained have no gradient."""
+    from weft.codegen.emit_kernels import render
+    from weft.codegen.grouped.cost import grouped_work
+    from weft.codegen.grouped.op import GroupedOp, trained_weights
+    from weft.codegen.grouped.text import kernel_texts
+    from weft.codegen.origin import user_span
+
+    found: dict[tuple[GroupedOp, int, str], list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if isinstance(node.target, GroupedOp):
+            key = node.target, trained_weights(module, node), _place(user_span(node))
+            found.setdefault(key, []).append(node)
+    planned = []
+    for (op, trained, place), nodes in found.items():
+        for product, text in kernel_texts(op, target, render).items():
+            is_forward = product == "forward"
+            if is_forward or (not is_step and (trained or product == "x_gradient")):
+                direction = "decode" if is_step else "forward" if is_forward else "backward"
+                work = grouped_work(op, product, rows if is_step else _rows_of(nodes[0], rows), trained)
+                line = _line(user_span(nodes[0]))
+                planned.append(Planned(text, target, place, direction, work, len(nodes), line))
+        if op.epilogue is not None:
+            of_rows = rows if is_step else _rows_of(nodes[0], rows)
+            # Of each group by itself; forward only where the product is not ours.
+            made = of_op(op.epilogue.call, user_span(nodes[0]), target, of_rows)
+            wanted = [one for one in made if one.direction != "forward" or op.forward is None]
+            planned += [
+                replace(one, count=len(nodes) * op.form.groups, direction="decode" if is_step else one.direction)
+                for one in (wanted if not is_step else [one for one in wanted if one.direction == "forward"])
+            ]
+    return planned
 
 
 def of_attention(module: fx.GraphModule, target: str, rows: int) -> list[Planned]:
@@ -293,7 +328,7 @@ def of_step(step: DecodeGraph, target: str) -> list[Planned]:
                 made = replace(of_op(node.target, user_span(node), target, SEQUENCES)[0], direction="decode")
                 known = found.get(made.kernel)
                 found[made.kernel] = made if known is None else replace(known, count=known.count + 1)
-        for kernels in (of_selections, of_bags):
+        for kernels in (of_grouped, of_selections, of_bags):
             found |= {one.kernel: one for one in kernels(module, target, SEQUENCES, is_step=True)}
         for key, nodes in decode_keys(module, module.meta[WORKING]).items():
             attentions.setdefault(key, []).extend(nodes)
@@ -350,7 +385,7 @@ def _seen(low: Any, high: Any, length: int) -> float:
     return sum(counts) / length
 
 
-def of_op(op: KernelOp, span: Span | None, target: str, rows: int) -> list[Planned]:
+def of_op(op: FusedOp | LogitsOp, span: Span | None, target: str, rows: int) -> list[Planned]:
     """The kernels of one call, forward first. `span`: the spec line it serves."""
     from weft.codegen.logits.op import LogitsOp
     from weft.codegen.rowwise.kept import kept

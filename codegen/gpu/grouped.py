@@ -1,0 +1,370 @@
+"""Linears of one shape over the rows of several groups (towers of a routing), each group by weights of its own.
+
+    y[rows_g] = x[rows_g] W_g^T + b_g       one launch for all groups and pieces; rows are read and written in place
+
+Which rows a group has is known to the host, as they are tensors of their own: a group without rows has no tile, and
+there may be any number of rows. Backward, dx is one launch too and sums its pieces in registers; the gradients of the
+weights that want one are a third, where one program adds up all rows of its tile, in order: a frozen tower costs
+nothing. Each of the three products is made by the matrix library instead where no tiles are chosen for it, group by
+group; without a GPU or Triton's interpreter everything is.
+
+Letters in shapes: N rows, N_g of a group, K inputs, M_j outputs of a piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grouped_epilogue import Epilogue
+from .grouped_form import GroupedForm
+from .grouped_torch import (
+    Operands,
+    alone,
+    by_torch,
+    listed,
+    of_group,
+    operand_names,
+    weight_gradient_by_torch,
+    x_gradient_by_torch,
+)
+from .linear_tiles import GROUP_M, Tiles, launches
+from .products import precision
+from .rowwise import most_registers
+
+
+@dataclass(frozen=True)
+class Product:
+    """A jitted function and the tiles it works in."""
+
+    function: Any
+    tiles: Tiles
+
+    def launch(self, programs: int, like: Tensor, *arguments: Any, **constants: Any) -> None:
+        if programs:
+            tiles = self.tiles
+            options = {"maxnreg": most_registers(tiles.warps)} if torch.version.hip is None else {}
+            self.function[(programs,)](
+                *arguments, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, GROUP_M=GROUP_M,
+                PRECISION=_precision(like), num_warps=tiles.warps, num_stages=tiles.stages, **options,
+                **constants,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """An operator `(x.., rows.., order if rows are scattered, weights.., biases..) -> results`, as GroupedForm says;
+    weights are those of the first group, then of the second. `rows [N_g]` int64, of each group; `order [N]` says where
+    each row stands when the groups lie behind one another. None for a product: by the matrix library.
+
+    `epilogue`: what is made of each group's results instead of storing them. What it reads besides follows the other
+    operands, group by group, and its results take the place of the linear's.
+    """
+
+    library: str
+    name: str
+    form: GroupedForm
+    forward: Product | None = None
+    x_gradient: Product | None = None
+    weight_gradient: Product | None = None
+    epilogue: Epilogue | None = None
+
+    def __call__(self, *operands: Tensor) -> Any:
+        is_by_torch = self.forward is None and self.x_gradient is None and self.weight_gradient is None
+        if not torch.compiler.is_compiling() and (is_by_torch or not launches(operands[0])):
+            return alone(self._by_torch(operands))
+        if self.epilogue is None:
+            return self.operator(*operands)
+        saves = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+        found = listed(self.operator(*operands, saves))
+        return alone(found[: self.form.groups * self.epilogue.results])
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    @cached_property
+    def operator(self) -> Any:
+        form, names = self.form, [f"Tensor {name}" for name in operand_names(self.form)]
+        more = [f"Tensor other_{i}" for i in range(self._others)] + (["bool saves"] if self.epilogue else [])
+        forward = torch.library.custom_op(
+            f"{self.library}::{self.name}", self._forward, mutates_args=(),
+            schema=f"({', '.join([*names, *more])}) -> {_tensors(len(self._widths))}",
+        )  # fmt: skip
+        forward.register_fake(lambda *given: alone(self._results(given)))
+        given = ", ".join([*(f"Tensor g{i}" for i in range(form.results)), *names, "bool[] wanted"])
+        x_gradient = torch.library.custom_op(
+            f"{self.library}::{self.name}_x_gradient",
+            self._x_gradient,
+            mutates_args=(),
+            schema=f"({given}) -> Tensor[]",
+        )
+        x_gradient.register_fake(self._fake_x)
+        weight_gradient = torch.library.custom_op(
+            f"{self.library}::{self.name}_weight_gradient", self._weight_gradient, mutates_args=(),
+            schema=f"({given}) -> Tensor[]",
+        )  # fmt: skip
+        weight_gradient.register_fake(self._fake_weights)
+        forward.register_autograd(self._pass_back(x_gradient, weight_gradient), setup_context=self._save)
+        return forward
+
+    # -- forward -----------------------------------------------------------------------------------
+
+    @property
+    def _others(self) -> int:
+        """Operands of the epilogue alone."""
+        return 0 if self.epilogue is None else self.form.groups * self.epilogue.others
+
+    @property
+    def _widths(self) -> list[int]:
+        """Entries of a row of each result; with an epilogue those of each group, then the pieces that are saved."""
+        form, epilogue = self.form, self.epilogue
+        if epilogue is None:
+            return list(form.outputs) * (1 if form.scatters else form.groups)
+        return [form.outputs[0]] * (form.groups * (epilogue.results + len(epilogue.saved)))
+
+    def _forward(self, *given: Any) -> Any:
+        form, epilogue, results = self.form, self.epilogue, self._results(given)
+        if self.forward is None or not launches(given[0]):
+            return alone(self._filled(results, given))
+        operands = Operands.of(form, given)
+        x, stride = _rows_whole(operands.x)
+        tiles = self.forward.tiles
+        columns = sum(-(-size // tiles.block_n) for size in (form.outputs[:1] if epilogue else form.outputs))
+        made, strides, others = _by_pointer(form, results), [stride], []
+        options: dict[str, Any] = {}
+        if epilogue is not None:
+            made, options = results, {"SAVES": given[-1]} if epilogue.saved else {}
+            flat = [epilogue.flat(own) for own in self._others_of(given)]
+            columns_of_others = [_rows_whole(one) for one in zip(*flat, strict=True)]
+            strides += [distance for _, distance in columns_of_others]
+            others = [one for own in zip(*(found for found, _ in columns_of_others), strict=True) for one in own]
+        self.forward.launch(
+            _tiles_of_rows(operands.counts, tiles) * columns, x[0], *x, *operands.rows, *_whole(operands.weights),
+            *_whole(operands.biases), *others, *made, *operands.counts, *strides, **options,
+        )  # fmt: skip
+        return alone(results)
+
+    def _results(self, given: Sequence[Any]) -> list[Tensor]:
+        """Memory for them; without rows for what is not saved."""
+        form, operands = self.form, Operands.of(self.form, given)
+        counts = [sum(operands.counts)] * form.pieces if form.scatters else []
+        if self.epilogue is None:
+            counts = counts or [count for count in operands.counts for _ in form.outputs]
+        else:
+            counts = [count for count in operands.counts for _ in range(self.epilogue.results)]
+            counts += [count if given[-1] else 0 for count in operands.counts for _ in self.epilogue.saved]
+        return [given[0].new_empty((count, size)) for count, size in zip(counts, self._widths, strict=True)]
+
+    def _filled(self, results: list[Tensor], given: Sequence[Any]) -> list[Tensor]:
+        """By the matrix library."""
+        form, epilogue = self.form, self.epilogue
+        found = listed(by_torch(form, *given[: len(operand_names(form))], is_joined=False))
+        if epilogue is not None:
+            found = self._made(found, given) + [
+                found[g * form.pieces + piece] for g in range(form.groups) for piece in epilogue.saved
+            ]
+        for result, one in zip(results, found, strict=True):
+            if result.shape[0]:
+                result.copy_(one.reshape(result.shape))
+        return results
+
+    def _by_torch(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        found = listed(by_torch(self.form, *operands[: len(operand_names(self.form))]))
+        return found if self.epilogue is None else self._made(found, operands)
+
+    def _made(self, found: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:
+        """Of the linear's results by the epilogue's own call."""
+        form, epilogue = self.form, self.epilogue
+        assert epilogue is not None
+        made, others = [], self._others_of(operands)
+        for g in range(form.groups):
+            own = of_group(form, found, g)
+            made += listed(epilogue.call(*epilogue.operands(own, others[g])))
+        return made
+
+    def _others_of(self, operands: Sequence[Any]) -> list[list[Any]]:
+        """What the epilogue of each group reads besides."""
+        first, each = len(operand_names(self.form)), self._others // self.form.groups
+        return [list(operands[first + g * each : first + (g + 1) * each]) for g in range(self.form.groups)]
+
+    # -- backward ----------------------------------------------------------------------------------
+
+    def _x_gradient(self, *given: Any) -> list[Tensor]:
+        """Of every x that wants one."""
+        form, wanted = self.form, given[-1]
+        grads, operands = self._operands(given[:-1])
+        if self.x_gradient is None or not launches(given[0]):
+            return x_gradient_by_torch(form, grads, operands, wanted)
+        grads, strides = self._gradients(grads)
+        # Rows that are in no group get no gradient.
+        is_part = form.gathers and sum(operands.counts) < operands.x[0].shape[0]
+        make = torch.zeros_like if is_part else torch.empty_like
+        found = _made(operands.x, wanted, make)
+        counts = operands.counts
+        if not form.gathers:
+            counts = [count if is_wanted else 0 for count, is_wanted in zip(counts, wanted, strict=True)]
+        tiles = self.x_gradient.tiles
+        programs = _tiles_of_rows(counts, tiles) * -(-form.inputs // tiles.block_n)
+        self.x_gradient.launch(
+            programs, grads[0], *grads, *operands.rows, *_whole(operands.weights), *found, *counts, *strides
+        )
+        return _wanted(found, wanted)
+
+    def _fake_x(self, *given: Any) -> list[Tensor]:
+        return _wanted([_empty_like(x) for x in self._operands(given[:-1])[1].x], given[-1])
+
+    def _weight_gradient(self, *given: Any) -> list[Tensor]:
+        """Of every weight that wants one, then of their biases."""
+        form, wanted = self.form, given[-1]
+        grads, operands = self._operands(given[:-1])
+        if self.weight_gradient is None or not launches(given[0]):
+            return weight_gradient_by_torch(form, grads, operands, wanted)
+        grads, strides = self._gradients(grads)
+        x, stride = _rows_whole(operands.x)
+        of_weights = _made(operands.weights, wanted, torch.empty_like)
+        of_biases = _made(operands.biases, wanted, torch.empty_like) if form.has_bias else []
+        tiles = self.weight_gradient.tiles
+        rows_of_tiles = sum(-(-weight.shape[0] // tiles.block_m) for weight in _wanted(of_weights, wanted))
+        self.weight_gradient.launch(
+            rows_of_tiles * -(-form.inputs // tiles.block_n), grads[0], *grads, *x, *operands.rows, *of_weights,
+            *of_biases, *operands.counts, *map(int, wanted), *strides, stride,
+        )  # fmt: skip
+        return [*_wanted(of_weights, wanted), *_wanted(of_biases, wanted)]
+
+    def _fake_weights(self, *given: Any) -> list[Tensor]:
+        _, operands = self._operands(given[:-1])
+        found = [*_wanted(operands.weights, given[-1]), *_wanted(operands.biases, given[-1])]
+        return [_empty_like(one) for one in found]
+
+    def _gradients(self, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """As the kernels take them, and the strides of the rows of each piece."""
+        pieces = self.form.pieces
+        found, strides = list(grads), []
+        for piece in range(pieces):
+            found[piece::pieces], stride = _rows_whole(grads[piece::pieces])
+            strides.append(stride)
+        return found, strides
+
+    def _operands(self, given: Sequence[Tensor]) -> tuple[list[Tensor], Operands]:
+        """Gradients of the results, and the call's own operands."""
+        count = self.form.results
+        return list(given[:count]), Operands.of(self.form, given[count:])
+
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results, epilogue = listed(output), self.epilogue
+        made = len(results) if epilogue is None else self.form.groups * epilogue.results
+        ctx.mark_non_differentiable(*results[made:])
+        ctx.save_for_backward(*(one for one in inputs if isinstance(one, Tensor)), *results[made:])
+        ctx.shapes = [result.shape for result in results[:made]]
+
+    def _pass_back(self, x_gradient: Callable[..., Any], weight_gradient: Callable[..., Any]) -> Callable[..., Any]:
+        form, names = self.form, operand_names(self.form)
+        first, n_x = names.index("weight_0_0"), 1 if form.gathers else form.groups
+
+        def pass_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            count = len(names) + self._others
+            operands, saved, needed = ctx.saved_tensors[:count], ctx.saved_tensors[count:], ctx.needs_input_grad
+            given = [
+                operands[0].new_zeros(shape) if grad is None else grad
+                for grad, shape in zip(grads[: len(ctx.shapes)], ctx.shapes, strict=True)
+            ]
+            found: list[Tensor | None] = [None] * len(needed)
+            linear = operands[: len(names)]
+            if self.epilogue is not None:
+                given, found[len(names) : count] = self._before(self.epilogue, given, saved, operands, needed)
+            wanted_x = list(needed[:n_x])
+            if any(wanted_x):
+                left = iter(x_gradient(*given, *linear, wanted_x))
+                for place in (place for place in range(n_x) if wanted_x[place]):
+                    found[place] = next(left).view(operands[place].shape)
+            owners = range(first, first + form.weights)
+            wanted = [needed[i] or (form.has_bias and needed[i + form.weights]) for i in owners]
+            if any(wanted):
+                left = iter(weight_gradient(*given, *linear, wanted))
+                for start in range(first, len(names), form.weights):
+                    for place in (place for place in range(form.weights) if wanted[place]):
+                        found[start + place] = next(left)
+            return tuple(one if is_needed else None for one, is_needed in zip(found, needed, strict=True))
+
+        return pass_back
+
+    def _before(
+        self,
+        epilogue: Epilogue,
+        grads: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        operands: Sequence[Tensor],
+        needed: Sequence[bool],
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """From gradients of the epilogue's results to those of the pieces, and of what else it reads. Pieces of a group
+        where nothing is `needed` hold anything."""
+        form, kept = self.form, len(epilogue.saved)
+        by_group = Operands.by_group(form, needed[: len(operand_names(form))])
+        of_pieces, of_others = [], []
+        for g, (others, wanted) in enumerate(zip(self._others_of(operands), self._others_of(needed), strict=True)):
+            own = grads[g * epilogue.results : (g + 1) * epilogue.results]
+            pieces: list[Tensor | None] = [own[0].new_empty((own[0].shape[0], size)) for size in form.outputs]
+            rest: list[Tensor | None] = [None] * len(others)
+            if any(by_group[g]) or any(wanted):
+                pieces, rest = epilogue.gradients(saved[g * kept : (g + 1) * kept], others, own, form.pieces)
+            of_pieces += [
+                own[0].new_zeros((own[0].shape[0], size)) if piece is None else piece.flatten(1)
+                for piece, size in zip(pieces, form.outputs, strict=True)
+            ]
+            of_others += rest
+        return of_pieces, of_others
+
+
+# -- launches ----------------------------------------------------------------------------------------------------------
+
+
+def _by_pointer(form: GroupedForm, results: Sequence[Tensor]) -> list[Tensor]:
+    """In the order of the kernel's arguments: piece by piece."""
+    return [result for piece in range(form.pieces) for result in results[piece :: form.pieces]]
+
+
+def _tiles_of_rows(counts: Sequence[int], tiles: Tiles) -> int:
+    return sum(-(-count // tiles.block_m) for count in counts)
+
+
+def _rows_whole(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """The entries of a row side by side, and one distance between rows for all."""
+    strides = {one.stride(0) for one in tensors}
+    if len(strides) > 1 or any(one.stride(1) != 1 for one in tensors):
+        tensors = [one.contiguous() for one in tensors]
+    return list(tensors), tensors[0].stride(0)
+
+
+def _whole(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [one.contiguous() for one in tensors]
+
+
+def _made(like: Sequence[Tensor], wanted: Sequence[bool], make: Callable[..., Tensor]) -> list[Tensor]:
+    """Memory for what is wanted. What is not has no tile, and any pointer of its type stands for it."""
+    return [
+        make(one, memory_format=torch.contiguous_format) if is_wanted else one
+        for one, is_wanted in zip(like, wanted, strict=True)
+    ]
+
+
+def _wanted(values: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    """`values` may be none at all."""
+    return [one for one, is_wanted in zip(values, wanted, strict=False) if is_wanted]
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _precision(x: Tensor) -> str:
+    return precision(x.dtype, x.device.type == "cuda" and torch.version.hip is None)
+
+
+def _tensors(count: int) -> str:
+    return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"

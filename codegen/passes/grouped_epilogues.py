@@ -1,0 +1,120 @@
+"""What is made of each group's results of a grouped linear alone, entry by entry, is made before they are stored.
+
+    g, u, h, v = grouped(a, b, ..); y = silu_swiglu(g, u); z = silu_swiglu(h, v)
+        ->      y, z = grouped(a, b, ..), of silu(g) * u and silu(h) * v
+
+The rows of all groups must meet the same program, whatever it computes and reads besides (grouped/epilogue.py).
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace as replace_fields
+from typing import Any
+
+from torch import fx
+
+from ..facts import FACT
+from ..grouped.epilogue import Epilogue, epilogue_of
+from ..grouped.op import GroupedOp
+from ..origin import inherit, mark, origin
+from ..rowwise.fused import FusedOp
+from .matching import is_call, replace
+from .ordering import pull_operands
+
+
+def take_epilogues(module: fx.GraphModule) -> None:
+    ops: dict[object, GroupedOp] = {}
+    for node in list(module.graph.nodes):
+        if isinstance(node.target, GroupedOp):
+            calls = _calls(node, node.target)
+            epilogue = _epilogue(node, calls) if calls else None
+            if epilogue is not None and not _waits(node, calls):
+                _rewrite(module, node, calls, epilogue, ops)
+    pull_operands(module, "taking epilogues in")
+
+
+def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
+    """The fused call of each group, which reads all of its pieces and alone; none where there is no such."""
+    form = op.form
+    if form.scatters or form.results == 1 or len(set(form.outputs)) > 1:
+        return []
+    pieces = {user.args[1]: user for user in node.users if is_call(user, operator.getitem)}
+    if len(pieces) != form.results or len(pieces) != len(node.users):
+        return []
+    calls = []
+    for g in range(form.groups):
+        readers = {user for j in range(form.pieces) for user in pieces[g * form.pieces + j].users}
+        alike = [set(pieces[g * form.pieces + j].users) == readers for j in range(form.pieces)]
+        if len(readers) != 1 or not all(alike):
+            return []
+        calls.append(readers.pop())
+    is_fused = all(isinstance(call.target, FusedOp) and not call.kwargs for call in calls)
+    return calls if is_fused and len(set(calls)) == form.groups else []
+
+
+def _epilogue(node: fx.Node, calls: list[fx.Node]) -> Epilogue | None:
+    op = node.target
+    assert isinstance(op, GroupedOp)
+    found = []
+    for g, call in enumerate(calls):
+        pieces = [_piece(operand, node) for operand in call.args]
+        own = [None if piece is None else piece - g * op.form.pieces for piece in pieces]
+        fused: Any = call.target
+        found.append(epilogue_of(fused, own, op.form.outputs[0], op.dtype))
+    first = found[0]
+    return first if first is not None and all(one is not None and one.shape == first.shape for one in found) else None
+
+
+def _piece(operand: Any, node: fx.Node) -> Any:
+    """Which result of the linear."""
+    return operand.args[1] if is_call(operand, operator.getitem) and operand.args[0] is node else None
+
+
+def _others(call: fx.Node, epilogue: Epilogue) -> list[fx.Node]:
+    pairs = zip(call.args, epilogue.pieces, strict=True)
+    return [operand for operand, piece in pairs if piece is None and isinstance(operand, fx.Node)]
+
+
+def _waits(node: fx.Node, calls: list[fx.Node]) -> bool:
+    """Whether something that an epilogue reads besides needs the linear's results."""
+    left: list[fx.Node] = []
+    for call in calls:
+        left += [operand for operand in call.all_input_nodes if _piece(operand, node) is None]
+    seen = set()
+    while left:
+        one = left.pop()
+        if one is node:
+            return True
+        if one not in seen:
+            seen.add(one)
+            left += one.all_input_nodes
+    return False
+
+
+def _rewrite(
+    module: fx.GraphModule, node: fx.Node, calls: list[fx.Node], epilogue: Epilogue, ops: dict[object, GroupedOp]
+) -> None:
+    graph, old = module.graph, node.target
+    assert isinstance(old, GroupedOp)
+    key = old.key, epilogue.key
+    if key not in ops:
+        name = f"{old.name}_{epilogue.call.name}"
+        alike = sum(op.name.startswith(name) for op in ops.values())
+        made = replace_fields(old, name=f"{name}_variant_{alike}" if alike else name, epilogue=epilogue)
+        forward = None if old.forward is None else made.default_tiles("forward")
+        ops[key] = replace_fields(made, forward=forward)
+    others = [other for call in calls for other in _others(call, epilogue)]
+    with graph.inserting_before(calls[-1]):
+        new = inherit(graph.call_function(ops[key], (*node.args, *others)), calls[0])
+        mark(new, replace_fields(origin(new), value=None))  # its parts compute values
+        parts = [graph.call_function(operator.getitem, (new, place)) for place in range(len(calls) * epilogue.results)]
+    for g, call in enumerate(calls):
+        taken: dict[Any, fx.Node] = {0: call}
+        if epilogue.results > 1:
+            taken = {user.args[1]: user for user in call.users}
+        for number, part in enumerate(parts[g * epilogue.results : (g + 1) * epilogue.results]):
+            result = taken.get(number)
+            if result is not None:
+                part.meta.update({FACT: result.meta[FACT]} if FACT in result.meta else {})
+                replace(result, inherit(part, result))

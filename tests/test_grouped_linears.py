@@ -1,0 +1,147 @@
+"""Which linears of a routing become one call, and what that computes: specs on the GPU path against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import lmfusion_models
+from tests.grouped_models import KERNEL_PASSES, grouped
+from tests.lmfusion_models import document
+from tests.small_models import checked, model
+from weft.codegen.gpu.grouped_form import GroupedForm
+from weft.codegen.grouped.op import GroupedOp
+from weft.codegen.lower import empty_weights, lower
+from weft.codegen.pipeline import GPU_PASSES, Pass, optimise
+from weft.dsl.program import Program
+from weft.runtime.model import Model
+
+# Gates of a formula of their own, with a bias, a residual and a scale that each tower has for itself.
+FORMULAS = """
+size dim = 12
+size wide = 20
+enum modality: text, image, sound
+axis seq
+
+block tower(x: real[seq, dim], z: real[seq, wide], kind: modality[seq]) -> real[seq, dim]:
+    routed by kind:
+        a = linear(x, dim -> wide, bias=true) as a
+        b = linear(x, dim -> wide, bias=true) as b
+        param scale: real[wide] = normal(1)
+        y = z + tanh(a) * sigmoid(b) - a * scale
+        x = x + linear(y, wide -> dim) as back
+    return x
+
+model towers(x: real[seq, dim], z: real[seq, wide], kind: modality[seq]) -> real[seq, dim]:
+    return tower(x, z, kind)
+
+init **.weight = normal(0.4)
+init **.bias = normal(0.4)
+"""
+UNEQUAL = """
+size dim = 8
+size few = 16
+size many = 24
+enum modality: text, image
+axis seq
+
+model towers(x: real[seq, dim], kind: modality[seq]) -> real[seq, dim]:
+    match kind:
+        text:
+            y = linear(linear(x, dim -> few) as up, few -> dim) as down
+        image:
+            y = linear(linear(x, dim -> many) as up, many -> dim) as down
+    return y
+"""
+KINDS = ((0, 1, 1, 2, 0, 1, 1), (0, 0, 0), (1, 2), (2,))
+
+
+def graph(text: str, passes: tuple[Pass, ...] = GPU_PASSES) -> torch.fx.GraphModule:
+    return graph_of(checked(text).model, passes)
+
+
+def graph_of(program: Program, passes: tuple[Pass, ...] = GPU_PASSES) -> torch.fx.GraphModule:
+    return optimise(lower(program, empty_weights(program.weights, torch.float32, "meta"), torch.float32), passes)
+
+
+def test_unequal_towers_stay_as_they_are() -> None:
+    """Their last linears have one shape, and no more: 16 entries come in, or 24."""
+    assert not grouped(graph(UNEQUAL))
+
+
+def test_lmfusion() -> None:
+    """Of a layer: q, k and v are written where their rows stand, the result of attention is read there, and gates are
+    made before they are stored."""
+    spec = lmfusion_models.checked(lmfusion_models.spec_text(), (("layers", 1),))
+    made = graph_of(spec.model)
+    assert [op.form for op in grouped(made)] == [
+        GroupedForm(2, 64, (64, 16, 16), scatters=True),
+        GroupedForm(2, 64, (64,), gathers=True),
+        GroupedForm(2, 64, (160, 160)),
+        GroupedForm(2, 160, (64,)),
+    ]
+    qkv, out, gates, down = grouped(made)
+    # What moves rows is ours, what does not is left to the matrix library until it is measured.
+    assert [len(op.ours) for op in (qkv, out, gates, down)] == [3, 3, 0, 0]
+    assert gates.epilogue is not None
+    assert gates.epilogue.pieces == (0, 1)
+    names = {getattr(node.target, "__name__", "") for node in made.graph.nodes}
+    assert "join" not in names
+
+
+def run(built: Model, given: dict[str, Any]) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+    """Results, and gradients of what is trained."""
+    found = built(**given)
+    parts = [one for result in (found.values() if isinstance(found, dict) else [found]) for one in result]
+    torch.stack([part.to(torch.float64).sin().sum() for part in parts]).sum().backward()
+    return [part.detach() for part in parts], {path: weight.grad for path, weight in built.by_path()}
+
+
+def agree(built: Model, exact: Model, given: Any, limit: float) -> None:
+    with torch.no_grad():
+        for (path, weight), (other, one) in zip(exact.by_path(), built.by_path(), strict=True):
+            assert path == other
+            weight.copy_(one)
+    (found, gradients), (expected, wanted) = run(built, given(built)), run(exact, given(exact))
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert not one.numel() or (one.to(torch.float64) - other).abs().max() <= limit * other.abs().max()
+    # A bias of keys has no gradient but for rounding, which is of the size of what was added up.
+    largest = max(float(want.abs().max()) for want in wanted.values() if want is not None)
+    for path, want in wanted.items():
+        gradient = gradients[path]
+        assert (gradient is None) == (want is None), path
+        if gradient is not None and want is not None:
+            scale = max(float(want.abs().max()), 1e-3 * largest)
+            assert (gradient.to(torch.float64) - want).abs().max() <= 2 * limit * scale, path
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 0.05)], ids=str)
+def test_epilogues_are_any_formula(dtype: torch.dtype, limit: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(len(kind), 32, generator=generator, dtype=torch.float64) for kind in KINDS]
+
+    def given(built: Model) -> dict[str, Any]:
+        working = next(weight.dtype for _, weight in built.by_path())
+        x, z = [one[:, :12].to(dtype).to(working) for one in rows], [one[:, 12:].to(dtype).to(working) for one in rows]
+        return {"x": x, "z": z, "kind": [torch.tensor(kind) for kind in KINDS]}
+
+    built = model(FORMULAS, dtype, passes=KERNEL_PASSES)
+    ops: list[GroupedOp] = grouped(graph(FORMULAS))
+    assert any(op.epilogue is not None and len(op.epilogue.others) >= 1 for op in ops), [op.name for op in ops]
+    agree(built, model(FORMULAS), given, limit)
+
+
+def test_lmfusion_agrees_with_float64() -> None:
+    """Logits, noise and every gradient; the text tower is frozen and has none."""
+    documents = lmfusion_models.batch([document(4, "p", 2), document(3, seed=1), document("p", 1, seed=2)])
+
+    def given(built: Model) -> dict[str, Any]:
+        working = next(weight.dtype for _, weight in built.by_path())
+        return documents | {"latent": [one.to(working) for one in documents["latent"]]}
+
+    built = lmfusion_models.model(dtype=torch.float32, passes=KERNEL_PASSES, layers=1)
+    agree(built, lmfusion_models.model(layers=1), given, 1e-4)
