@@ -275,7 +275,7 @@ def _pictures_decoding(model: Model, spec: RandomSpec, seen: Seen) -> None:
             if value.type.rows is not None and value.name in decoder.row_inputs
         }
         words = all(document[turn : turn + 1] != PICTURE for document in documents)
-        if words and turn % 2 and not {"place"} & {value.type.rows.name for value in program.inputs if value.type.rows}:
+        if words and turn % 2 and all(_along(value) != "place" for value in program.inputs):
             state = _word_step(decoder, state, rows, whole, lengths, spans)
             continue
         results, state = decoder.extend(state, rows)
@@ -294,7 +294,7 @@ def _word_step(
 ) -> DecodeState:
     """A word of each document as a step. Those that have ended are given a row of zeros, which does not count."""
     program = decoder.program
-    names = [value.name for value in program.inputs if value.name in rows and value.type.rows.name != "picture"]
+    names = [value.name for value in program.inputs if value.name in rows and _along(value) != "picture"]
     step = {
         name: torch.stack([part[0] if len(part) else part.new_zeros(part.shape[1:]) for part in rows[name]])
         for name in names
@@ -304,10 +304,14 @@ def _word_step(
     along = dict(decoder.graphs.plan.row_outputs)
     found = results if isinstance(results, dict) else dict(zip(along, [results] if along else [], strict=True))
     for (name, value), full in zip(program.outputs, whole, strict=True):
-        if name in along and value.type.rows.name in ("seq", "word"):
+        if name in along and _along(value) in ("seq", "word"):
             want = _cut(value, full, lengths, spans).detach()
             _same(found[name][torch.tensor(active)], want, f"step: {name}")
     return state
+
+
+def _along(value: Value) -> str | None:
+    return value.type.rows.name if value.type.rows is not None else None
 
 
 def _cut(
