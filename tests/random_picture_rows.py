@@ -75,8 +75,10 @@ class _PictureSpec:
         )
 
     def is_promised(self, *values: Typed) -> bool:
-        """Whether these see no later row, and the checker knows: not where segments may cut pictures in two."""
-        return self.writer.cut is None and not any(value.ahead for value in values)
+        """Whether these see no later row, and the checker knows: not where segments or pairs of rows may cut pictures
+        in two."""
+        is_divided = self.writer.cut is not None or any("seq -> pair" in line for line in self.writer.lines)
+        return not is_divided and not any(value.ahead for value in values)
 
     # -- the file ----------------------------------------------------------------------------------
 
