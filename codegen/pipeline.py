@@ -60,11 +60,13 @@ from .weight_tree import WeightTree
 
 @dataclass(frozen=True)
 class Pass:
-    """`function(module)` changes the module's graph in place. `why`: what it is for, why it stands where it does."""
+    """`function(module)` changes the module's graph in place. `why`: what it is for, why it stands where it does.
+    `trusts_frozen`: right only while the weights that the spec freezes are not trained."""
 
     name: str
     function: Callable[[fx.GraphModule], None]
     why: str
+    trusts_frozen: bool = False
 
 
 REFERENCE_PASSES: tuple[Pass, ...] = ()
@@ -80,7 +82,10 @@ SORTED_ROWS = Pass(
 
 # Not on a GPU yet: a fused group would take the detach in, and all it makes would count as having a gradient.
 DEAD_GRADIENTS = Pass(
-    "dead-gradients", stop_dead_gradients, "rows nothing trainable precedes; while attention still has its mask"
+    "dead-gradients",
+    stop_dead_gradients,
+    "rows nothing trainable precedes; while attention still has its mask",
+    trusts_frozen=True,
 )
 
 # On a GPU every function that is left is a launch of torch's own.

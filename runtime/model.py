@@ -124,10 +124,13 @@ class Model(WeightTree):
 
     def graph(self, program: Program, working: torch.dtype | None = None) -> fx.GraphModule:
         """The graph that calls of `program` run: the reference graph after the model's passes."""
-        key = (program, self.dtype, working or self.dtype, self.passes)
+        passes = self.passes
+        if any(one.requires_grad and self.weights[path].frozen for path, one in self.by_path()):
+            passes = tuple(one for one in passes if not one.trusts_frozen)  # somebody trains what the spec freezes
+        key = (program, self.dtype, working or self.dtype, passes)
         if key not in self._graphs:
             reference = self.reference(program, working)
-            graph = run_passes(reference, self.passes) if self.passes else reference
+            graph = run_passes(reference, passes) if passes else reference
             self._graphs[key] = graph if self._levels is None else cut_into_stages(graph, self, self._levels)
         return self._graphs[key]
 

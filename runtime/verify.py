@@ -199,7 +199,9 @@ class _Check:
         want = listed(call.truth(_filled(node.args, wide), _filled(node.kwargs, wide)))
         for number, (one, two) in enumerate(zip(got, want, strict=True)):
             name = where if len(got) == 1 else f"{where}[{number}]"
-            yield self.part("region", name, call.place(number), one, two, limit)
+            # Two factors that were rounded before they are multiplied, and the rounded product: as far as a gradient.
+            most = GRADIENT * limit if getattr(kernel, "rounds_between", False) else limit
+            yield self.part("region", name, call.place(number), one, two, most)
         if not with_gradients:
             return
         grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(x) for x in got]

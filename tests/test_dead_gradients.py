@@ -51,6 +51,17 @@ def test_no_gradient_changes(name: str, passes: tuple[Pass, ...]) -> None:
         torch.testing.assert_close(found[path], wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_what_somebody_trains_after_all_has_its_gradient() -> None:
+    """Also where the graph was made while it was frozen still."""
+    built, plain = model(passes=CPU_PASSES), model(passes=())
+    gradients(built, CAPTIONS)
+    for one in (built, plain):
+        dict(one.by_path())["embed.weight"].requires_grad_()
+    found, expected = (gradients(one, CAPTIONS)["embed.weight"] for one in (built, plain))
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def saved_rows(built: Model, documents: Sequence[Document]) -> list[tuple[int, ...]]:
     """Shapes of the real tensors that a step keeps for backward; weights are no activations."""
     weights = {weight.data_ptr() for weight in built.parameters()}

@@ -88,6 +88,11 @@ class Grouped:
     def __name__(self) -> str:
         return self.name
 
+    @property
+    def rounds_between(self) -> bool:
+        """Whether the matrix library rounds the results that the epilogue reads."""
+        return self.epilogue is not None and self.forward is None
+
     @cached_property
     def operator(self) -> Any:
         form, names = self.form, [f"Tensor {name}" for name in operand_names(self.form)]
