@@ -25,6 +25,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 # layers of any. A memory's table is checked in float64, which no device has room for at its real size.
 SMALL = {"layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn": 48, "vocab": 40}
 PICTURE = {"side": 4, "base": 16}
+HALVED = 2  # levels of a U-Net, which leave two by two places of such a picture
 MARKS = {"begin": 38, "end": 39}  # of the small vocabulary
 LAYERS = ("layers", "decoder_layers", "patcher_layers", "blocks")
 KEYS = {"half": 64}
@@ -61,7 +62,9 @@ def _settings(path: Path, preset: str, tiny: bool) -> dict[str, int]:
     if tiny and SMALL.keys() <= sizes.keys():
         return SMALL | {name: size for name, size in (PICTURE | MARKS).items() if name in sizes}
     fewer = {name: 1 for name in LAYERS if name in sizes}
-    smaller = PICTURE if tiny else KEYS
+    # A picture that was halved to one place has nothing to be normed by, and rounding is all that is left.
+    picture = PICTURE | {"side": 2 ** max(HALVED, sizes.get("levels", HALVED))}
+    smaller = picture if tiny else KEYS
     return fewer | {name: size for name, size in smaller.items() if name in sizes}
 
 
