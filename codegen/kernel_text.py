@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Argument:
+    """A parameter of a kernel, Triton's name of its type, and whether it is a multiple of 16."""
+
+    name: str
+    type: str
+    divisible: bool = False
+
+
+@dataclass(frozen=True)
 class KernelText:
     """`text` is a whole module that holds the jitted function `name`.
 

@@ -71,6 +71,7 @@ class Model(WeightTree):
         self.checked = checked
         self.program: Program = checked.model
         self.weights: dict[str, Weight] = checked.weights
+        self._has_frozen = any(weight.frozen for weight in self.weights.values())
         self._passes = passes
         self._tuning = tuning
         self._tuned: dict[torch.device, tuple[Pass, ...]] = {}
@@ -125,7 +126,7 @@ class Model(WeightTree):
     def graph(self, program: Program, working: torch.dtype | None = None) -> fx.GraphModule:
         """The graph that calls of `program` run: the reference graph after the model's passes."""
         passes = self.passes
-        if any(one.requires_grad and self.weights[path].frozen for path, one in self.by_path()):
+        if self._has_frozen and any(one.requires_grad and self.weights[path].frozen for path, one in self.by_path()):
             passes = tuple(one for one in passes if not one.trusts_frozen)  # somebody trains what the spec freezes
         key = (program, self.dtype, working or self.dtype, passes)
         if key not in self._graphs:

@@ -13,11 +13,11 @@ from itertools import count
 from random import Random
 
 from . import random_pictures
-from .random_blocks import BLOCKS, MASKS, SCORES, SCORES_OF_HEADS
+from .random_blocks import BLOCKS
 from .random_documents import PICTURE, WORDS
 from .random_picture_links import LINKS, along
 from .random_routes import DECLARED, KIND
-from .random_specs import RandomSpec, statement, typed
+from .random_specs import COMMON, RandomSpec, statement, typed
 from .random_values import EXAMPLE, FLAG, INT, REAL, Typed, Writer, listed
 
 CUTS = ("kind == low", "kind == flat", "position(seq) mod 3 == 1")
@@ -96,16 +96,7 @@ class _PictureSpec:
             f"axis spot = grid{self.grid}",
             *(("axis patch cut from seq",) if self.writer.cut else random_pictures.DECLARATIONS),
             *DECLARED,
-            "axis two = 2",
-            "axis three = 3",
-            "axis nine = three * three",
-            "axis again = dim",
-            "axis both = dim + ffn",
-            "axis width = heads * head_dim",
-            "",
-            *MASKS,
-            "",
-            "\n\n".join((*SCORES, *SCORES_OF_HEADS)),
+            *COMMON,
         ))  # fmt: skip
 
     def inputs(self) -> list[Typed]:

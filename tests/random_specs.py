@@ -22,6 +22,20 @@ from .random_blocks import BLOCKS, MASKS, SCORES, SCORES_OF_HEADS
 from .random_routes import DECLARED, KIND, route
 from .random_values import EXAMPLE, FLAG, INT, REAL, TAG, Typed, Writer, joined, listed
 
+# What every file declares behind the axes of its rows.
+COMMON = (
+    "axis two = 2",
+    "axis three = 3",
+    "axis nine = three * three",
+    "axis again = dim",
+    "axis both = dim + ffn",
+    "axis width = heads * head_dim",
+    "",
+    *MASKS,
+    "",
+    "\n\n".join((*SCORES, *SCORES_OF_HEADS)),
+)
+
 
 @dataclass(frozen=True)
 class RandomSpec:
@@ -128,16 +142,7 @@ class _Spec:
             "axis other",
             *(("axis patch cut from seq",) if self.writer.cut else random_pictures.DECLARATIONS),
             *(DECLARED if self.is_routed else ()),
-            "axis two = 2",
-            "axis three = 3",
-            "axis nine = three * three",
-            "axis again = dim",
-            "axis both = dim + ffn",
-            "axis width = heads * head_dim",
-            "",
-            *MASKS,
-            "",
-            "\n\n".join((*SCORES, *SCORES_OF_HEADS)),
+            *COMMON,
         ))  # fmt: skip
 
     def last(self) -> str:

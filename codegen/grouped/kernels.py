@@ -18,20 +18,12 @@ import torch
 from ..gpu.grouped_form import GroupedForm
 from ..gpu.linear_tiles import Tiles
 from ..gpu.triton_types import TRITON_TYPES
+from ..kernel_text import Argument
 from .epilogue import Epilogue
 
 PRODUCTS = ("forward", "x_gradient", "weight_gradient")
 CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PRECISION")
 _TRITON_NAMES = {torch.float16: "tl.float16", torch.float32: "tl.float32", torch.float64: "tl.float64"}
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A parameter, Triton's name of its type, and whether it is a multiple of 16."""
-
-    name: str
-    type: str
-    divisible: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 
 from ..gpu.logits_form import LogitsForm
+from ..kernel_text import Argument
 from ..rowwise.tiles import power_of_two
 from .lines import (
     TRITON_NAMES,
-    Argument,
     LogitsKernel,
     State,
     bias_pointer,

@@ -13,20 +13,12 @@ import torch
 from ..gpu.formula import Formula, Score, derivative, triton_text
 from ..gpu.logits_form import WHOLE_NUMBERS, LogitsForm
 from ..gpu.triton_types import TRITON_TYPES
+from ..kernel_text import Argument
 
 # Vary from block to block: a kernel for each of their values would be compiled again and again.
 NUMBERS = ("first_row", "first_column", "first_part", "n_rows", "n_columns", "part_columns", "all_rows", "n_parts")
 TRITON_NAMES = {torch.float16: "tl.float16", torch.float32: "tl.float32", torch.float64: "tl.float64"}
 _START = {"top": "-3e38", "place": "0", "ties": "0"}
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A parameter of a kernel, Triton's name of its type, and whether it is a multiple of 16."""
-
-    name: str
-    type: str
-    divisible: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..grouped.epilogue import Epilogue, epilogue_of
 from ..grouped.op import GroupedOp
 from ..origin import inherit, mark, origin
 from ..rowwise.fused import FusedOp
-from .matching import is_call, replace
+from .matching import depends_on, is_call, replace
 from .ordering import pull_operands
 
 
@@ -78,18 +78,8 @@ def _others(call: fx.Node, epilogue: Epilogue) -> list[fx.Node]:
 
 def _waits(node: fx.Node, calls: list[fx.Node]) -> bool:
     """Whether something that an epilogue reads besides needs the linear's results."""
-    left: list[fx.Node] = []
-    for call in calls:
-        left += [operand for operand in call.all_input_nodes if _piece(operand, node) is None]
-    seen = set()
-    while left:
-        one = left.pop()
-        if one is node:
-            return True
-        if one not in seen:
-            seen.add(one)
-            left += one.all_input_nodes
-    return False
+    others = (operand for call in calls for operand in call.all_input_nodes if _piece(operand, node) is None)
+    return depends_on(others, {node})
 
 
 def _rewrite(

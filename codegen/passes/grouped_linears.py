@@ -28,7 +28,7 @@ from ..gpu.grouped_form import MOST_GROUPS, GroupedForm
 from ..gpu.joined import joined_linears
 from ..grouped.op import GroupedOp, grouped_op
 from ..origin import inherit, mark, origin
-from .matching import is_call, node_at, replace, tuple_at
+from .matching import depends_on, is_call, node_at, replace, tuple_at
 from .ordering import pull_operands
 
 
@@ -206,15 +206,7 @@ def _beside(linears: Mapping[_Linear, None]) -> list[_Group]:
 def _waits(linears: Sequence[_Linear]) -> bool:
     """Whether one needs the result of another."""
     nodes = {linear.node for linear in linears}
-    left, seen = [linear.x for linear in linears], set()
-    while left:
-        node = left.pop()
-        if node in nodes:
-            return True
-        if node not in seen:
-            seen.add(node)
-            left += node.all_input_nodes
-    return False
+    return depends_on((linear.x for linear in linears), nodes)
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------

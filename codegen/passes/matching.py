@@ -7,7 +7,7 @@ what it is. A pass may replace a formula only by a function that computes it at 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +82,19 @@ def only_reader(node: fx.Node) -> fx.Node | None:
     """The one node that reads a node, or None."""
     found = set(readers(node))
     return next(iter(found)) if len(found) == 1 else None
+
+
+def depends_on(nodes: Iterable[fx.Node], wanted: Collection[fx.Node]) -> bool:
+    """Whether one of `nodes` is wanted, or is made of one that is."""
+    left, seen = list(nodes), set()
+    while left:
+        node = left.pop()
+        if node in wanted:
+            return True
+        if node not in seen:
+            seen.add(node)
+            left += node.all_input_nodes
+    return False
 
 
 def is_weight(node: Any) -> bool:
