@@ -30,6 +30,7 @@ from .passes.cached_masks import use_cached_masks
 from .passes.canonicalize import canonicalize
 from .passes.common_subexpressions import join_common_subexpressions
 from .passes.constants import lift_weights
+from .passes.counted_rows import leave_out_uncounted_rows
 from .passes.cpu_linears import choose_linears, join_linears, recognise_gates
 from .passes.cut_scans import scan_cuts
 from .passes.dead_code import drop_dead_code
@@ -88,6 +89,12 @@ DEAD_GRADIENTS = Pass(
     trusts_frozen=True,
 )
 
+COUNTED_ROWS = Pass(
+    "counted-rows",
+    leave_out_uncounted_rows,
+    "rows that no loss counts get no logits; after dead gradients, which take rows apart, and before losses are fused",
+)
+
 # On a GPU every function that is left is a launch of torch's own.
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
@@ -96,6 +103,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),
     *BASIC_PASSES[1:],
+    COUNTED_ROWS,
     SORTED_ROWS,
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
@@ -115,6 +123,7 @@ GPU_PASSES: tuple[Pass, ...] = (
 CPU_PASSES: tuple[Pass, ...] = (
     *BASIC_PASSES,
     DEAD_GRADIENTS,
+    COUNTED_ROWS,
     SORTED_ROWS,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),

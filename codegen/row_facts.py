@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .fact import Fact, Reader, level_of
-from .functions import cuts, packing, selections, shifts, windows
+from .functions import counted_rows, cuts, packing, selections, shifts, windows
 from .origin import origin
 
 
@@ -104,7 +104,7 @@ ROW_RULES: dict[Any, Callable[[Reader], Fact | None]] = {
     packing.per_owner: _per_owner,
     windows.scaled_row: _row_number,
     **dict.fromkeys((selections.has_tag, selections.in_front), _flag_of_rows),
-    **dict.fromkeys((selections.rows_of, selections.order_of), _chosen),
+    **dict.fromkeys((selections.rows_of, selections.order_of, counted_rows.counted), _chosen),
     selections.take: _take,
     selections.placed: _placed(None, 2),
     selections.placed_numbers: _placed(torch.int64, 3),

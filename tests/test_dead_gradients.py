@@ -88,13 +88,13 @@ def test_nothing_of_a_caption_is_saved(alone: bool) -> None:
 
 
 def test_words_behind_a_picture_are_saved() -> None:
-    """Freeze is not detach: of 5 words in front nothing is kept, of 6 behind it what was kept of all 11."""
-    documents = [document(5, "p", 6)]
+    """Freeze is not detach: of 5 words in front nothing is kept, of 7 behind it what was kept of all 12."""
+    documents = [document(5, "p", 7)]
     before, after = (saved_rows(model(passes=passes), documents) for passes in (WITHOUT, CPU_PASSES))
-    count = {rows: sum(shape[:1] == (rows,) for shape in after) for rows in (5, 6, 11)}
-    assert count[5] == count[11] == 0
-    assert count[6] > 10
-    assert sum(shape[:1] == (11,) for shape in before) > 10
+    count = {rows: sum(shape[:1] == (rows,) for shape in after) for rows in (5, 7, 12)}
+    assert count[5] == count[12] == 0
+    assert count[7] > 10
+    assert sum(shape[:1] == (12,) for shape in before) > 10
 
 
 def test_words_in_front_of_a_picture_have_no_products_backward() -> None:
