@@ -2,6 +2,7 @@
 
     Compute    a straight run of statements, a program of its own: schedules, samplers, draws
     Look       the model at new rows behind a request's, of which nothing is kept
+    Looks      several of them at once, each behind a prompt of its own
     Append     new rows that are kept
     Repeat     a loop, with what one turn hands to the next
 
@@ -11,7 +12,7 @@ each. What a program is run with (its parameters) is static: it was elaborated f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from .axes import Axis, Cut, Selected
 from .program import Constant, Node, Program, Value
@@ -49,6 +50,14 @@ class Look:
 
 
 @record(eq=False)
+class Looks:
+    """Looks at rows of one kind behind different prompts, of which none reads what another gives: one call of the
+    model, with a sequence for each look of a request."""
+
+    looks: tuple[Look, ...]
+
+
+@record(eq=False)
 class Append:
     rows: NewRows
 
@@ -71,7 +80,7 @@ class Repeat:
     body: tuple[Action, ...]
 
 
-Action = Compute | Look | Append | Repeat
+Action = Compute | Look | Looks | Append | Repeat
 
 
 @record(eq=False)
@@ -171,6 +180,8 @@ def looked_at(actions: tuple[Action, ...]) -> tuple[Look, ...]:
         match action:
             case Look():
                 found.append(action)
+            case Looks():
+                found += action.looks
             case Repeat():
                 found += looked_at(action.body)
     return tuple(found)
@@ -192,18 +203,20 @@ def settled(
     """The actions without what nobody reads, with programs for straight runs; and what they read from before.
     `names`: what statements call values that blocks made."""
     kept: list[Action] = []
-    for action in reversed(actions):
+    for action in reversed(_at_once(actions)):
         match action:
             case Straight():
                 program = _program(action.nodes, wanted, span, names)
                 if program is not None:
                     kept.append(Compute(program))
                     wanted = wanted - {value for _, value in program.outputs} | set(program.inputs)
-            case Look():
-                made = {value for _, value in action.made}
-                if made & wanted:
-                    kept.append(action)
-                    wanted = wanted - made | _read(action.rows)
+            case Look() | Looks():
+                looks = action.looks if isinstance(action, Looks) else (action,)
+                read = tuple(look for look in looks if any(value in wanted for _, value in look.made))
+                if read:
+                    kept.append(read[0] if len(read) == 1 else Looks(read))
+                    made = {value for look in read for _, value in look.made}
+                    wanted = wanted - made | {value for look in read for value in _read(look.rows)}
             case Append():
                 kept.append(action)
                 wanted = wanted | _read(action.rows)
@@ -217,6 +230,63 @@ def settled(
             case Compute():
                 raise AssertionError("settled twice")
     return tuple(reversed(kept)), frozenset(value for value in wanted if not isinstance(value, Constant))
+
+
+def _at_once(actions: Sequence[Action | Straight]) -> list[Action | Straight]:
+    """The actions with looks that do not wait for one another as one call. What stands between them goes in front of
+    it, or behind it where it reads what one of them gives; rows that are kept would be seen by looks behind them."""
+    found: list[Action | Straight] = []
+    left = list(actions)
+    while left:
+        looks, count, given = _group(left)
+        between = [node for action in left[:count] if isinstance(action, Straight) for node in action.nodes]
+        if len(looks) < 2:
+            found.append(left.pop(0))
+            continue
+        _go_on(found, [node for node in between if not given.intersection(node.outputs)])
+        found.append(Looks(tuple(looks)))
+        del left[:count]
+        _go_on(found, [node for node in between if given.intersection(node.outputs)])
+        if left and isinstance(left[0], Straight) and isinstance(found[-1], Straight):
+            left[0] = Straight((*found.pop().nodes, *left[0].nodes))  # type: ignore[union-attr]
+    return found
+
+
+def _group(actions: Sequence[Action | Straight]) -> tuple[list[Look], int, set[Value]]:
+    """The looks from the first action on that can be one call, how many actions they and what stands between them are,
+    and which values follow from what they give."""
+    looks: list[Look] = []
+    given: set[Value] = set()
+    count = 0
+    for place, action in enumerate(actions):
+        match action:
+            case Look() if not given & _read(action.rows) and _go_together(looks, action):
+                looks.append(action)
+                given.update(value for _, value in action.made)
+                count = place + 1
+            case Straight() if looks:
+                for node in action.nodes:
+                    given.update(node.outputs if given.intersection(node.inputs) else ())
+            case _:
+                break
+    return looks, count, given
+
+
+def _go_on(found: list[Action | Straight], nodes: list[Node]) -> None:
+    """Nodes behind the actions found, in one straight run with those at their end."""
+    if not nodes:
+        return
+    before = found.pop().nodes if found and isinstance(found[-1], Straight) else ()
+    found.append(Straight((*before, *nodes)))
+
+
+def _go_together(looks: Sequence[Look], other: Look) -> bool:
+    """Whether a look can be a call with others. Two behind one prompt would need a copy of it."""
+
+    def form(rows: NewRows) -> object:
+        return rows.along, rows.tag, frozenset(name for name, _ in rows.given)
+
+    return all(form(one.rows) == form(other.rows) and one.alone != other.alone for one in looks)
 
 
 def _read(rows: NewRows) -> set[Value]:

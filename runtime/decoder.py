@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from ..codegen.decode import derive
+from ..codegen.decode_plan import CacheSpec
 from ..codegen.graph_context import NotLowered
 from ..codegen.passes.constants import constants
 from ..codegen.phases import Phase
@@ -109,8 +110,10 @@ class Decoder:
         size = pack(shape, (), given, self.dtype).size or 0
         return self.extend(self.begin(size, capacity, inputs), given, last_only=True)
 
-    def select(self, state: DecodeState, kept: Sequence[int]) -> DecodeState:
-        """The state of some of the sequences, in the order given. Caches are copied."""
+    def select(self, state: DecodeState, kept: Sequence[int], capacity: int | None = None) -> DecodeState:
+        """The state of some of the sequences, in the order given. Caches are copied, with room for `capacity` rows;
+        None: for as many as before."""
+        capacity = state.capacity if capacity is None else capacity
         index = torch.tensor(list(kept), dtype=torch.int64, device=state.lengths.device)
         shape = self.graphs.once_signature
         starts = {axis: offsets.tolist() for axis, offsets in zip(shape.axes, state.carried_offsets, strict=True)}
@@ -124,11 +127,34 @@ class Decoder:
         offsets = [offsets_of([starts[axis][i + 1] - starts[axis][i] for i in kept]) for axis in shape.axes]
         return replace(
             state,
-            caches=tuple(cache.index_select(0, index) for cache in state.caches),
+            caches=tuple(
+                _with_room(cache, spec, capacity).index_select(0, index)
+                for cache, spec in zip(state.caches, self.graphs.caches, strict=True)
+            ),
             lengths=state.lengths.index_select(0, index),
             known_lengths=tuple(state.known_lengths[i] for i in kept),
+            capacity=capacity,
             carried=tuple(chosen(value, slot) for value, slot in zip(state.carried, shape.outputs, strict=True)),
             carried_offsets=tuple(bounds.to(index.device) for bounds in offsets),
+        )
+
+    def beside(self, states: Sequence[DecodeState]) -> DecodeState:
+        """The sequences of several states of one capacity as those of one."""
+        shape = self.graphs.once_signature
+        carried = zip(*(state.carried for state in states), strict=True)
+        offsets = zip(*(state.carried_offsets for state in states), strict=True)
+        return DecodeState(
+            caches=tuple(map(torch.cat, zip(*(state.caches for state in states), strict=True))),
+            lengths=torch.cat([state.lengths for state in states]),
+            known_lengths=tuple(length for state in states for length in state.known_lengths),
+            capacity=states[0].capacity,
+            carried=tuple(
+                torch.cat(values) if slot.rows is not None or slot.per_example else values[0]
+                for values, slot in zip(carried, shape.outputs, strict=True)
+            ),
+            carried_offsets=tuple(
+                offsets_of(torch.cat([one.diff() for one in own]).tolist()).to(own[0].device) for own in offsets
+            ),
         )
 
     # -- going on ----------------------------------------------------------------------------------
@@ -226,6 +252,18 @@ class Decoder:
             state.caches, state.lengths + grown, known, state.capacity, state.carried, state.carried_offsets
         )
         return result, grown_state
+
+
+def _with_room(cache: Tensor, spec: CacheSpec, capacity: int) -> Tensor:
+    """A cache as it is in a run of another capacity, which has room for the rows that are there: they lie in the same
+    slots."""
+    dim = 1 + len(spec.before)
+    slots = spec.shape(0, capacity)[dim]
+    more = slots - cache.shape[dim]
+    if more <= 0:
+        return cache.narrow(dim, 0, slots)
+    empty = (*cache.shape[:dim], more, *cache.shape[dim + 1 :])
+    return torch.cat([cache, cache.new_zeros(empty)], dim)
 
 
 def decoder_of(model: Model) -> Decoder:

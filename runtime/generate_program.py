@@ -1,8 +1,9 @@
 """Running what a `generate` program does when its token has come: the model looked at, samplers, rows kept.
 
-Requests that fire together are computed together; others are in the batch without new rows. What a request draws
-depends on its own seed and on how many rows it has, so alone it gets what it gets among others. Samplers compute in
-float32 at least, whatever the model does. Letters: B sequences of the state, R requests that fire.
+Requests that fire together are computed together; others are in the batch without new rows. Looks behind different
+prompts are one batch too: its products round as those of any other number of rows. What a request draws depends on its
+own seed and on how many rows it has, so alone it gets what it gets among others. Samplers compute in float32 at least,
+whatever the model does. Letters: B sequences of the state, R requests that fire.
 """
 
 from __future__ import annotations
@@ -15,7 +16,19 @@ from torch import Tensor
 
 from ..codegen.functions.packing import mix
 from ..codegen.lower import lower, signature
-from ..dsl.generation import Action, Append, Compute, Event, Generation, Look, NewRows, Repeat, appended, looked_at
+from ..dsl.generation import (
+    Action,
+    Append,
+    Compute,
+    Event,
+    Generation,
+    Look,
+    Looks,
+    NewRows,
+    Repeat,
+    appended,
+    looked_at,
+)
 from ..dsl.program import Constant, Program, Value
 from ..dsl.value_type import Flag, Real
 from .decoder import Decoder, DecodeState
@@ -28,7 +41,8 @@ Watch = Callable[[int, int], None]
 @dataclass
 class Firing:
     """One event of some requests: `places` among the sequences of `state`. `keys` [R] tell their draws apart. `kept`:
-    the parts that each got. `scores` [R, V] of the token after the last of them; None: nothing was kept."""
+    the parts that each got. `scores` [R, V] of the token after the last of them; None: nothing was kept. `alone`:
+    behind the empty prompt. `beside`: R sequences behind each of several prompts, by which of them are empty."""
 
     state: DecodeState
     places: tuple[int, ...]
@@ -37,6 +51,7 @@ class Firing:
     kept: list[list[Part]]
     scores: Tensor | None = None
     alone: DecodeState | None = None
+    beside: dict[tuple[bool, ...], DecodeState] = field(default_factory=dict)
     values: dict[Value, Tensor] = field(default_factory=dict)
     computed: int = 0  # straight runs so far: draws in two of them are two draws
     depth: int = 0
@@ -80,7 +95,9 @@ class GenerateProgram:
                 case Compute():
                     self._compute(action.program, firing)
                 case Look():
-                    self._look(action, firing)
+                    self._look((action,), firing)
+                case Looks():
+                    self._look(action.looks, firing)
                 case Append():
                     self._append(action.rows, firing)
                 case Repeat():
@@ -98,19 +115,23 @@ class GenerateProgram:
         results = graph(*arguments)
         firing.values.update(zip((value for _, value in program.outputs), results, strict=True))
 
-    def _look(self, look: Look, firing: Firing) -> None:
-        if look.alone:
-            state, places = self._alone(firing), range(len(firing.places))
+    def _look(self, looks: Sequence[Look], firing: Firing) -> None:
+        count = len(firing.places)
+        if len(looks) > 1:
+            state = self._beside(tuple(look.alone for look in looks), firing)
         else:
-            state, places = firing.state, firing.places
-        results = self.decoder.look(state, self._rows(look.rows, firing, places, state.size))
-        for name, value in look.made:
-            found = results[name] if isinstance(results, dict) else results
-            firing.values[value] = found.to(self._working) if isinstance(value.type.kind, Real) else found
+            state = self._alone(firing) if looks[0].alone else firing.state
+        places = firing.places if state is firing.state else range(count * len(looks))
+        results = self.decoder.look(state, self._rows([look.rows for look in looks], firing, places, state.size))
+        for i, look in enumerate(looks):
+            for name, value in look.made:
+                found = (results[name] if isinstance(results, dict) else results)[i * count : (i + 1) * count]
+                firing.values[value] = found.to(self._working) if isinstance(value.type.kind, Real) else found
 
     def _append(self, rows: NewRows, firing: Firing) -> None:
-        given = self._rows(rows, firing, firing.places, firing.state.size)
+        given = self._rows([rows], firing, firing.places, firing.state.size)
         results, firing.state = self.decoder.extend(firing.state, given)
+        firing.beside.clear()
         tokens = self.generation.tokens
         is_token = rows.along is tokens.input.type.rows
         firing.scores = scores_of(results, tokens.scores) if is_token else None
@@ -135,9 +156,11 @@ class GenerateProgram:
 
     # -- rows --------------------------------------------------------------------------------------
 
-    def _rows(self, rows: NewRows, firing: Firing, places: Sequence[int], size: int):
-        values = {name: self._entries(value, firing) for name, value in rows.given}
-        return self.forms.one_each(self._form(rows), values, places, size)
+    def _rows(self, each: Sequence[NewRows], firing: Firing, places: Sequence[int], size: int):
+        """A row of one kind for each request, of the first of `each`, then of the next."""
+        given = [dict(rows.given) for rows in each]
+        values = {name: torch.cat([self._entries(one[name], firing) for one in given]) for name in given[0]}
+        return self.forms.one_each(self._form(each[0]), values, places, size)
 
     def _form(self, rows: NewRows) -> Form:
         return self.forms.along(rows.along.name)
@@ -164,6 +187,18 @@ class GenerateProgram:
             count = len(firing.places)
             firing.alone = state if count == 1 else self.decoder.select(state, [0] * count)
         return firing.alone
+
+    def _beside(self, alone: tuple[bool, ...], firing: Firing) -> DecodeState:
+        """The requests' own rows, or the empty prompt, for each look. Made once for all turns of a loop: looks keep
+        nothing."""
+        if alone not in firing.beside:
+            whole = range(len(firing.places))
+            parts = [(self._alone(firing), whole) if one else (firing.state, firing.places) for one in alone]
+            longest = max(state.known_lengths[place] for state, places in parts for place in places)
+            capacity = longest + self.room(firing.token)[1]
+            states = [self.decoder.select(state, places, capacity) for state, places in parts]
+            firing.beside[alone] = self.decoder.beside(states)
+        return firing.beside[alone]
 
 
 def scores_of(results, name: str) -> Tensor:

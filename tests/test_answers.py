@@ -223,11 +223,11 @@ def test_guidance_is_two_passes(guide: float) -> None:
 def test_guide_of_one_is_one_branch(subject: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
     look = Decoder.look
-    monkeypatch.setattr(Decoder, "look", lambda self, state, rows: looked.append(state) or look(self, state, rows))
+    monkeypatch.setattr(Decoder, "look", lambda self, state, rows: looked.append(state.size) or look(self, state, rows))
     answer(subject, generation_of(subject, taken=3), [[1, BEGIN]], 0)
-    assert len(looked) == 3
+    assert looked == [1] * 3
     answer(subject, generation_of(subject, taken=3, guide=2.0), [[1, BEGIN]], 0)
-    assert len(looked) == 3 + 6
+    assert looked[3:] == [2] * 3
 
 
 # ---- text, picture, text --------------------------------------------------------------------------

@@ -172,8 +172,8 @@ def test_rows_without_a_loss_may_hold_anything() -> None:
     assert found["head.weight"].isfinite().all()
 
 
-@pytest.mark.parametrize("losses", ["only", "z-loss as well", "entropy", "through a cap", "chosen by where"])
-@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("losses", ["z-loss as well", "entropy", "through a cap"])
+@pytest.mark.parametrize("flags", ["none", "some"])
 def test_kernels_are_given_the_same_rows(losses: str, flags: str) -> None:
     text, given = spec(LOSSES[losses][0], ", bias=true"), batch(flags)
     want = results(model(text, passes=()), given)

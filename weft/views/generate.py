@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from weft.dsl.generation import Action, Append, Compute, Generation, Look, NewRows, Repeat
+from weft.dsl.generation import Action, Append, Compute, Generation, Look, Looks, NewRows, Repeat
 from weft.dsl.program import Program, Value
 
 from .table import columns
@@ -33,6 +33,8 @@ def _data(actions: Iterable[Action]) -> list[dict[str, Any]]:
             case Look(rows, made, alone):
                 results = [name for name, _ in made]
                 found.append({"look": results, "behind": "the empty prompt" if alone else "the request", **_rows(rows)})
+            case Looks(looks):
+                found.append({"at once": _data(looks)})
             case Append(rows):
                 found.append({"append": rows.along.name, **_rows(rows)})
             case Repeat(variable, turns, carried, body):
@@ -72,6 +74,9 @@ def _lines(actions: Iterable[Action], depth: int, names: Mapping[Value, str]) ->
                 behind = " behind the empty prompt" if alone else ""
                 what = f"{indent}look at {results} of a row of {rows.along.name}{behind}, from {_given(rows, names)}"
                 lines.append((what, f"line {rows.span.line}"))
+            case Looks(looks):
+                lines.append((f"{indent}{len(looks)} looks in one call", f"line {looks[0].rows.span.line}"))
+                lines += _lines(looks, depth + 1, names)
             case Append(rows):
                 lines.append(
                     (f"{indent}keep a row of {rows.along.name}: {_given(rows, names)}", f"line {rows.span.line}")
