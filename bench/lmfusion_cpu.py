@@ -1,7 +1,7 @@
 """LMFusion on a CPU against the ways to write it in plain torch.
 
     python bench/lmfusion_cpu.py                  # everything
-    python bench/lmfusion_cpu.py --only train     # or denoise, or step
+    python bench/lmfusion_cpu.py --only train     # or denoise, guided or step
 
 A model of specs/lmfusion.weft with eight layers of width 512 and pictures of 256 rows; documents of a caption and a
 picture, packed end to end; fp32. Text weights are frozen, as the spec says.
@@ -14,6 +14,9 @@ picture, packed end to end; fp32. Text weights are frozen, as the spec says.
              ours     behind the caches of the text
              mixed    the same by the graph that takes any rows
              full     the whole sequence again
+    guided   a step of a guided picture, for one request and for four, whose captions differ in length
+             ours     both looks of all requests in one call
+             turns    one look after the other
     step     the next word behind 64 rows of text
              ours, mixed
 
@@ -29,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +43,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.lmfusion_torch import IMAGE, TEXT, Route, Rows, Sizes, TorchLMFusion, index, load, select  # noqa: E402
+from tests.looks_in_turn import one_by_one  # noqa: E402
 from tests.torch_unet import UNet  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl.check import check, read_source  # noqa: E402
+from weft.dsl.generation import Generation  # noqa: E402
+from weft.runtime.answer import answer, generation_of  # noqa: E402
 from weft.runtime.decoder import Decoder  # noqa: E402
 from weft.runtime.model import Model  # noqa: E402
 
@@ -50,6 +57,7 @@ BASE, BLOCKS, STEPS = 32, 2, 100
 SPOTS = (SIZES.side // 2) ** 2
 CAPTIONS = (34, 21, 48, 30)
 PREFIX = 64
+GUIDED_STEPS = 2
 
 
 def ours(dtype: torch.dtype = torch.float32) -> Model:
@@ -188,6 +196,29 @@ def compare_denoising(rounds: int) -> None:
         report("denoise", alternate({**sides, "full": whole}, draw, rounds))
 
 
+def compare_guidance(rounds: int) -> None:
+    """As `answer` makes pictures: prompts and the picture that is kept are in the times of both sides."""
+    model = ours()
+    guided = generation_of(model, guide=1.55, taken=GUIDED_STEPS)
+    for captions in ((PREFIX,), CAPTIONS):
+        generator = torch.Generator().manual_seed(3)
+
+        def draw(captions: Sequence[int] = captions, generator: torch.Generator = generator) -> list[list[int]]:
+            words = torch.randint(2, SIZES.vocab, (sum(captions),), generator=generator)
+            return [[*part.tolist(), SIZES.begin] for part in words.split(list(captions))]
+
+        def made(program: Generation, prompts: list[list[int]]) -> Tensor:
+            found = answer(model, program, prompts, 0)
+            return torch.stack([row.values["latent"] for one in found for row in one.rows])
+
+        sides = {"ours": partial(made, guided), "turns": partial(made, one_by_one(guided))}
+        prompts = draw()
+        expected = sides["turns"](prompts)
+        assert (sides["ours"](prompts) - expected).abs().max() < 1e-3 * expected.abs().max()
+        times = alternate(sides, draw, rounds)
+        report(f"guided {len(captions)}", {name: seconds / GUIDED_STEPS for name, seconds in times.items()})
+
+
 def compare_steps(rounds: int) -> None:
     model, generator = ours(), torch.Generator().manual_seed(2)
     given = per_document(documents((PREFIX,), generator), (PREFIX,))
@@ -231,7 +262,7 @@ def report(what: str, times: Mapping[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("train", "denoise", "step"))
+    parser.add_argument("--only", choices=("train", "denoise", "guided", "step"))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -239,6 +270,8 @@ def main() -> None:
         compare_training(options.rounds)
     if options.only in (None, "denoise"):
         compare_denoising(3 * options.rounds)
+    if options.only in (None, "guided"):
+        compare_guidance(options.rounds)
     if options.only in (None, "step"):
         compare_steps(20 * options.rounds)
 

@@ -247,8 +247,10 @@ def _at_once(actions: Sequence[Action | Straight]) -> list[Action | Straight]:
         found.append(Looks(tuple(looks)))
         del left[:count]
         _go_on(found, [node for node in between if given.intersection(node.outputs)])
-        if left and isinstance(left[0], Straight) and isinstance(found[-1], Straight):
-            left[0] = Straight((*found.pop().nodes, *left[0].nodes))  # type: ignore[union-attr]
+        before, after = found[-1], left[0] if left else None
+        if isinstance(before, Straight) and isinstance(after, Straight):
+            left[0] = Straight((*before.nodes, *after.nodes))
+            found.pop()
     return found
 
 
@@ -274,10 +276,11 @@ def _group(actions: Sequence[Action | Straight]) -> tuple[list[Look], int, set[V
 
 def _go_on(found: list[Action | Straight], nodes: list[Node]) -> None:
     """Nodes behind the actions found, in one straight run with those at their end."""
-    if not nodes:
-        return
-    before = found.pop().nodes if found and isinstance(found[-1], Straight) else ()
-    found.append(Straight((*before, *nodes)))
+    before = found[-1] if found else None
+    if isinstance(before, Straight):
+        found[-1] = Straight((*before.nodes, *nodes))
+    elif nodes:
+        found.append(Straight(tuple(nodes)))
 
 
 def _go_together(looks: Sequence[Look], other: Look) -> bool:

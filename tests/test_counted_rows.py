@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.small_models import model, tokens
-from weft.codegen.functions.counted_rows import begin_count
+from tests.small_models import checked, model, tokens
+from weft.codegen.cpu.linear import linear
+from weft.codegen.cpu.logits import partition_and_logit
+from weft.codegen.functions.counted_rows import Counting, begin_count, counted
 from weft.codegen.lower import lower
 from weft.codegen.pipeline import COUNTED_ROWS, CPU_PASSES, GPU_PASSES, Pass, optimise
 from weft.runtime.model import Model
+from weft.views import counted_rows
 
 VOCAB, WIDTH, LENGTHS = 80, 24, (5, 1, 7, 3)
 
@@ -148,6 +151,51 @@ def test_only_what_counts_is_multiplied(losses: str, wanted: Callable[..., Tenso
     assert seen.rows == [expected] * 3
 
 
+TWO_HEADS = """
+size vocab = 80
+size dim = 24
+axis seq
+
+model m(ids: id[seq] in vocab):
+    x = rms_norm(embed(ids, vocab -> dim))
+    near = linear(x, dim -> vocab) as near
+    far = linear(x, dim -> vocab) as far
+    return near, far
+
+init ** = normal(0.5)
+
+objective o(ids: id[seq] in vocab, keep: flag[seq], other: flag[seq]):
+    one, two = m(ids)
+    loss near = cross_entropy(one, next(ids)) only keep
+    loss far = cross_entropy(two, next(ids, 2))
+    loss both = (z_loss(one) - cross_entropy(two, next(ids))) only keep and other
+"""
+
+
+@pytest.mark.parametrize("passes", [(COUNTED_ROWS,), CPU_PASSES], ids=["alone", "cpu"])
+def test_each_head_has_rows_of_its_own(passes: tuple[Pass, ...]) -> None:
+    """Of what is made of both, the rows are those that its own loss counts."""
+    given = batch()
+    want = results(model(TWO_HEADS, passes=()), given)
+    found = results(model(TWO_HEADS, passes=passes), given)
+    for name, expected in want.items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+    keep, other = (torch.cat(given[name]) for name in ("keep", "other"))
+    left = torch.cat([torch.arange(length, 0, -1) - 1 for length in LENGTHS])
+    near = int((keep & (left > 0)).sum())
+    far = int(((left > 1) | ((left > 0) & keep & other)).sum())
+    with RowsOfHead() as seen:
+        results(model(TWO_HEADS, passes=passes), given)
+    assert sorted(seen.rows) == sorted([near, far] * 3)
+
+
+def test_losses_that_count_other_rows_share_one_pass() -> None:
+    """Over the rows that either counts, without stored logits."""
+    nodes = of_objective(spec(LOSSES["z-loss as well"][0]), CPU_PASSES).graph.nodes
+    assert sum(node.target is partition_and_logit for node in nodes) == 1
+    assert not any(node.target in (linear, torch.nn.functional.linear) for node in nodes)
+
+
 def test_nothing_is_multiplied_where_nothing_counts() -> None:
     subject = model(spec(LOSSES["only"][0]), passes=CPU_PASSES)
     with RowsOfHead() as seen:
@@ -200,3 +248,24 @@ def of_objective(text: str, passes: Sequence[Pass]) -> torch.fx.GraphModule:
     subject = model(text, passes=())
     (objective,) = subject.checked.objectives.values()
     return optimise(lower(objective, subject, torch.float64), tuple(passes))
+
+
+def test_inspect_says_which_rows_count() -> None:
+    text = spec("loss a = cross_entropy(logits, next(ids)) only keep\n    loss z = 0.1 * z_loss(logits) only other")
+    rows = counted_rows.of_programs(list(checked(text).objectives.values()))
+    (head,) = (line for line, of in enumerate(text.lstrip().splitlines(), 1) if "as head" in of)
+    (a, z) = (line for line, of in enumerate(text.lstrip().splitlines(), 1) if "loss " in of)
+    assert [(row.spec, row.what, row.losses) for row in rows] == [
+        (f"test.weft:{head}", "linear 24 -> 80", (f"test.weft:{a}", f"test.weft:{z}"))
+    ]
+    assert "linear 24 -> 80" in counted_rows.text(rows)
+    everything = counted_rows.of_programs(list(checked(spec("loss z = z_loss(logits)")).objectives.values()))
+    assert counted_rows.text(everything) == "every linear is made for all rows"
+
+
+@pytest.mark.gpu
+def test_the_host_knows_how_many_rows_count() -> None:
+    flags = torch.arange(1000) % 7 < 3
+    begun = begin_count(flags.cuda())
+    assert isinstance(begun, Counting)
+    assert torch.equal(counted(begun).cpu(), flags.nonzero()[:, 0])

@@ -8,36 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.looks_in_turn import apart, one_by_one
 from tests.small_models import model
 from tests.test_answers import BEGIN, SPEC, spec
 from weft.codegen.pipeline import CPU_PASSES, REFERENCE_PASSES
-from weft.dsl.generation import Action, Event, Generation, Look, Looks, Repeat
+from weft.dsl.generation import Action, Generation, Look, Looks, Repeat
 from weft.runtime.answer import answer, generation_of
 from weft.runtime.decoder import Decoder
 from weft.runtime.model import Model
 from weft.runtime.new_rows import Part
 
 PROMPTS = [[1, 2, 3, BEGIN], [4, 5], [6, BEGIN, 7, 8], [BEGIN, 9, BEGIN]]
-
-
-def one_by_one(generation: Generation) -> Generation:
-    """The same program with one call for every look."""
-    events = tuple(Event(event.token, apart(event.body), event.span) for event in generation.events)
-    one = generation
-    return Generation(one.name, one.model, one.tokens, one.settings, events, one.span, one.again)
-
-
-def apart(actions: Sequence[Action]) -> tuple[Action, ...]:
-    found: list[Action] = []
-    for action in actions:
-        match action:
-            case Looks():
-                found += action.looks
-            case Repeat():
-                found.append(Repeat(action.variable, action.turns, action.carried, apart(action.body)))
-            case _:
-                found.append(action)
-    return tuple(found)
 
 
 def forms(actions: Sequence[Action]) -> list[object]:

@@ -82,6 +82,21 @@ def leave_out_uncounted_rows(module: fx.GraphModule) -> None:
             _Rewriting(module, known, moved).run()
 
 
+def counted_linears(module: fx.GraphModule) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """After the pass, the linears that are given some rows only, each with the losses that follow from it."""
+    axes = {_axis(node) for node in module.graph.nodes if is_call(node, counted_rows.counted)}
+    return {node: _losses(node) for node in module.graph.nodes if _is_linear(node) and _axis(node) in axes}
+
+
+def _losses(node: fx.Node) -> tuple[fx.Node, ...]:
+    waiting, seen = [node], dict.fromkeys([node])
+    while waiting:
+        more = [user for user in waiting.pop().users if user not in seen]
+        seen |= dict.fromkeys(more)
+        waiting += more
+    return tuple(one for one in seen if is_call(one, packing.loss_sum))
+
+
 def wanted_rows(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> dict[fx.Node, Wanted]:
     """Which rows of each value anybody wants."""
     found: dict[fx.Node, Wanted] = defaultdict(frozenset)
@@ -124,7 +139,8 @@ def _is_row_by_row(node: fx.Node, known: dict[fx.Node, Fact]) -> bool:
 
 
 def _moved(module: fx.GraphModule, known: dict[fx.Node, Fact], wanted: dict[fx.Node, Wanted]) -> dict[fx.Node, Wanted]:
-    """The values that are computed at the wanted rows alone: the last linears of losses, and what is made of them."""
+    """The values that are computed at some rows alone, the last linears of losses and what is made of them; and which
+    rows these are, those that anybody wants of a linear."""
     steps = {node for node in module.graph.nodes if wanted[node] and _is_row_by_row(node, known)}
     before_linears: set[fx.Node] = set()
     for node in reversed(module.graph.nodes):
@@ -134,11 +150,11 @@ def _moved(module: fx.GraphModule, known: dict[fx.Node, Fact], wanted: dict[fx.N
     for node in module.graph.nodes:
         if node not in steps:
             continue
+        # Readers of a linear stay together, so that it can be streamed: a loss leaves out what another one counts.
+        sets = {moved[operand] for operand in node.all_input_nodes if operand in moved}
         is_last = _is_linear(node) and node not in before_linears and _axis(node) is not None
-        if (is_last and known[node].dims[-1] >= LEAST_OUTPUTS) or any(
-            operand in moved for operand in node.all_input_nodes
-        ):
-            moved[node] = wanted[node]
+        if sets or (is_last and known[node].dims[-1] >= LEAST_OUTPUTS):
+            moved[node] = sets.pop() if len(sets) == 1 else wanted[node]
     return moved
 
 

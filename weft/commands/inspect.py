@@ -72,8 +72,8 @@ def run(
     causality: how far ahead each value looks, and what objectives demand.
     decode: what the derived decoder computes per row and what it caches, and what `generate` programs do.
     kernels: every kernel that a GPU would launch in a training step and in a step of the decoder, compiled here for
-    GPUs that need not be there, and for each operator whether torch's kernel or ours was chosen, by measurement or by
-    default.
+    GPUs that need not be there, linears that are made for the rows of a loss alone, and for each operator whether
+    torch's kernel or ours was chosen, by measurement or by default.
     cost: what each kernel moves and computes, and the least time that takes on a device; in a decoder's step, for 32
     sequences of 4096 rows.
     ptx, sass: the code of kernels.
@@ -210,7 +210,7 @@ def _kernels(
     from rich.console import Console
 
     from weft import spec_files
-    from weft.views import choices, kernels, planned_kernels
+    from weft.views import choices, counted_rows, kernels, planned_kernels
 
     on = spec_files.known_device(device) if device is not None else None
     for target in targets:
@@ -224,14 +224,18 @@ def _kernels(
     with Console(stderr=True).status(f"compiling {len(planned)} kernels"):
         made = kernels.compiled(planned, spec_files.cache_folder() / "kernels", workers=2)
     chosen = [] if view != "kernels" else choices.of_programs(programs, measured)
+    counted = [] if view != "kernels" else counted_rows.of_programs(programs)
     on_device = None if measured is None else measured.device
     texts = {
-        "kernels": lambda: f"{kernels.text(made)}\n\n{choices.text(chosen, on_device)}",
+        "kernels": lambda: "\n\n".join(
+            (kernels.text(made), counted_rows.text(counted), choices.text(chosen, on_device))
+        ),
         "cost": lambda: kernels.cost(made, on),
         "ptx": lambda: kernels.ptx(made, kernel),
         "sass": lambda: kernels.sass(made, kernel),
     }
-    return lambda: kernels.data(made, on) | {"choices": choices.data(chosen)}, texts[view]
+    more = {"choices": choices.data(chosen), "counted_rows": counted_rows.data(counted)}
+    return lambda: kernels.data(made, on) | more, texts[view]
 
 
 def _view(checked, view: str, of: str | None, full: bool):
