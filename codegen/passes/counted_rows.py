@@ -73,11 +73,11 @@ _PLACE_OF_FLAGS: Mapping[Any, int] = {
 }  # fmt: skip
 
 
-def leave_out_uncounted_rows(module: fx.GraphModule) -> None:
-    """Of objectives: nothing else has losses."""
+def leave_out_uncounted_rows(module: fx.GraphModule, least_outputs: int = LEAST_OUTPUTS) -> None:
+    """Of objectives: nothing else has losses. `least_outputs` of a linear for which it is done."""
     if signature(module).losses:
         known = facts(module)
-        moved = _moved(module, known, wanted_rows(module, known))
+        moved = _moved(module, known, wanted_rows(module, known), least_outputs)
         if moved:
             _Rewriting(module, known, moved).run()
 
@@ -138,7 +138,9 @@ def _is_row_by_row(node: fx.Node, known: dict[fx.Node, Fact]) -> bool:
     return node in known and known[node].level is not None and all(one in known for one in node.all_input_nodes)
 
 
-def _moved(module: fx.GraphModule, known: dict[fx.Node, Fact], wanted: dict[fx.Node, Wanted]) -> dict[fx.Node, Wanted]:
+def _moved(
+    module: fx.GraphModule, known: dict[fx.Node, Fact], wanted: dict[fx.Node, Wanted], least_outputs: int
+) -> dict[fx.Node, Wanted]:
     """The values that are computed at some rows alone, the last linears of losses and what is made of them; and which
     rows these are, those that anybody wants of a linear."""
     steps = {node for node in module.graph.nodes if wanted[node] and _is_row_by_row(node, known)}
@@ -153,7 +155,7 @@ def _moved(module: fx.GraphModule, known: dict[fx.Node, Fact], wanted: dict[fx.N
         # Readers of a linear stay together, so that it can be streamed: a loss leaves out what another one counts.
         sets = {moved[operand] for operand in node.all_input_nodes if operand in moved}
         is_last = _is_linear(node) and node not in before_linears and _axis(node) is not None
-        if sets or (is_last and known[node].dims[-1] >= LEAST_OUTPUTS):
+        if sets or (is_last and known[node].dims[-1] >= least_outputs):
             moved[node] = sets.pop() if len(sets) == 1 else wanted[node]
     return moved
 
