@@ -193,12 +193,11 @@ class _Rewriting:
         pull_operands(self.module, "leaving out rows that no loss counts")
 
     def _find_rows(self, node: fx.Node, flags: Wanted) -> None:
-        graph, axis = self.module.graph, _axis(node)
-        assert axis is not None
+        graph, axis = self.module.graph, self._axis_of(self.known[node].level)
         names = {one.name for one in self.axes.values()}
         free = (f"{axis.name}.counted{number or ''}" for number in count())
         self.axes[flags] = replace(axis, name=next(name for name in free if name not in names))
-        keep, *more = sorted(flags or (), key=lambda one: one.name)
+        keep, *more = _ordered(flags)
         where = Origin(origin(keep).span, ValueType(Flag(), (axis,)))
         first = next(one for one in graph.nodes if one.op != "placeholder")
         # As early as can be. What depends on weights is not there before they have been used.
@@ -209,6 +208,9 @@ class _Rewriting:
         with graph.inserting_before(node):
             rows = graph.call_function(counted_rows.counted, (begun,))
         self.rows[flags] = mark(rows, replace(where, type=ValueType(Int(), (self.axes[flags],))))
+
+    def _axis_of(self, level: str | None) -> Axis:
+        return next(axis for one in self.moved if self.known[one].level == level and (axis := _axis(one)) is not None)
 
     def _at(self, operand: fx.Node, flags: Wanted) -> fx.Node:
         """An operand at the rows with these flags; one without rows as it is."""
@@ -243,16 +245,17 @@ class _Rewriting:
                     reader.args = self.made[node, own], None if own == {keep} else self._at(keep, own)
                     continue
                 # Rows that nobody reads may hold anything.
-                whole = whole or self._call(node, selections.placed, self.made[node, own], self.rows[own], _any(own))
+                given = self.made[node, own], self.rows[own], _ordered(own)[0]
+                whole = whole or self._call(node, selections.placed, *given)
                 reader.replace_input_with(node, whole)
 
     def _call(self, like: fx.Node, function: Any, *arguments: Any) -> fx.Node:
         return inherit(self.module.graph.call_function(function, arguments), like)
 
 
-def _any(flags: Wanted) -> fx.Node:
-    assert flags
-    return next(iter(flags))
+def _ordered(flags: Wanted) -> list[fx.Node]:
+    """So that a graph is the same each time it is made."""
+    return sorted(flags or (), key=lambda one: one.name)
 
 
 def _reads_weights(flags: Wanted) -> bool:
