@@ -31,12 +31,16 @@ class Epilogue:
 
     @property
     def shape(self) -> object:
-        """Equal where one call can serve the rows of another group: what is computed, of what, and its gradient."""
-        derivative = self.call.derivative
+        """Equal where one call can serve the rows of another group: what is computed, and of what."""
         others = tuple((source.by_row, source.dims, source.dtype) for source in self.others)
         results = tuple(result.dims for result in self.call.program.results)
-        wiring = None if derivative is None else derivative.wiring
-        return tuple(self.lines("real")), self.pieces, self.saved, others, results, wiring
+        return tuple(self.lines("real")), self.pieces, others, results
+
+    @property
+    def gradient(self) -> object:
+        """Equal where it can also make the other's gradient, if that has the same shape."""
+        derivative = self.call.derivative
+        return self.saved, None if derivative is None else derivative.wiring
 
     @property
     def results(self) -> int:

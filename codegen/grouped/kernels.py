@@ -57,7 +57,6 @@ class GroupedKernel:
     inputs: int
     real: str
     has_bias: bool
-    saves: bool = False  # some stores are for a gradient alone; SAVES says whether they are made
 
 
 def grouped_kernel(
@@ -146,7 +145,10 @@ def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch
         if form.has_bias
     ]
     mask = "mask=mask_m[:, None] & mask_n[None, :]"
-    stores = [f"if SAVES: tl.store(y_{j} + at, {_rounded(f'acc_{j}', dtype)}, {mask})" for j in saved]
+    # For a gradient alone, of groups that have one.
+    keeps = [f"keeps_{g}" for g in groups] if saved else []
+    choices += [_by_group("keeps", keeps)] if saved else []
+    stores = [f"if keeps: tl.store(y_{j} + at, {_rounded(f'acc_{j}', dtype)}, {mask})" for j in saved]
     stores += [f"tl.store(result_{r} + at, {_rounded(f'made_{r}', dtype)}, {mask})" for r in results]
     pairs = [(g, i) for g in groups for i in others]
     return GroupedKernel(
@@ -162,10 +164,11 @@ def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch
             *(_pointer(f"result_{g}_{r}_ptr", dtype) for g in groups for r in results),
             *(_pointer(f"y_{g}_{j}_ptr", dtype) for g in groups for j in saved),
             *_counts(form),
+            *(Argument(name, "i32") for name in keeps),
             _stride("stride_x", form.inputs),
             *(_stride(f"stride_other_{i}", width) for i in others),
         ),
-        unspecialized=_count_names(form),
+        unspecialized=(*_count_names(form), *keeps),
         tiles=(*_tiles_of_rows(form), f"tiles_n = tl.cdiv({width}, BLOCK_N)"),
         chosen=(
             *_group_steps(form),
@@ -185,7 +188,6 @@ def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch
         inputs=form.inputs,
         real=real,
         has_bias=form.has_bias,
-        saves=bool(saved),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..gpu.grouped_form import GroupedForm
-from ..gpu.grouped_torch import by_torch, listed, operand_names
+from ..gpu.grouped_torch import Wanted, by_torch, listed, operand_names
 from ..gpu.linear_tiles import Tiles
 from ..rowwise.fused import FusedOp
 from .epilogue import Epilogue
@@ -49,6 +49,12 @@ class GroupedOp:
             given = [next(left) if piece is None else own[piece] for piece in pieces]
             results += listed(run(self.epilogue.call, given))
         return results[0] if len(results) == 1 else tuple(results)
+
+    def has_gradient(self, result: int, wanted: Sequence[bool]) -> bool:
+        """Whether a result has one, if these operands want one."""
+        live = Wanted.of(self.form, wanted).groups
+        each = self.form.pieces if self.epilogue is None else self.epilogue.results
+        return any(live) if self.form.scatters else live[result // each]
 
     @property
     def __name__(self) -> str:

@@ -3,32 +3,36 @@
     g, u, h, v = grouped(a, b, ..); y = silu_swiglu(g, u); z = silu_swiglu(h, v)
         ->      y, z = grouped(a, b, ..), of silu(g) * u and silu(h) * v
 
-The rows of all groups must meet the same program, whatever it computes and reads besides (grouped/epilogue.py).
+The rows of all groups must meet the same program, whatever it computes and reads besides (grouped/epilogue.py). Whose
+rows have no gradient need not have the same there.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from dataclasses import replace as replace_fields
 from typing import Any
 
 from torch import fx
 
-from ..facts import FACT
+from ..facts import FACT, facts
 from ..grouped.epilogue import Epilogue, epilogue_of
 from ..grouped.op import GroupedOp
 from ..origin import inherit, mark, origin
 from ..rowwise.fused import FusedOp
+from .fuse import needs_gradient
 from .matching import depends_on, is_call, replace
 from .ordering import pull_operands
 
 
 def take_epilogues(module: fx.GraphModule) -> None:
     ops: dict[object, GroupedOp] = {}
+    wanted = needs_gradient(module, facts(module))
     for node in list(module.graph.nodes):
         if isinstance(node.target, GroupedOp):
             calls = _calls(node, node.target)
-            epilogue = _epilogue(node, calls) if calls else None
+            epilogue = _epilogue(node, calls, wanted) if calls else None
             if epilogue is not None and not _waits(node, calls):
                 _rewrite(module, node, calls, epilogue, ops)
     pull_operands(module, "taking epilogues in")
@@ -53,17 +57,22 @@ def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
     return calls if is_fused and len(set(calls)) == form.groups else []
 
 
-def _epilogue(node: fx.Node, calls: list[fx.Node]) -> Epilogue | None:
+def _epilogue(node: fx.Node, calls: list[fx.Node], wanted: Collection[fx.Node]) -> Epilogue | None:
     op = node.target
     assert isinstance(op, GroupedOp)
-    found = []
+    found, with_gradient = [], []
     for g, call in enumerate(calls):
         pieces = [_piece(operand, node) for operand in call.args]
         own = [None if piece is None else piece - g * op.form.pieces for piece in pieces]
         fused: Any = call.target
-        found.append(epilogue_of(fused, own, op.form.outputs[0], op.dtype))
-    first = found[0]
-    return first if first is not None and all(one is not None and one.shape == first.shape for one in found) else None
+        one = epilogue_of(fused, own, op.form.outputs[0], op.dtype)
+        if one is None:
+            return None
+        found.append(one)
+        with_gradient += [one] if any(operand in wanted for operand in call.all_input_nodes) else []
+    first = (with_gradient or found)[0]
+    is_alike = all(one.shape == first.shape for one in found)
+    return first if is_alike and all(one.gradient == first.gradient for one in with_gradient) else None
 
 
 def _piece(operand: Any, node: fx.Node) -> Any:
