@@ -81,10 +81,10 @@ class Grouped:
             return alone(self._by_torch(operands))
         if self.epilogue is None:
             return self.operator(*operands)
-        live = Wanted.of(self.form, [x.requires_grad for x in operands]).groups
+        live = Wanted.of(self.form, [x.requires_grad for x in operands]).results
         saves = [torch.is_grad_enabled() and is_live for is_live in live]
         found = listed(self.operator(*operands, saves))
-        return alone(found[: self.form.groups * self.epilogue.results])
+        return alone(found[: self.form.tensors_of_y * self.epilogue.results])
 
     @property
     def __name__(self) -> str:
@@ -101,7 +101,7 @@ class Grouped:
         more = [f"Tensor other_{i}" for i in range(self._others)] + (["bool[] saves"] if self.epilogue else [])
         forward = torch.library.custom_op(
             f"{self.library}::{self.name}", self._forward, mutates_args=(),
-            schema=f"({', '.join([*names, *more])}) -> {_tensors(len(self._widths))}",
+            schema=f"({', '.join([*names, *more])}) -> {_tensors(len(self._shapes))}",
         )  # fmt: skip
         forward.register_fake(lambda *given: alone(self._results(given)))
         given = ", ".join([*(f"Tensor g{i}" for i in range(form.results)), *names, "bool[] wanted"])
@@ -125,15 +125,16 @@ class Grouped:
     @property
     def _others(self) -> int:
         """Operands of the epilogue alone."""
-        return 0 if self.epilogue is None else self.form.groups * self.epilogue.others
+        return 0 if self.epilogue is None else self.form.tensors_of_y * self.epilogue.others
 
     @property
-    def _widths(self) -> list[int]:
-        """Entries of a row of each result; with an epilogue those of each group, then the pieces that are saved."""
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of a row of each result; with an epilogue those of each group, then the pieces that are saved."""
         form, epilogue = self.form, self.epilogue
         if epilogue is None:
-            return list(form.outputs) * (1 if form.scatters else form.groups)
-        return [form.outputs[0]] * (form.groups * (epilogue.results + len(epilogue.saved)))
+            return [(size,) for size in form.outputs] * form.tensors_of_y
+        saved = [(form.outputs[piece],) for piece in epilogue.saved]
+        return epilogue.shapes(form.outputs) * form.tensors_of_y + saved * form.tensors_of_y
 
     def _forward(self, *given: Any) -> Any:
         form, epilogue, results = self.form, self.epilogue, self._results(given)
@@ -142,14 +143,20 @@ class Grouped:
         operands = Operands.of(form, given)
         x, stride = _rows_whole(operands.x)
         tiles = self.forward.tiles
-        columns = sum(-(-size // tiles.block_n) for size in (form.outputs[:1] if epilogue else form.outputs))
-        made, strides, others, saves = _by_pointer(form, results), [stride], [], []
-        if epilogue is not None:
-            made, saves = results, list(map(int, given[-1])) if epilogue.saved else []
+        sizes, made, strides, others, saves = form.outputs, results, [stride], [], []
+        if epilogue is None:
+            made = _by_pointer(form, results)
+        else:
+            sizes = [size // epilogue.parts for size in sizes] if epilogue.places else sizes[:1]
+            if epilogue.places:
+                starts = range(0, len(results), epilogue.results)
+                made = _by_pointer(form, [results[start + place] for start in starts for place in epilogue.places])
+            saves = list(map(int, given[-1])) if epilogue.saved else []
             flat = [epilogue.flat(own) for own in self._others_of(given)]
             columns_of_others = [_rows_whole(one) for one in zip(*flat, strict=True)]
             strides += [distance for _, distance in columns_of_others]
             others = [one for own in zip(*(found for found, _ in columns_of_others), strict=True) for one in own]
+        columns = sum(-(-size // tiles.block_n) for size in sizes)
         self.forward.launch(
             _tiles_of_rows(operands.counts, tiles) * columns, x[0], *x, *operands.rows, *_whole(operands.weights),
             *_whole(operands.biases), *others, *made, *operands.counts, *saves, *strides,
@@ -159,23 +166,25 @@ class Grouped:
     def _results(self, given: Sequence[Any]) -> list[Tensor]:
         """Memory for them; without rows for what is not saved."""
         form, operands = self.form, Operands.of(self.form, given)
-        counts = [sum(operands.counts)] * form.pieces if form.scatters else []
-        if self.epilogue is None:
-            counts = counts or [count for count in operands.counts for _ in form.outputs]
-        else:
-            counts = [count for count in operands.counts for _ in range(self.epilogue.results)]
-            kept = [count if saves else 0 for count, saves in zip(operands.counts, given[-1], strict=True)]
+        rows = [sum(operands.counts)] if form.scatters else operands.counts
+        counts = [count for count in rows for _ in range(self._results_of_rows)]
+        if self.epilogue is not None:
+            kept = [count if saves else 0 for count, saves in zip(rows, given[-1], strict=True)]
             counts += [count for count in kept for _ in self.epilogue.saved]
-        return [given[0].new_empty((count, size)) for count, size in zip(counts, self._widths, strict=True)]
+        return [given[0].new_empty((count, *shape)) for count, shape in zip(counts, self._shapes, strict=True)]
+
+    @property
+    def _results_of_rows(self) -> int:
+        """Of each group, or of all rows together."""
+        return self.form.pieces if self.epilogue is None else self.epilogue.results
 
     def _filled(self, results: list[Tensor], given: Sequence[Any]) -> list[Tensor]:
         """By the matrix library."""
         form, epilogue = self.form, self.epilogue
         found = listed(by_torch(form, *given[: len(operand_names(form))], is_joined=False))
         if epilogue is not None:
-            found = self._made(found, given) + [
-                found[g * form.pieces + piece] for g in range(form.groups) for piece in epilogue.saved
-            ]
+            saved = [found[y * form.pieces + piece] for y in range(form.tensors_of_y) for piece in epilogue.saved]
+            found = self._made(found, given) + saved
         for result, one in zip(results, found, strict=True):
             if result.shape[0]:
                 result.copy_(one.reshape(result.shape))
@@ -190,15 +199,16 @@ class Grouped:
         form, epilogue = self.form, self.epilogue
         assert epilogue is not None
         made, others = [], self._others_of(operands)
-        for g in range(form.groups):
-            own = of_group(form, found, g)
-            made += listed(epilogue.call(*epilogue.operands(own, others[g])))
+        for y in range(form.tensors_of_y):
+            own = of_group(form, found, y)
+            made += listed(epilogue.call(*epilogue.operands(own, others[y])))
+            made += [own[piece] for piece in epilogue.left]
         return made
 
     def _others_of(self, operands: Sequence[Any]) -> list[list[Any]]:
         """What the epilogue of each group reads besides."""
-        first, each = len(operand_names(self.form)), self._others // self.form.groups
-        return [list(operands[first + g * each : first + (g + 1) * each]) for g in range(self.form.groups)]
+        first, each = len(operand_names(self.form)), self._others // self.form.tensors_of_y
+        return [list(operands[first + y * each : first + (y + 1) * each]) for y in range(self.form.tensors_of_y)]
 
     # -- backward ----------------------------------------------------------------------------------
 
@@ -263,17 +273,15 @@ class Grouped:
         return list(given[:count]), Operands.of(self.form, given[count:])
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        form, epilogue, results = self.form, self.epilogue, listed(output)
+        form, results = self.form, listed(output)
         operands = [one for one in inputs if isinstance(one, Tensor)]
         wanted = Wanted.of(form, ctx.needs_input_grad[: len(operands)])
-        made = form.results if epilogue is None else form.groups * epilogue.results
-        constant = [] if form.scatters else [g for g, is_live in enumerate(wanted.groups) if not is_live]
-        each = made // form.groups
+        each = self._results_of_rows
+        made = form.tensors_of_y * each
         # Nobody is to fill gradients of what has none with zeros.
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(
-            *results[made:], *(result for g in constant for result in results[g * each : (g + 1) * each])
-        )
+        constant = [result for place, result in enumerate(results[:made]) if not wanted.results[place // each]]
+        ctx.mark_non_differentiable(*results[made:], *constant)
         kept = [x if is_read else None for x, is_read in zip(operands, wanted.read, strict=True)]
         ctx.save_for_backward(*kept, *results[made:])
         ctx.shapes = [result.shape for result in results[:made]]
@@ -315,9 +323,9 @@ class Grouped:
         self, like: Tensor, grads: Sequence[Tensor | None], shapes: Sequence[Any], wanted: Wanted
     ) -> list[Tensor]:
         """The gradients of the results; zeros where a result was not used."""
-        each, found = len(shapes) // self.form.groups, []
+        found = []
         for place, (grad, shape) in enumerate(zip(grads[: len(shapes)], shapes, strict=True)):
-            is_live = self.form.scatters or wanted.groups[place // each]
+            is_live = wanted.results[place // self._results_of_rows]
             missing = like.new_zeros if is_live else partial(_shape_alone, like)
             found.append(missing(shape) if grad is None else grad)
         return found
@@ -333,11 +341,11 @@ class Grouped:
         """From gradients of the epilogue's results to those of the pieces, and of what else it reads."""
         form, kept = self.form, len(epilogue.saved)
         of_pieces, of_others = [], []
-        for g, (others, is_live) in enumerate(zip(self._others_of(operands), wanted.groups, strict=True)):
-            own = grads[g * epilogue.results : (g + 1) * epilogue.results]
+        for y, (others, is_live) in enumerate(zip(self._others_of(operands), wanted.results, strict=True)):
+            own = grads[y * epilogue.results : (y + 1) * epilogue.results]
             shapes = [(own[0].shape[0], size) for size in form.outputs]
             if is_live:
-                pieces, rest = epilogue.gradients(saved[g * kept : (g + 1) * kept], others, own, form.pieces)
+                pieces, rest = epilogue.gradients(saved[y * kept : (y + 1) * kept], others, own, form.pieces)
                 made = zip(pieces, shapes, strict=True)
                 of_pieces += [own[0].new_zeros(shape) if one is None else one.flatten(1) for one, shape in made]
                 of_others += rest

@@ -36,6 +36,11 @@ class GroupedForm:
         return 1 if self.gathers else self.groups
 
     @property
+    def tensors_of_y(self) -> int:
+        """Of each piece of the result."""
+        return 1 if self.scatters else self.groups
+
+    @property
     def moves(self) -> bool:
         """Whether rows are in another order on one side than on the other."""
         return self.gathers or self.scatters
@@ -47,4 +52,4 @@ class GroupedForm:
     @property
     def results(self) -> int:
         """All rows of each piece; or, of each group, each piece."""
-        return self.pieces if self.scatters else self.weights
+        return self.pieces * self.tensors_of_y

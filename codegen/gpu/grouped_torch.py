@@ -47,7 +47,7 @@ class Operands:
 @dataclass(frozen=True)
 class Wanted:
     """Which gradients are wanted: of each tensor of `x`, of `weights` with their biases, and of what an epilogue reads
-    besides, of each group."""
+    besides, for each tensor of a piece."""
 
     form: GroupedForm
     x: list[bool]
@@ -61,8 +61,8 @@ class Wanted:
         first, left = names.index("weight_0_0"), list(needed[len(names) :])
         biases = needed[first + form.weights : len(names)] or [False] * form.weights
         weights = [one or other for one, other in zip(needed[first : first + form.weights], biases, strict=True)]
-        each = len(left) // form.groups
-        others = [left[g * each : (g + 1) * each] for g in range(form.groups)]
+        each = len(left) // form.tensors_of_y
+        others = [left[y * each : (y + 1) * each] for y in range(form.tensors_of_y)]
         return cls(form, list(needed[: form.tensors_of_x]), weights, others)
 
     def of_rows(self, group: int) -> bool:
@@ -74,10 +74,15 @@ class Wanted:
 
     @property
     def groups(self) -> list[bool]:
-        """Whether anything of a group wants one: else its results have none."""
-        return [
-            self.of_rows(g) or self.of_weights(g) or any(self.others[g]) for g in range(self.form.groups)
-        ]
+        """Whether anything of a group wants one."""
+        form = self.form
+        of_others = [any(others) for others in self.others] * (form.groups // form.tensors_of_y)
+        return [self.of_rows(g) or self.of_weights(g) or of_others[g] for g in range(form.groups)]
+
+    @property
+    def results(self) -> list[bool]:
+        """Whether results have one: for each tensor of a piece."""
+        return [any(self.groups)] if self.form.scatters else self.groups
 
     @property
     def read(self) -> list[bool]:
@@ -86,7 +91,7 @@ class Wanted:
         form = self.form
         of_x = [self.of_weights(g) for g in range(form.groups)]
         linear = len(operand_names(form)) - form.tensors_of_x
-        of_others = [live for live, others in zip(self.groups, self.others, strict=True) for _ in others]
+        of_others = [live for live, others in zip(self.results, self.others, strict=True) for _ in others]
         return [*([any(of_x)] if form.gathers else of_x), *([True] * linear), *of_others]
 
 
