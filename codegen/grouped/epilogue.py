@@ -142,8 +142,8 @@ class Epilogue:
         if piece is not None:
             return f"acc_{piece if self.parts is None else _part(load.layout)}"
         number = next(i for i, other in enumerate(self.others) if other.place == source.place)
-        entry, mask = ("offs_n", "mask_n") if self.parts is None else (f"(offs_n % {self.parts.after})", "mask_n")
-        at = f"other_{number}"
+        entry = "offs_n" if self.parts is None else f"(offs_n % {extent(load.layout)})"
+        at, mask = f"other_{number}", "mask_n"
         if source.by_row:
             at, mask = f"{at} + written[:, None] * stride_other_{number}", f"mask_m[:, None] & {mask}[None, :]"
             entry = f"{entry}[None, :]"
@@ -210,8 +210,8 @@ def _is_flat(program: RowProgram, widths: Sequence[int], dtype: torch.dtype) -> 
 def _parts(
     program: RowProgram, pieces: Sequence[int | None], widths: Sequence[int], dtype: torch.dtype
 ) -> Parts | None:
-    """Of pieces that each end in a result of their own, part by part; what is read besides has entries behind the part.
-    Pieces that nobody reads have as many."""
+    """Of pieces that each end in a result of their own, part by part; what is read besides has entries of the last axes
+    that a part has. Pieces that the call does not read are no exception to how entries stand."""
     loads = [value for value in program.values if isinstance(value, Load)]
     of_pieces = {load: pieces[load.source.place] for load in loads if load.source is not None}
     split = {load: _split(load.layout) for load, piece in of_pieces.items() if piece is not None}
@@ -221,9 +221,9 @@ def _parts(
     if len(found) != 1:
         return None
     parts = Parts(*found.pop())
-    behind = {after for _, _, after in _there(split.values())}
+    beside = [(*before, *after) for before, _, after in _there(split.values())]
     for load, piece in of_pieces.items():
-        if piece is None and load.layout not in behind:
+        if piece is None and not all(axes[len(axes) - len(load.layout) :] == load.layout for axes in beside):
             return None
         if piece is not None and (load.source is None or load.source.dtype != dtype):
             return None

@@ -47,11 +47,14 @@ def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
         return []
     calls = []
     for own in _by_tensor(pieces, op.form.pieces):
-        readers = [reader for piece in own for reader in piece.users if isinstance(reader.target, FusedOp)]
-        if not readers or readers[0].kwargs or any(len(p.users) > 1 for p in own if readers[0] in p.users):
+        call = next((reader for piece in own for reader in piece.users if isinstance(reader.target, FusedOp)), None)
+        if call is None or call.kwargs:
             return []
-        calls.append(readers[0])
-    return calls if len(set(calls)) == len(calls) else []
+        read = [operand for operand in call.all_input_nodes if _piece(operand, node) is not None]
+        if any(piece not in own or len(piece.users) > 1 for piece in read):
+            return []
+        calls.append(call)
+    return calls
 
 
 def _by_tensor(pieces: Mapping[Any, fx.Node], count: int) -> list[list[fx.Node]]:
