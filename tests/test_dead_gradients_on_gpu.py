@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.grouped_models import KERNEL_PASSES
-from tests.lmfusion_models import document, model, of_objective
+from tests.lmfusion_models import document, model
 from tests.test_dead_gradients import BATCHES, CAPTIONS, gradients, saved_rows
 from weft.codegen.gpu.grouped import Grouped, Product
 from weft.codegen.gpu.grouped_form import GroupedForm

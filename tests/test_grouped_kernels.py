@@ -187,7 +187,9 @@ def products_of(call: Grouped, made: Case) -> list[Tensor]:
     name = "_".join(product for product in PRODUCTS if getattr(call, product) is not None)
     given = made.of_type(torch.float64)
     leaves = [x for x in given if x.requires_grad]
-    found = listed(replace(call, library="grouped_by_torch", name=f"{name}_{call.form.results}_{call.form.gathers}")(*given))
+    found = listed(
+        replace(call, library="grouped_by_torch", name=f"{name}_{call.form.results}_{call.form.gathers}")(*given)
+    )
     return [*found, *torch.autograd.grad(found, leaves, [one.sin() for one in found])]
 
 

@@ -74,9 +74,9 @@ ROTATIONS = {
     "halves": TURNS.replace("TURN", "rope"),
     "neighbours": TURNS.replace("TURN", "rope_interleaved"),
     "within arms": TURNS.replace("    q = TURN", "        q = rope").replace("    k = TURN", "        k = rope"),
-    "of queries alone": TURNS.replace("    q = TURN", "        q = rope").replace("    k = TURN(k, along=seq)\n", "").replace(
-        "(heads, width)) as q", "(heads, width), bias=true) as q"
-    ),
+    "of queries alone": TURNS.replace("    q = TURN", "        q = rope")
+    .replace("    k = TURN(k, along=seq)\n", "")
+    .replace("(heads, width)) as q", "(heads, width), bias=true) as q"),
 }
 UNEQUAL = """
 size dim = 8

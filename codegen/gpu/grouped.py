@@ -6,8 +6,8 @@ Which rows a group has is known to the host, as they are tensors of their own: a
 there may be any number of rows. Backward, dx is one launch too and sums its pieces in registers; the gradients of the
 weights that want one are a third, where one program adds up all rows of its tile, in order: a frozen tower costs
 nothing. Where nothing of a group wants a gradient, its results have none: nothing of them is saved, and there are no
-tiles backward. Each of the three products is made by the matrix library instead where no tiles are chosen for it, group by
-group; without a GPU or Triton's interpreter everything is.
+tiles backward. Each of the three products is made by the matrix library instead where no tiles are chosen for it, group
+by group; without a GPU or Triton's interpreter everything is.
 
 Letters in shapes: N rows, N_g of a group, K inputs, M_j outputs of a piece.
 """

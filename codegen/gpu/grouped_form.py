@@ -16,7 +16,7 @@ class GroupedForm:
     gathers    x is one tensor of all rows, of which a group has some; else each group has a tensor
     scatters   so is each piece of the result, and every row is in a group
     has_bias   every weight has a bias
-    detached   groups whose rows have no gradient, though x has one: with `gathers`, else a group's tensor says so itself
+    detached   groups whose rows have no gradient, though x has one: where x is gathered, as a tensor says so itself
     """
 
     groups: int

@@ -86,8 +86,7 @@ class Wanted:
 
     @property
     def read(self) -> list[bool]:
-        """Which operands gradients are made of: x for those of weights, what an epilogue reads for those of its group.
-        """
+        """Which operands gradients are made of: x for those of weights, what an epilogue reads for its own."""
         form = self.form
         of_x = [self.of_weights(g) for g in range(form.groups)]
         linear = len(operand_names(form)) - form.tensors_of_x

@@ -10,7 +10,8 @@ entry for each part of one operand, which is taken apart and put together again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,9 @@ from ..rowwise.row_program import (
     operands_first,
 )
 from ..rowwise.steps import constant_text, map_text
+
+# In front of the part, the part, behind it.
+Split = tuple[Layout, Part, Layout]
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ class Epilogue:
             return ()
         stores = self.call.program.stores
         ends = {piece: store.place for store in stores for piece in _pieces_of(store, self.pieces)}
-        return tuple(ends.get(piece, self.made + sum(one < piece for one in self.left(pieces))) for piece in range(pieces))
+        return tuple(
+            ends.get(piece, self.made + sum(one < piece for one in self.left(pieces))) for piece in range(pieces)
+        )
 
     @property
     def made(self) -> int:
@@ -158,9 +164,16 @@ def _map(value: Val) -> Map:
 
 def _pieces_of(store: Store, pieces: Sequence[int | None]) -> set[int]:
     """The pieces that a result is made of."""
-    loads = (value for value in operands_first((store.value,)) if isinstance(value, Load))
-    found = (pieces[load.source.place] for load in loads if load.source is not None)
+    found = (_piece_of(load, pieces) for load in _loads(store))
     return {piece for piece in found if piece is not None}
+
+
+def _piece_of(load: Load, pieces: Sequence[int | None]) -> int | None:
+    return None if load.source is None else pieces[load.source.place]
+
+
+def _loads(store: Store) -> list[Load]:
+    return [value for value in operands_first((store.value,)) if isinstance(value, Load)]
 
 
 # -- which calls will do ---------------------------------------------------------------------------
@@ -211,39 +224,41 @@ def _parts(
     program: RowProgram, pieces: Sequence[int | None], widths: Sequence[int], dtype: torch.dtype
 ) -> Parts | None:
     """Of pieces that each end in a result of their own, part by part; what is read besides has entries of the last axes
-    that a part has. Pieces that the call does not read are no exception to how entries stand."""
+    that a part has. The entries of pieces that are not read are in as many parts, so that tiles are alike."""
     loads = [value for value in program.values if isinstance(value, Load)]
-    of_pieces = {load: pieces[load.source.place] for load in loads if load.source is not None}
-    split = {load: _split(load.layout) for load, piece in of_pieces.items() if piece is not None}
-    if None in split.values() or not split:
+    of_pieces = {load: _split(load.layout) for load in loads if _piece_of(load, pieces) is not None}
+    split = {load: one for load, one in of_pieces.items() if one is not None}
+    found = {Parts(part.size, extent(after)) for _, part, after in split.values()}
+    if (
+        len(split) < len(of_pieces)
+        or len(found) != 1
+        or {load.source and load.source.dtype for load in split} != {dtype}
+    ):
         return None
-    found = {(part.size, extent(after)) for _, part, after in _there(split.values())}
-    if len(found) != 1:
+    beside = [(*before, *after) for before, _, after in split.values()]
+    others = [load.layout for load in loads if load not in split]
+    if any(axes[len(axes) - len(layout) :] != layout for axes in beside for layout in others):
         return None
-    parts = Parts(*found.pop())
-    beside = [(*before, *after) for before, _, after in _there(split.values())]
-    for load, piece in of_pieces.items():
-        if piece is None and not all(axes[len(axes) - len(load.layout) :] == load.layout for axes in beside):
-            return None
-        if piece is not None and (load.source is None or load.source.dtype != dtype):
-            return None
-    ends: dict[int, tuple[int, tuple[Layout, Layout]]] = {}
+    parts = found.pop()
+    if any(width % (parts.count * parts.after) for width in widths):
+        return None
+    return parts if _ends_apart(program, pieces, split, parts.count) else None
+
+
+def _ends_apart(program: RowProgram, pieces: Sequence[int | None], split: Mapping[Load, Split], count: int) -> bool:
+    """Whether each result is made of all parts of one piece, and of nothing else of pieces, entry by entry."""
+    ends: dict[int, set[int]] = defaultdict(set)
     for store in program.stores:
         own, stored = _pieces_of(store, pieces), _split(store.layout)
-        if len(own) != 1 or stored is None or stored[1].size != parts.count:
-            return None
-        axes = stored[0], stored[2]
-        read = [split[value] for value in operands_first((store.value,)) if value in split]
-        if any((before, after) != axes for before, _, after in _there(read)):
-            return None
-        if ends.setdefault(own.pop(), (store.place, axes)) != (store.place, axes):
-            return None
-    is_whole = len(program.stores) == parts.count * len(ends) == parts.count * len(program.results)
-    is_even = all(width % (parts.count * parts.after) == 0 for width in widths)
-    return parts if is_whole and is_even and len(ends) == len(set(pieces) - {None}) else None
-
-
-Split = tuple[Layout, Part, Layout]
+        if len(own) != 1 or stored is None or stored[1].size != count:
+            return False
+        read = [split[load] for load in _loads(store) if load in split]
+        if any((before, after) != (stored[0], stored[2]) for before, _, after in read):
+            return False
+        ends[own.pop()].add(store.place)
+    results = [place for places in ends.values() for place in places]
+    is_each = len(results) == len(set(results)) == len(program.results) == len(ends)
+    return is_each and len(program.stores) == count * len(ends) and ends.keys() == set(pieces) - {None}
 
 
 def _split(layout: Layout) -> Split | None:
@@ -254,10 +269,6 @@ def _split(layout: Layout) -> Split | None:
     place, part = places[0], layout[places[0]]
     assert isinstance(part, Part)
     return layout[:place], part, layout[place + 1 :]
-
-
-def _there(found: Iterable[Split | None]) -> list[Split]:
-    return [one for one in found if one is not None]
 
 
 def _part(layout: Layout) -> int:

@@ -221,7 +221,9 @@ def _forward_of_parts(epilogue: Epilogue, name: str, form: GroupedForm, dtype: t
         made = _rounded(f"made_{p}", dtype)
         stores.append(f"tl.store(at + {start}, {made}, mask=mask_m[:, None] & mask_n[None, :])")
     pointers = [
-        _pointer(f"other_{y}_{i}_ptr", source.dtype) for y in range(form.tensors_of_y) for i, source in enumerate(others)
+        _pointer(f"other_{y}_{i}_ptr", source.dtype)
+        for y in range(form.tensors_of_y)
+        for i, source in enumerate(others)
     ]
     first = next(place for place, argument in enumerate(plain.arguments) if argument.name.startswith("y_"))
     strides = (_stride(f"stride_other_{i}", source.entries) for i, source in enumerate(others))
