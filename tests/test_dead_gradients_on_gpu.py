@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.grouped_models import KERNEL_PASSES
-from tests.lmfusion_models import document, model
+from tests.lmfusion_models import checked, document, model, spec_text
 from tests.test_dead_gradients import BATCHES, CAPTIONS, gradients, saved_rows
 from weft.codegen.gpu.grouped import Grouped, Product
 from weft.codegen.gpu.grouped_form import GroupedForm
 from weft.codegen.pipeline import DEAD_GRADIENTS, GPU_PASSES
 from weft.runtime.model import Model
+from weft.views.choices import of_programs
 
 WITHOUT = tuple(one for one in KERNEL_PASSES if one is not DEAD_GRADIENTS)
 
@@ -38,6 +39,19 @@ def test_they_are_a_group_of_their_own() -> None:
     ]
     # What is made of gates is one text, though words in front have no gradient of it.
     assert ops[2].epilogue is not None
+
+
+def test_inspect_says_so() -> None:
+    """With q, k and v of the first layer: there words behind a picture have none either, as they are embedded still."""
+    rows = of_programs([checked(spec_text(), (("layers", 2),)).objectives["joint"]], None)
+    forward = [row for row in rows if row.what.startswith("grouped linear") and row.what.endswith("forward")]
+    assert [(row.what.removesuffix(", forward"), row.count) for row in forward] == [
+        ("grouped linear 64 -> 64 + 16 + 16, 3 groups (2 without gradient)", 1),
+        ("grouped linear 64 -> 64, 3 groups (1 without gradient)", 2),
+        ("grouped linear 64 -> 160 + 160, 3 groups (1 without gradient)", 2),
+        ("grouped linear 160 -> 64, 3 groups (1 without gradient)", 2),
+        ("grouped linear 64 -> 64 + 16 + 16, 3 groups (1 without gradient)", 1),
+    ]
 
 
 def programs_backward(built: Model, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:

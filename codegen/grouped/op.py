@@ -56,6 +56,10 @@ class GroupedOp:
         each = self.form.pieces if self.epilogue is None else self.epilogue.results(self.form.pieces)
         return Wanted.of(self.form, wanted).results[result // each]
 
+    def groups_without(self, wanted: Sequence[bool]) -> int:
+        """How many groups have no gradient then: no tile backward."""
+        return Wanted.of(self.form, wanted).groups.count(False)
+
     @property
     def __name__(self) -> str:
         return self.name
