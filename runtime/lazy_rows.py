@@ -17,17 +17,14 @@ hardly matters. The rest, entries whose gradients are about as small as eps, are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..codegen.functions import row_tables
-from ..codegen.gpu import bags
 from .errors import RuntimeFault
+from .row_gradient import RowGradient
 
-STRETCH = 512  # rows that are worked on at a time: they and their moments stay in a cache
 ALL = 1 << 16
 POINTS = 3
 # Up to which eps * u / x, with the root mean square of u, one point and three are right to the digits of a type.
@@ -43,13 +40,13 @@ class RowSettings:
     decay: float
 
 
-class LazyRows:
+class LazyRows(RowGradient):
     """Attached to a table as `row_tables.StepRows`. Counts steps as AdamW does: `updates` have been made."""
 
     def __init__(self, table: Tensor, settings: RowSettings) -> None:
         if settings.betas[1] <= 0:
             raise RuntimeFault("a lazy table needs a second beta above 0: its moment must last until rows are read")
-        self.table = table.detach().reshape(table.shape[0], -1)
+        super().__init__(table)
         self.settings = settings
         self.updates = 0
         self.first = torch.zeros_like(self.table)
@@ -58,12 +55,6 @@ class LazyRows:
         self.known = torch.zeros(table.shape[0], dtype=torch.int32, device=table.device)
         self.known_moments = torch.zeros_like(self.known)
         self._history = _History(settings)
-        self._factors: list[tuple[Tensor, Tensor | None, Tensor]] = []
-        self._scale = 1.0
-        self._sums: row_tables.RowSums | None = None
-        on_cpu = table.device.type == "cpu"
-        self._row_sums = row_tables.RowSums if on_cpu else bags.RowSums
-        self._stretch = STRETCH if on_cpu else 64 * STRETCH
         self._points = DOUBLE if table.dtype == torch.float64 else SINGLE
 
     def load(self, first: Tensor, second: Tensor, updates: int) -> None:
@@ -82,37 +73,6 @@ class LazyRows:
         with torch.no_grad():
             rows = torch.unique(index)
             self._bring_up(rows[self.known[rows] < self.updates], self.updates)
-
-    def add_gradient(self, index: Tensor, weight: Tensor | None, gradient: Tensor) -> None:
-        self._factors.append((index.detach(), None if weight is None else weight.detach(), gradient.detach()))
-        self._sums = None
-
-    def forget_gradient(self) -> None:
-        self._factors, self._scale, self._sums = [], 1.0, None
-
-    def divide_gradient(self, divisor: float) -> None:
-        self._scale /= divisor
-
-    def gradient_norm(self) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=self.table.device)
-        for _, sums in self._gradient():
-            total += sums.square().sum(dtype=torch.float64)
-        return total.sqrt().to(self.table.dtype)
-
-    def dense_gradient(self) -> Tensor:
-        total = torch.zeros_like(self.table)
-        for rows, sums in self._gradient():
-            total.index_copy_(0, rows, sums)
-        return total
-
-    def _gradient(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows with a gradient, and it, a stretch at a time. All readers' factors are sorted once a step."""
-        if not self._factors:
-            return
-        if self._sums is None:
-            self._sums = self._row_sums(self._factors)
-        for rows, sums in self._sums.stretches(self._stretch):
-            yield rows, sums if self._scale == 1.0 else sums.mul_(self._scale)
 
     @torch.no_grad()
     def step(self, lr: float, clip: float = 1.0) -> None:
@@ -159,39 +119,64 @@ class LazyRows:
         """The values of these rows; moments are left to the next update, which reads and writes them anyway."""
         if not len(rows):
             return
-        known = self.known[rows].long() << 32 | self.known_moments[rows].long()
-        known, order = known.sort()  # rows that missed the same steps lie together
+        moments = self.known_moments[rows].long()
+        known, order = (moments << 32 | self.known[rows].long()).sort()  # rows that missed the same steps lie together
         kinds, place = torch.unique_consecutive(known, return_inverse=True)
-        missed = self._history.missed(kinds >> 32, kinds & 0xFFFFFFFF, until)
+        missed = self._history.missed(kinds & 0xFFFFFFFF, kinds >> 32, until)
         rows = rows[order]
-        for part, at in zip(rows.split(self._stretch), place.split(self._stretch), strict=True):
+        self.known[rows] = until
+        # Those that never had a gradient stand in front.
+        still = int((moments == 0).sum())
+        if self.settings.decay:
+            self._shrink(rows[:still], place[:still], missed.decay)
+        if still == len(rows):
+            return
+        for part, at in zip(rows[still:].split(self._stretch), place[still:].split(self._stretch), strict=True):
             low, high = int(at[0]), int(at[-1]) + 1
             self._make_up(part, at - low, missed.of(low, high))
-        self.known[rows] = until
+
+    def _shrink(self, rows: Tensor, place: Tensor, decay: Tensor) -> None:
+        factors = decay.to(self.table.device, self.table.dtype)[place]
+        for part, factor in zip(rows.split(self._stretch), factors.split(self._stretch), strict=True):
+            self.table.index_copy_(0, part, self.table.index_select(0, part).mul_(factor[:, None]))
 
     def _make_up(self, rows: Tensor, place: Tensor, missed: _Missed) -> None:
-        values, first, second = (part.index_select(0, rows) for part in (self.table, self.first, self.second))
-        x, eps = second.sqrt_(), self.settings.eps
-        one, few = self._points
+        values, first, x = (part.index_select(0, rows) for part in (self.table, self.first, self.second))
+        x, eps = x.sqrt_(), self.settings.eps
         spread = eps * missed.spread
-        is_small = x * one < spread
 
         def of_rows(numbers: Tensor) -> Tensor:
             return numbers.to(values.device, values.dtype)[place][:, None]
 
-        values.mul_(of_rows(missed.decay))
-        small = torch.nonzero(is_small & (first != 0), as_tuple=True)
-        if len(small[0]) > MANY_SMALL * x.numel():
-            points, masses, is_small = *missed.quadrature(POINTS), x * few < spread
-            small = torch.nonzero(is_small & (first != 0), as_tuple=True)
-        else:
+        if self.settings.decay:
+            values.mul_(of_rows(missed.decay))
+        if float(x.min()) * self._points[0] >= spread:
             points, masses = missed.quadrature(1)
-        if len(small[0]):
-            values[small] -= first[small] * missed.summed(x[small], place[small[0]], eps)
-            first.masked_fill_(is_small, 0.0)
+        else:
+            points, masses = self._leave_small(values, first, x, place, missed, spread)
         for k in range(points.shape[1]):
-            values.addcmul_(first / (x + of_rows(eps * points[:, k])), of_rows(masses[:, k]), value=-1)
+            is_last = k + 1 == points.shape[1]  # what was read is not needed afterwards
+            moved = (first if is_last else first.clone()).mul_(of_rows(masses[:, k]))
+            divisor = x.add_(of_rows(eps * points[:, k])) if is_last else x + of_rows(eps * points[:, k])
+            values.addcdiv_(moved, divisor, value=-1)
         self.table.index_copy_(0, rows, values)
+
+    def _leave_small(
+        self, values: Tensor, first: Tensor, x: Tensor, place: Tensor, missed: _Missed, spread: float
+    ) -> tuple[Tensor, Tensor]:
+        """Moves entries by term that a few points are not right for, and leaves them no moment; the points for all
+        others."""
+        one, few = self._points
+        is_small = x * one < spread
+        small = torch.nonzero(is_small & (first != 0), as_tuple=True)
+        count = 1
+        if len(small[0]) > MANY_SMALL * x.numel():
+            count, is_small = POINTS, x * few < spread
+            small = torch.nonzero(is_small & (first != 0), as_tuple=True)
+        if len(small[0]):
+            values[small] -= first[small] * missed.summed(x[small], place[small[0]], self.settings.eps)
+            first.masked_fill_(is_small, 0.0)
+        return missed.quadrature(count)
 
 
 class _History:
