@@ -17,6 +17,7 @@ from weft.codegen.grouped.epilogue import Parts
 from weft.codegen.grouped.op import GroupedOp
 from weft.codegen.lower import empty_weights, lower
 from weft.codegen.pipeline import GPU_PASSES, Pass, optimise
+from weft.codegen.rowwise.fused import FusedOp
 from weft.dsl.program import Program
 from weft.runtime.model import Model
 
@@ -127,6 +128,18 @@ def test_lmfusion() -> None:
     assert gates.epilogue.pieces == (0, 1)
     names = {getattr(node.target, "__name__", "") for node in made.graph.nodes}
     assert "join" not in names
+
+
+def test_a_residual_is_added_once() -> None:
+    """By the norm that reads the sum, which hands it on: all layers have the kernels of one."""
+    texts = []
+    for layers in (3, 4):
+        made = graph_of(lmfusion_models.checked(lmfusion_models.spec_text(), (("layers", layers),)).model)
+        norms = [node for node in made.graph.nodes if isinstance(node.target, FusedOp) and "rms_norm" in node.name]
+        assert len(norms) == 2 * (2 * layers + 1)
+        assert all(len(node.args) <= 3 for node in norms)
+        texts.append(len({node.target for node in norms}))
+    assert texts[0] == texts[1]
 
 
 def run(built: Model, given: dict[str, Any]) -> tuple[list[Tensor], dict[str, Tensor | None]]:
