@@ -152,22 +152,36 @@ class RowSums(RowSumsByTorch):
 
 def _sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     (lines, n), width = index.shape, table.shape[1]
-    sums = table.new_zeros((lines, width)) if n == 0 else table.new_empty((lines, width))
-    if not sums.numel() or n == 0:
-        return sums
+    if not lines * n * width:
+        return table.new_zeros((lines, width))
     block = block_entries(width)
-    blocks = -(-width // block)
-    splits, per_split = splits_of(lines * blocks, n)
-    parts = sums if splits == 1 else table.new_empty((lines, splits, width), dtype=_wide(table))
-    kernels = _kernels()
-    kernels.sum_bags[(lines * splits * blocks,)](
+    parts, splits, per_split = parts_of(table, lines, n)
+    _kernels().sum_bags[(lines * splits * -(-width // block),)](
         table, index, index if weight is None else weight, parts, splits, per_split, N=n, WIDTH=width,
         IS_WEIGHTED=weight is not None, BLOCK_N=BLOCK_N, BLOCK_E=block, num_warps=WARPS,
     )  # fmt: skip
-    if splits > 1:
-        kernels.join_bags[(lines * blocks,)](
-            parts, sums, splits, WIDTH=width, BLOCK_S=BLOCK_S, BLOCK_E=block, num_warps=WARPS
-        )  # fmt: skip
+    return join_parts(parts, table.dtype)
+
+
+def parts_of(table: Tensor, lines: int, n: int) -> tuple[Tensor, int, int]:
+    """Room for the sums of `lines` lists of `n` rows, `[L, splits, E]`: in parts where lines are few. With how many
+    there are, and how many rows each has."""
+    width = table.shape[1]
+    splits, per_split = splits_of(lines * -(-width // block_entries(width)), n)
+    dtype = table.dtype if splits == 1 else _wide(table)
+    return table.new_empty((lines, splits, width), dtype=dtype), splits, per_split
+
+
+def join_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """`parts [L, splits, E]` added up: `[L, E]`."""
+    lines, splits, width = parts.shape
+    if splits == 1:
+        return parts.reshape(lines, width)
+    block = block_entries(width)
+    sums = parts.new_empty((lines, width), dtype=dtype)
+    _kernels().join_bags[(lines * -(-width // block),)](
+        parts, sums, splits, WIDTH=width, BLOCK_S=BLOCK_S, BLOCK_E=block, num_warps=WARPS
+    )  # fmt: skip
     return sums
 
 
