@@ -48,6 +48,7 @@ from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
+from .passes.row_tiers import read_from_tiers
 from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
@@ -101,6 +102,7 @@ GPU_PASSES: tuple[Pass, ...] = (
     SORTED_ROWS,
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("row-tiers", read_from_tiers, "tables of which only some rows are at hand; when it is said how they are read"),
     Pass("bags", use_bag_kernels, "rows that are read and not stored; readers of a table share one sum of gradients"),
     Pass("selections", use_selection_kernels, "the largest scores of a product, which are never stored"),
     Pass("bag-weights", weigh_in_bags, "weights of bags from their lists' scores; after selections, which leave them"),
@@ -121,6 +123,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     SORTED_ROWS,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("row-tiers", read_from_tiers, "tables of which only some rows are at hand; when it is said how they are read"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
     Pass("cached-masks", use_cached_masks, "masked attention over caches; one plan for all layers"),
     Pass("few-keys", read_few_keys, "attention to a few keys of each row's own; while reshapes have their facts"),
