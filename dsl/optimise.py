@@ -15,8 +15,8 @@ from .statics import UNKNOWN, describe
 
 # What each optimiser takes, and which of it a line may set for some weights.
 SETTINGS: dict[str, tuple[str, ...]] = {"adamw": ("lr", "betas", "eps", "decay", "clip")}
-LINE_SETTINGS = ("lr", "decay", "clip", "lazy", "schedule")
-SCHEDULES = ("shared", "constant", "falling")
+LINE_SETTINGS = ("lr", "betas", "eps", "decay", "clip", "lazy", "schedule", "moments")
+WORDS: dict[str, tuple[str, ...]] = {"schedule": ("shared", "constant", "falling"), "moments": ("entry", "row")}
 
 
 def optimiser(spec: Spec, programs: tuple[Program, ...]) -> Optimiser | None:
@@ -63,6 +63,10 @@ def _line(
             if setting.name.text == "lazy" and value is True:
                 _want_tables(spec, line, setting.span, programs)
             settings.append((setting.name.text, value))
+    by_rows = any(setting.name.text == "lazy" for setting in line.settings) and ("lazy", False) not in settings
+    if ("moments", "row") in settings and not by_rows:
+        what = "`moments=row` is for tables that are updated by rows"
+        spec.library.problems.add(BadSetting(line.pattern.span, what, "add `lazy=true` to the line"))
     return OptimiserLine(line.pattern.text, tuple(settings))
 
 
@@ -87,9 +91,9 @@ def _setting(
         raise Mistake(
             BadSetting(at, f"unknown setting `{name}`", did_you_mean(name, known) or f"settings: {', '.join(known)}")
         )
-    if name == "schedule":
-        if not isinstance(value, syntax.Name) or value.text not in SCHEDULES:
-            raise Mistake(BadSetting(value.span, f"`schedule` is one of {', '.join(SCHEDULES)}"))
+    if name in WORDS:
+        if not isinstance(value, syntax.Name) or value.text not in WORDS[name]:
+            raise Mistake(BadSetting(value.span, f"`{name}` is one of {', '.join(WORDS[name])}"))
         return value.text
     found = body.evaluate(value)
     if found is UNKNOWN:

@@ -163,7 +163,7 @@ class Target:
     span: Span
 
 
-# Numbers; a flag for `lazy`; a word for `schedule`.
+# Numbers; a flag for `lazy`; a word for `schedule` and `moments`.
 OptimiserSetting = float | tuple[float, ...] | bool | str
 
 

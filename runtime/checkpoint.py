@@ -386,16 +386,19 @@ def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def _flat(state: OptimiserState) -> dict[str, Tensor]:
-    first = {f"moments/first/{path}": moments[0] for path, moments in state.moments.items()}
-    second = {f"moments/second/{path}": moments[1] for path, moments in state.moments.items()}
+    first = {f"moments/first/{path}": first for path, (first, _) in state.moments.items() if first is not None}
+    second = {f"moments/second/{path}": second for path, (_, second) in state.moments.items()}
     return {**first, **second, "updates": torch.tensor(state.updates, dtype=torch.int64)}
 
 
 def _unflat(path: Path, tensors: dict[str, Tensor]) -> OptimiserState:
     prefix = "moments/first/"
-    names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+    firsts = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    prefix = "moments/second/"
+    seconds = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
-        moments = {name: (tensors[prefix + name], tensors[f"moments/second/{name}"]) for name in names}
+        # A table with a moment for each row has no first one.
+        moments = {name: (firsts.get(name), seconds[name]) for name in (*firsts, *seconds)}
         return OptimiserState(moments, int(tensors["updates"]))
     except KeyError as error:
         raise RuntimeFault(f"the checkpoint {path} is damaged: {OPTIMISER} has no {error.args[0]}") from None

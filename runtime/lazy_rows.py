@@ -17,17 +17,14 @@ hardly matters. The rest, entries whose gradients are about as small as eps, are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..codegen.functions import row_tables
-from ..codegen.gpu import bags
 from .errors import RuntimeFault
+from .row_gradient import RowGradient
 
-STRETCH = 512  # rows that are worked on at a time: they and their moments stay in a cache
 ALL = 1 << 16
 POINTS = 3
 # Up to which eps * u / x, with the root mean square of u, one point and three are right to the digits of a type.
@@ -43,13 +40,13 @@ class RowSettings:
     decay: float
 
 
-class LazyRows:
+class LazyRows(RowGradient):
     """Attached to a table as `row_tables.StepRows`. Counts steps as AdamW does: `updates` have been made."""
 
     def __init__(self, table: Tensor, settings: RowSettings) -> None:
         if settings.betas[1] <= 0:
             raise RuntimeFault("a lazy table needs a second beta above 0: its moment must last until rows are read")
-        self.table = table.detach().reshape(table.shape[0], -1)
+        super().__init__(table)
         self.settings = settings
         self.updates = 0
         self.first = torch.zeros_like(self.table)
@@ -58,12 +55,6 @@ class LazyRows:
         self.known = torch.zeros(table.shape[0], dtype=torch.int32, device=table.device)
         self.known_moments = torch.zeros_like(self.known)
         self._history = _History(settings)
-        self._factors: list[tuple[Tensor, Tensor | None, Tensor]] = []
-        self._scale = 1.0
-        self._sums: row_tables.RowSums | None = None
-        on_cpu = table.device.type == "cpu"
-        self._row_sums = row_tables.RowSums if on_cpu else bags.RowSums
-        self._stretch = STRETCH if on_cpu else 64 * STRETCH
         self._points = DOUBLE if table.dtype == torch.float64 else SINGLE
 
     def load(self, first: Tensor, second: Tensor, updates: int) -> None:
@@ -82,37 +73,6 @@ class LazyRows:
         with torch.no_grad():
             rows = torch.unique(index)
             self._bring_up(rows[self.known[rows] < self.updates], self.updates)
-
-    def add_gradient(self, index: Tensor, weight: Tensor | None, gradient: Tensor) -> None:
-        self._factors.append((index.detach(), None if weight is None else weight.detach(), gradient.detach()))
-        self._sums = None
-
-    def forget_gradient(self) -> None:
-        self._factors, self._scale, self._sums = [], 1.0, None
-
-    def divide_gradient(self, divisor: float) -> None:
-        self._scale /= divisor
-
-    def gradient_norm(self) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=self.table.device)
-        for _, sums in self._gradient():
-            total += sums.square().sum(dtype=torch.float64)
-        return total.sqrt().to(self.table.dtype)
-
-    def dense_gradient(self) -> Tensor:
-        total = torch.zeros_like(self.table)
-        for rows, sums in self._gradient():
-            total.index_copy_(0, rows, sums)
-        return total
-
-    def _gradient(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows with a gradient, and it, a stretch at a time. All readers' factors are sorted once a step."""
-        if not self._factors:
-            return
-        if self._sums is None:
-            self._sums = self._row_sums(self._factors)
-        for rows, sums in self._sums.stretches(self._stretch):
-            yield rows, sums if self._scale == 1.0 else sums.mul_(self._scale)
 
     @torch.no_grad()
     def step(self, lr: float, clip: float = 1.0) -> None:

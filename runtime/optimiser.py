@@ -5,13 +5,14 @@
         head: lr=1e-4, clip=0.5         its own peak rate, and its own gradient norm
 
 Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `lr_scale` (of the peak rate),
-`schedule` and `lazy`. A rate given when a run is started replaces the spec's `lr` and keeps the proportion of each line
-to it. Decay is decoupled: w <- w * (1 - lr * decay).
+`schedule`, `lazy` and `moments`. A rate given when a run is started replaces the spec's `lr` and keeps the proportion
+of each line to it. Decay is decoupled: w <- w * (1 - lr * decay).
 
     schedule=shared      the rate follows the run's schedule, as all others do
     schedule=constant    it stays at the peak
     schedule=falling     its proportion to the run's rate falls from the peak's to 1 over the run
     lazy=true            rows of a table are updated when they are read next, to the same numbers (lazy_rows.py)
+    moments=row          with it: one moment for each row instead of two for each entry (row_moments.py)
 
 Frozen weights are left out; gradients still pass through them. A trainable weight that no row of a batch reached has
 a zero gradient: moments and decay go on as usual.
@@ -33,8 +34,9 @@ from ..dsl.program import Optimiser as OptimiserSpec
 from ..dsl.program import OptimiserSetting
 from .errors import RuntimeFault
 from .lazy_rows import LazyRows, RowSettings
-from .parts import cut_like, is_in_parts, part_of, part_of_gradient, whole
+from .parts import cut_like, cut_rows_like, is_in_parts, part_of, part_of_gradient, whole, whole_rows
 from .ranks import ALONE, Ranks
+from .row_moments import RowMoments
 
 Settings = Iterable[tuple[str, OptimiserSetting]]
 
@@ -50,6 +52,7 @@ class AdamWSettings:
     clip: float = 1.0
     lazy: bool = False
     schedule: str = "shared"
+    moments: str = "entry"
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,15 @@ class Group:
                 return peak * at.factor
 
 
+# The first and the second, of the weight's shape; of a table with one for each row, None and `[entries]`.
+Moments = tuple[Tensor | None, Tensor]
+
+
 @dataclass(eq=False)
 class OptimiserState:
     """What a checkpoint holds of an optimiser: tensors by weight path, and the number of updates made."""
 
-    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
     updates: int = 0
 
 
@@ -104,15 +111,24 @@ class WeightOptimiser:
         self._parts = {path: part_of(weight) for path, weight in self.weights.items()}
         self._dense = tuple(group for group in self.groups if not group.settings.lazy)
         self._by_rows = tuple(group for group in self.groups if group.settings.lazy)
-        self.lazy: dict[str, LazyRows] = {}
+        self.lazy: dict[str, LazyRows | RowMoments] = {}
         for group in self._by_rows:
             for path in group.paths:
-                settings = group.settings
-                rows = LazyRows(self._parts[path], RowSettings(settings.betas, settings.eps, settings.decay))
-                self.lazy[path] = rows
+                rows = self.lazy[path] = self._rows_of(path, group.settings)
                 for table in (weights[path], self._parts[path]):
                     setattr(table, row_tables.ATTRIBUTE, rows)
         self._adamw = self._make_adamw()
+
+    def _rows_of(self, path: str, settings: AdamWSettings) -> LazyRows | RowMoments:
+        part, of_rows = self._parts[path], RowSettings(settings.betas, settings.eps, settings.decay)
+        if settings.moments == "entry":
+            return LazyRows(part, of_rows)
+        width = self.weights[path].shape[1:].numel()
+
+        def means(own: Tensor, columns: int) -> Tensor:
+            return self.ranks.sum(own * columns) / width
+
+        return RowMoments(part, of_rows, means if part.shape[1:].numel() < width else None)
 
     def _make_adamw(self) -> torch.optim.AdamW | None:
         if not self._dense:
@@ -200,7 +216,10 @@ class WeightOptimiser:
                 rows = self.lazy[path]
                 if rows.updates:
                     part = self._parts[path]
-                    state.moments[path] = _both(weight, rows.first.view_as(part), rows.second.view_as(part))
+                    if isinstance(rows, RowMoments):
+                        state.moments[path] = None, whole_rows(weight, rows.second)
+                    else:
+                        state.moments[path] = _both(weight, rows.first.view_as(part), rows.second.view_as(part))
                     state.updates = rows.updates
                 continue
             assert self._adamw is not None
@@ -218,14 +237,23 @@ class WeightOptimiser:
                 f"the saved optimiser is for other weights: {odd[0]} is on one side only ({len(odd)} are)"
             )
         for path, (first, second) in state.moments.items():
-            weight = self.weights[path]
-            if first.shape != weight.shape or second.shape != weight.shape:
-                shapes = f"{tuple(first.shape)}, not {tuple(weight.shape)}"
-                raise RuntimeFault(f"the saved optimiser has another shape for {path}: {shapes}")
-            part = self._parts[path]
+            weight, part, rows = self.weights[path], self._parts[path], self.lazy.get(path)
+            by_row = isinstance(rows, RowMoments)
+            if by_row != (first is None):
+                had, has = ("entry", "row") if by_row else ("row", "entry")
+                raise RuntimeFault(f"the saved optimiser is of {path} with moments={had}, not with moments={has}")
+            wanted = weight.shape[:1] if by_row else weight.shape
+            for moment in (second,) if first is None else (first, second):
+                if moment.shape != wanted:
+                    shapes = f"{tuple(moment.shape)}, not {tuple(wanted)}"
+                    raise RuntimeFault(f"the saved optimiser has another shape for {path}: {shapes}")
+            if first is None:
+                assert isinstance(rows, RowMoments)
+                rows.load(cut_rows_like(weight, second), state.updates)
+                continue
             first, second = cut_like(weight, first), cut_like(weight, second)
-            if path in self.lazy:
-                self.lazy[path].load(first, second, state.updates)
+            if isinstance(rows, LazyRows):
+                rows.load(first, second, state.updates)
                 continue
             assert self._adamw is not None
             self._adamw.state[part] = {
@@ -308,7 +336,7 @@ def _read_settings(settings: Settings, base: AdamWSettings, where: str) -> AdamW
             near = difflib.get_close_matches(name, [*known, "lr_scale"], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
             raise RuntimeFault(f"{where}: no setting {name} ({hint})")
-        if name in ("lazy", "schedule"):
+        if name in ("lazy", "schedule", "moments"):
             base = replace(base, **{name: value})
         elif name == "betas":
             if not isinstance(value, tuple) or len(value) != 2 or not all(0 <= beta < 1 for beta in value):

@@ -53,5 +53,34 @@ def whole(weight: Tensor, part: Tensor | None = None) -> Tensor:
     return found.cpu() if of_parts.device_mesh.get_local_rank() == 0 else found.new_empty(0)
 
 
+def cut_rows_like(weight: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a number for each of the weight's rows."""
+    if not _has_own_rows(weight):
+        return whole
+    of_parts: Any = weight
+    from torch.distributed.tensor import distribute_tensor
+
+    return _local(distribute_tensor(whole, of_parts.device_mesh, of_parts.placements, src_data_rank=None))
+
+
+def whole_rows(weight: Tensor, part: Tensor) -> Tensor:
+    """A number for each of the weight's rows, of which this rank has `part`. As `whole`."""
+    if not _has_own_rows(weight):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    of_parts: Any = weight.detach()
+    layout = {"shape": weight.shape[:1], "stride": (1,), "run_check": False}
+    found: Any = DTensor.from_local(part, of_parts.device_mesh, of_parts.placements, **layout)
+    found = found.full_tensor()
+    return found.cpu() if of_parts.device_mesh.get_local_rank() == 0 else found.new_empty(0)
+
+
+def _has_own_rows(weight: Tensor) -> bool:
+    """Whether a rank has some rows of a table; otherwise it has all, or some columns of all."""
+    of_parts: Any = weight
+    return is_in_parts(weight) and of_parts.placements[0].is_shard(0)
+
+
 def _local(tensor: Any) -> Tensor:
     return tensor.to_local()

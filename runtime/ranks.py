@@ -191,6 +191,8 @@ def _connect(ranks: Ranks) -> None:
         timeout=PATIENCE,
         device_id=ranks.device if on_gpu else None,
     )
+    # One that ends at once, for a mistake, would leave others waiting for their connection to it.
+    dist.barrier()
 
 
 @contextmanager

@@ -337,7 +337,8 @@ def _started(config: RunConfig, run: _Run, corpus: Corpus) -> RunStarted:
         name = group.pattern or "other weights" if len(groups) > 1 else "all weights"
         rate = f"lr {s.lr:g}" + (f" {s.schedule}" if s.schedule != "shared" else "")
         line = f"{name} ({len(group.paths)}): {rate}, betas {s.betas}, decay {s.decay:g}, clip {s.clip:g}"
-        lines.append(line + (", rows updated when read" if s.lazy else ""))
+        moments = ", a moment for each row" if s.moments == "row" else ""
+        lines.append(line + (", rows updated when read" if s.lazy else "") + moments)
     manifest = corpus.manifest
     counts = (manifest.documents, manifest.tokens, len(corpus.train), len(corpus.held_out))
     return RunStarted(config, str(model.device), model.parameter_count(), trained, tuple(lines), *counts, run.step)

@@ -11,7 +11,11 @@ from tests.counted_memory import allocated
 from weft.codegen.functions import row_tables
 from weft.codegen.functions.gathers import bag as plain_bag
 from weft.codegen.pipeline import CPU_PASSES
+from weft.runtime.errors import RuntimeFault
 from weft.runtime.lazy_rows import LazyRows, RowSettings
+from weft.runtime.model import Model
+from weft.runtime.optimiser import Moment, WeightOptimiser, make_groups
+from weft.runtime.row_moments import RowMoments
 
 WIDTH = 8
 
@@ -126,6 +130,101 @@ def test_it_goes_on_from_dense_moments() -> None:
         dense.grad = torch.zeros_like(dense)
     by_rows.bring_up_all()
     torch.testing.assert_close(lazy, dense, rtol=0, atol=1e-12)
+
+
+# --- one moment for each row ---------------------------------------------------------------------------------------
+
+
+class DenseRowMoments:
+    """The rule as row_moments.py states it, on the whole table at every step."""
+
+    def __init__(self, table: Tensor, settings: RowSettings) -> None:
+        self.table, self.settings, self.updates = table, settings, 0
+        self.second = table.new_zeros(len(table))
+
+    def step(self, gradient: Tensor, lr: float) -> None:
+        beta, self.updates = self.settings.betas[1], self.updates + 1
+        self.second = beta * self.second + (1 - beta) * gradient.square().mean(1)
+        root = (self.second / (1 - beta**self.updates)).sqrt() + self.settings.eps
+        self.table.mul_(1 - lr * self.settings.decay).sub_(lr * gradient / root[:, None])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_a_moment_for_each_row(decay: float, dtype: torch.dtype, tolerance: float) -> None:
+    settings = RowSettings((0.9, 0.95), 1e-8, decay)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(300, WIDTH, generator=generator, dtype=dtype) * WIDTH**-0.5
+    table = start.clone().requires_grad_()
+    dense = DenseRowMoments(start.double().clone(), settings)
+    by_rows = RowMoments(table, settings)
+    setattr(table, row_tables.ATTRIBUTE, by_rows)
+    for step in range(200):
+        if step == 100:  # saved, and gone on from
+            by_rows.bring_up_all()
+            by_rows = RowMoments(table, settings)
+            by_rows.load(dense.second.to(dtype), step)
+            setattr(table, row_tables.ATTRIBUTE, by_rows)
+        index, weight = lookups(generator, 300, dtype)
+        gradient = torch.randn(len(index), WIDTH, generator=generator, dtype=dtype)
+        read = row_tables.bag(table, index, weight)
+        torch.testing.assert_close(read.double(), plain_bag(dense.table, index, weight.double()), rtol=1e-5, atol=1e-6)
+        read.backward(gradient)
+        whole = torch.zeros_like(dense.table)
+        whole.index_put_((index,), weight.double()[..., None] * gradient.double()[:, None], accumulate=True)
+        assert table.grad is None
+        torch.testing.assert_close(by_rows.dense_gradient().double(), whole, rtol=1e-4, atol=1e-6)
+        by_rows.step(rates(step), 0.5)
+        dense.step(0.5 * whole, rates(step))
+    by_rows.bring_up_all()
+    assert (table.detach().double() - dense.table).abs().max() < tolerance
+    assert (by_rows.second.double() - dense.second).abs().max() < tolerance
+    assert (table.detach() - start).abs().max() > 1e-3
+
+
+ROWS = """
+size vocab = 40
+size dim = 4
+axis seq
+shared table: real[vocab, dim] = normal(0.5)
+
+model toy(tokens: id[seq] in vocab) -> real[seq, vocab]:
+    return linear(embed(tokens, vocab -> dim, weight=table), dim -> vocab) as head
+
+objective text(tokens: id[seq] in vocab):
+    loss text = cross_entropy(toy(tokens), next(tokens))
+
+optimise by adamw(lr=1e-2, decay=0.1, clip=1.0):
+    table: {settings}
+"""
+
+
+def optimiser(settings: str) -> tuple[WeightOptimiser, Model]:
+    model = small_models.model(ROWS.format(settings=settings), passes=CPU_PASSES)
+    weights = dict(model.by_path())
+    return WeightOptimiser(make_groups(model.checked.optimiser, weights), weights), model
+
+
+def test_moments_of_rows_are_saved_and_of_nothing_else() -> None:
+    made, model = optimiser("lazy=true, moments=row, betas=(0.9, 0.99)")
+    for _ in range(3):
+        tokens = (torch.randint(40, (9,)), torch.tensor([0, 9], dtype=torch.int32))
+        model.loss(None, tokens)["text"][0].backward()
+        made.step(Moment(), made.gradient_norms())
+        made.zero_grad()
+    state = made.state()
+    first, second = state.moments["table"]
+    assert first is None
+    assert second.shape == (40,)
+    assert 0 < int((second > 0).sum()) < 40
+    again, _ = optimiser("lazy=true, moments=row, betas=(0.9, 0.99)")
+    again.load_state(state)
+    kept = again.lazy["table"]
+    assert torch.equal(kept.second, second)
+    assert kept.settings.betas == (0.9, 0.99)
+    other, _ = optimiser("lazy=true")
+    with pytest.raises(RuntimeFault, match="of table with moments=row, not with moments=entry"):
+        other.load_state(state)
 
 
 # --- the function --------------------------------------------------------------------------------------------------

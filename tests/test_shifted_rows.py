@@ -57,6 +57,17 @@ def test_one_kernel(text: str, dtype: torch.dtype) -> None:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * limit)
 
 
+@pytest.mark.parametrize("read", ["previous(h)", "or_missing(next(h), 0)", "previous(or_missing(shift(h, 2), 0))"])
+def test_where_there_is_no_row_nothing_is_divided_by_0(read: str) -> None:
+    program = op_samples.elaborate(f"x: real[seq, dim]; param m: real[dim]; h = m / x => {read}")
+    graph, inputs = op_samples.module(program), op_samples.inputs(program)
+    made, _ = fused(graph, fewest=2)
+    given = op_samples.arguments(graph, inputs)
+    wanted = gradients(graph, given)[1]
+    for name, got in gradients(made, given)[1].items():
+        assert_equal(got, wanted[name], f"gradient of {name}", 1e-9)
+
+
 def test_the_backward_reads_the_opposite_rows() -> None:
     _, (op,) = fused(op_samples.module(op_samples.elaborate(FORMULAS["two rows back"])), fewest=2)
     assert op.derivative is not None

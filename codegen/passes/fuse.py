@@ -60,6 +60,7 @@ class _Groups:
         self.programs: dict[Shape, bool] = {}
         self.builds: dict[Shape, bool] = {}
         self.place = {node: number for number, node in enumerate(module.graph.nodes)}
+        self.reach = list(range(len(self.place)))  # how far groups go of which a part stands here or before
         self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
         self.nodes: dict[fx.Node, set[fx.Node]] = {}
         fusible = {node for node in module.graph.nodes if is_fusible(node, self.facts)}
@@ -127,6 +128,10 @@ class _Groups:
         self.nodes[first] = together
         for node in self.nodes.pop(second):
             self.group[node] = first
+        places = [self.place[node] for node in together]
+        last = max(places)
+        for place in range(min(places), last):
+            self.reach[place] = max(self.reach[place], last)
         return True
 
     def _is_program(self, nodes: set[fx.Node]) -> bool:
@@ -142,7 +147,10 @@ class _Groups:
 
     def _leaves_and_returns(self, nodes: set[fx.Node]) -> bool:
         """Whether a path from the nodes comes back to them by way of others. Groups are passed through whole."""
+        # From behind the last of them a path comes back by way of a group that stands on both sides.
         last = max(self.place[node] for node in nodes)
+        while self.reach[last] > last:
+            last = self.reach[last]
         stack = [user for node in nodes for user in node.users if user not in nodes]
         seen: set[fx.Node] = set()
         while stack:
@@ -154,7 +162,7 @@ class _Groups:
                 continue
             seen.add(unit)
             for member in self.nodes.get(unit, {node}):
-                stack += [user for user in member.users if self.place[user] <= last or user in self.group]
+                stack += [user for user in member.users if self.place[user] <= last]
         return False
 
     def members(self) -> Iterable[set[fx.Node]]:

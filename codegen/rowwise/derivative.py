@@ -90,7 +90,8 @@ def derive(program: RowProgram, operands: int, asked: Collection[int], passes: b
         for store in program.stores:
             if store.place == place:
                 axes = frozenset(axes_of(store.layout))
-                loaded = Load(axes, source.by_row, Kind.REAL, store.value.origin, source, store.layout)
+                where = store.value.origin
+                loaded = Load(axes, source.by_row, Kind.REAL, where, source, store.layout, is_gradient=True)
                 gradients.add(store.value, loaded)
     for value in reversed(program.values):
         gradient = gradients.of(value)

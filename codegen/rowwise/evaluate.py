@@ -83,7 +83,7 @@ def _value(
                 order = [0, *(place + step * (rank - 1) for place in range(1, rank) for step in (0, 1))]
                 found = found.permute(order).reshape(index.shape[0], *shape)
             else:
-                found = _placed(_moved(flat, value.shift), value.layout, axes)
+                found = _placed(_moved(flat, value), value.layout, axes)
             return found.to(real) if value.kind is Kind.REAL else found
         case Map():
             assert value.function is not None
@@ -115,13 +115,16 @@ def _at(entry: Axis | Part | Window) -> int | slice:
             return slice(None)
 
 
-def _moved(rows: Tensor, by: int) -> Tensor:
-    """Row r + by at row r, 0 where there is none."""
-    if not by:
+def _moved(rows: Tensor, load: Load) -> Tensor:
+    """Row r + shift at row r; where there is none, the nearest or 0."""
+    if not load.shift:
         return rows
-    number = torch.arange(rows.shape[0], device=rows.device) + by
+    number = torch.arange(rows.shape[0], device=rows.device) + load.shift
+    nearest = rows[number.clamp(0, max(rows.shape[0] - 1, 0))]
+    if load.reads_nearest:
+        return nearest
     inside = (number >= 0) & (number < rows.shape[0])
-    return torch.where(inside[:, None], rows[number.clamp(0, max(rows.shape[0] - 1, 0))], 0)
+    return torch.where(inside[:, None], nearest, 0)
 
 
 def _placed(flat: Tensor, layout: Layout, axes: tuple[Axis, ...]) -> Tensor:

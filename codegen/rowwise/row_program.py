@@ -135,19 +135,27 @@ class Iota(Val):
 
 @dataclass(frozen=True, eq=False)
 class Load(Val):
-    """Entries of a source, at the kernel's row or `shift` rows after it, or at row `index` of a table. A row before the
-    first or after the last of all reads 0. `in_runs`: rows that read the same row of the table lie side by side, and
-    one whose index is -1 reads 0."""
+    """Entries of a source, at the kernel's row or `shift` rows after it, or at row `index` of a table. `in_runs`: rows
+    that read the same row of the table lie side by side, and one whose index is -1 reads 0.
+
+    Before the first row and after the last of all it reads the nearest: nobody takes what is made of it there, but a
+    quotient by 0 would stay in products with 0. A gradient (`is_gradient`) reads 0 there.
+    """
 
     source: Source | None = None
     layout: Layout = ()
     index: Val | None = None
     shift: int = 0
     in_runs: bool = False
+    is_gradient: bool = False
 
     @property
     def operands(self) -> tuple[Val, ...]:
         return () if self.index is None else (self.index,)
+
+    @property
+    def reads_nearest(self) -> bool:
+        return self.shift != 0 and not self.is_gradient
 
     def of(self, operands: tuple[Val, ...]) -> Val:
         return replace(self, index=operands[0]) if operands else self

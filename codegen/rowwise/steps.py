@@ -188,7 +188,7 @@ class Writer:
             index = self._read(value.index)
             terms.append(f"{index}.to(tl.int64) * {source.entries}" if source.entries != 1 else index)
         elif source.by_row:
-            row = f"(row {'+' if value.shift > 0 else '-'} {abs(value.shift)})" if value.shift else "row"
+            row = _row_of(value)
             terms.append(f"{row} * {self.strides[source]}")
         address = self._address(value.layout, extent(value.layout))
         if address:
@@ -197,7 +197,7 @@ class Writer:
         if value.in_runs:
             assert value.index is not None
             mask = " & ".join(part for part in (mask, f"({self._read(value.index)} >= 0)") if part)
-        if value.shift:
+        if value.shift and not value.reads_nearest:
             assert mask is not None
             mask += f" & (row >= {-value.shift})" if value.shift < 0 else f" & (row < n_rows - {value.shift})"
         text = f"tl.load({' + '.join(terms)}" + (f", mask={mask}, other=0)" if mask else ")")
@@ -394,3 +394,12 @@ def _base_name(value: Val) -> str:
             return value.how.value
         case _:
             return "value"
+
+
+def _row_of(load: Load) -> str:
+    if not load.shift:
+        return "row"
+    row = f"row {'+' if load.shift > 0 else '-'} {abs(load.shift)}"
+    if not load.reads_nearest:
+        return f"({row})"
+    return f"tl.minimum({row}, n_rows - 1)" if load.shift > 0 else f"tl.maximum({row}, 0)"

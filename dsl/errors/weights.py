@@ -198,8 +198,9 @@ class TooLarge(SpecError, code="E506"):
 class BadSetting(SpecError, code="E507"):
     """`optimise` is given a setting it does not know, or one of the wrong sort.
 
-    Settings of `adamw`: `lr`, `betas`, `eps`, `decay`, `clip`. The lines may set `lr`, `decay`, `clip`, `schedule`
-    (`shared`, `constant`, `falling`) and, for tables, `lazy` (`true`: rows are updated when they are read next).
+    Settings of `adamw`: `lr`, `betas`, `eps`, `decay`, `clip`. The lines may set these too, `schedule` (`shared`,
+    `constant`, `falling`) and, for tables, `lazy` (`true`: rows are updated when they are read next) and with it
+    `moments` (`entry`, or `row`: one moment for each row).
 
     Wrong:
         size dim = 8
