@@ -16,7 +16,7 @@ from .cost import Work, looked_up
 from .emit_kernels import render
 from .facts import Fact, facts
 from .gpu import shared_tables
-from .gpu.bags import BLOCK_N, BLOCK_S, WARPS, block_entries, splits_of
+from .gpu.bags import BLOCK_N, BLOCK_S, WARPS, are_few, block_entries, splits_of
 from .gpu.triton_types import TRITON_TYPES
 from .kernel_text import KernelText
 
@@ -87,7 +87,8 @@ def backward_kernels(call: BagCall, rows: int) -> tuple[KernelText, ...]:
     if call.weight is None:
         return ()
     if call.op is not None:
-        return (_weighed_kernel(call, "gradients"),)
+        few = are_few(rows)
+        return (*((_product_kernel(call),) if few else ()), _weighed_kernel(call, "gradients", multiplies=not few))
     return _sum_kernels(call, rows) if call.is_products else (_product_kernel(call),)
 
 
@@ -128,7 +129,7 @@ def _product_kernel(call: BagCall) -> KernelText:
     return _text("multiply_bags", arguments, _sizes(call))
 
 
-def _weighed_kernel(call: BagCall, side: str) -> KernelText:
+def _weighed_kernel(call: BagCall, side: str, multiplies: bool = True) -> KernelText:
     """Of a bag that computes its weights; the gradients, with the weights for the table's."""
     assert call.op is not None
     plan, real, made = call.op.plan, f"*{TRITON_TYPES[call.dtype]}", f"*{TRITON_TYPES[call.op.plan.dtype]}"
@@ -137,7 +138,8 @@ def _weighed_kernel(call: BagCall, side: str) -> KernelText:
         after, constants = [("sums_ptr", real), ("splits", "i32"), ("per_split", "i32")], ()
     else:
         after = [*((argument.name, argument.type) for argument in plan.gradients), ("weight_ptr", made)]
-        own, constants = [("d_sums_ptr", real), *own], (("STORES", True),)
+        own = [("d_sums_ptr", real), ("d_weight_ptr", made), *own]
+        constants = (("MULTIPLIES", multiplies), ("STORES", True))
     arguments = (("table_ptr", real), ("index_ptr", "*i64"), *own, *after)
     return KernelText(
         name=f"{call.op.name}_{side}",
@@ -190,10 +192,12 @@ def bag_work(call: BagCall, name: str, rows: int) -> Work:
     read = looked_up(lookups, call.count, row) + 8 * lookups
     numbers = lookups * (0 if call.weight is None else call.weight.itemsize)
     vector = 2 * lookups * call.width
-    if call.op is not None and name.endswith("_gradients"):
-        written = rows * call.gradients + numbers
-        return Work(read + rows * call.operands + lines * row, written, vector=vector, vector_type=vector_type)
-    numbers = rows * call.operands if call.op is not None else numbers
     if name == "multiply_bags":
         return Work(read + lines * row, numbers, vector=vector, vector_type=vector_type)
+    if call.op is not None and name.endswith("_gradients"):
+        written = rows * call.gradients + numbers
+        if are_few(rows):
+            return Work(numbers + rows * call.operands, written, vector=lookups, vector_type=vector_type)
+        return Work(read + rows * call.operands + lines * row, written, vector=vector, vector_type=vector_type)
+    numbers = rows * call.operands if call.op is not None else numbers
     return Work(read + numbers, lines * splits * part, vector=vector, vector_type=vector_type)

@@ -66,7 +66,10 @@ def with_kernels(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[BagOp]]:
 
 @pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS.keys())
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-def test_formulas(formula: tuple[str, str, str], dtype: torch.dtype) -> None:
+def test_formulas(formula: tuple[str, str, str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are few, or counted as many: a program for each list, both ways."""
+    is_many = dtype != torch.float32
+    monkeypatch.setattr(bags, "PROGRAMS", 1 if is_many else 512)
     program = op_samples.elaborate(bag(*formula))
     exact, graph = op_samples.module(program), op_samples.module(program, dtype)
     with torch.no_grad():
@@ -82,7 +85,8 @@ def test_formulas(formula: tuple[str, str, str], dtype: torch.dtype) -> None:
     # One each way, the sum by sorted rows, and parts of few lines.
     names = [launch.kernel for launch in launches]
     assert names[0] == f"{ops[0].name}_sum"
-    assert set(names[1:]) <= {"join_bags", f"{ops[0].name}_gradients", "sum_runs", "join_parts"}
+    assert {"join_bags", "multiply_bags"}.isdisjoint(names) if is_many else "multiply_bags" in names
+    assert set(names[1:]) <= {"join_bags", "multiply_bags", f"{ops[0].name}_gradients", "sum_runs", "join_parts"}
     assert_equal(got[0], want[0], "result", LIMITS[dtype])
     for name in want_gradients:
         assert_equal(got_gradients[name], want_gradients[name], f"gradient of {name}", 2.5 * LIMITS[dtype])
@@ -186,8 +190,10 @@ def test_readers_share_a_table(rows: int) -> None:
     assert [launch.kernel for launch in launches].count("sum_runs") == (rows > 0)
 
 
-def test_only_what_is_asked_for() -> None:
+@pytest.mark.parametrize("programs", [1, 512])
+def test_only_what_is_asked_for(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen tables and frozen scores; weights are stored for a table's gradient alone."""
+    monkeypatch.setattr(bags, "PROGRAMS", programs)
     op, call = call_of("softmax of each head")
     table, index, score = given(5)
     for trained in ((table,), (score,)):
@@ -252,8 +258,10 @@ def test_verify_knows_what_they_mean() -> None:
 # -- as others see them ------------------------------------------------------------------------------------------------
 
 
-def test_planned_bytes_are_those_that_move() -> None:
+@pytest.mark.parametrize("programs", [1, 512])
+def test_planned_bytes_are_those_that_move(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every id is read once, so that nothing is read twice."""
+    monkeypatch.setattr(bags, "PROGRAMS", programs)
     made = optimise(op_samples.module(op_samples.elaborate(bag(*FORMULAS["two scores"])), torch.float32), GPU_PASSES)
     ((call, _),) = bag_calls(made)
     attach_kernels(made)
@@ -297,6 +305,7 @@ def test_inspect_shows_them() -> None:
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
 def test_no_spills_at_real_size(target: str) -> None:
     texts = [one.kernel for one in of_bags(memory_graph("1m"), target, 1)]
-    assert [text.name for text in texts] == ["memory_bag_sum", "join_bags", "memory_bag_gradients"]
+    assert [text.name for text in texts] == ["memory_bag_sum", "join_bags", "multiply_bags", "memory_bag_gradients"]
+    texts += [one.kernel for one in of_bags(memory_graph("1m"), target, 32768)]
     for made in compile_ahead(texts, [target]):
         assert problems(made) == [], made.kernel

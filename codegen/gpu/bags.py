@@ -61,7 +61,7 @@ def _(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
 def products_op(table: Tensor, index: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """`table [count, E]`, `index [L, N]`, `x [L, E]`: `[L, N]` of `dtype`."""
     if launches(table):
-        return _multiply(table.contiguous(), index.contiguous(), x.contiguous(), dtype)
+        return multiply(table.contiguous(), index.contiguous(), x.contiguous(), dtype)
     return products(table, index, x.to(table.dtype)).to(dtype)
 
 
@@ -194,7 +194,12 @@ def splits_of(programs: int, n: int) -> tuple[int, int]:
     return -(-n // per_split), per_split
 
 
-def _multiply(table: Tensor, index: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+def are_few(rows: int) -> bool:
+    """Whether several programs should multiply the rows of a list: there are not enough lists for one each."""
+    return rows < PROGRAMS
+
+
+def multiply(table: Tensor, index: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     (lines, n), width = index.shape, table.shape[1]
     found = table.new_empty((lines, n), dtype=dtype)
     if found.numel():

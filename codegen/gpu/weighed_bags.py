@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..functions.row_tables import flat_table, products, sum_of_rows
-from .bags import BLOCK_N, WARPS, add_op, block_entries, join_parts, launches, parts_of
+from .bags import BLOCK_N, WARPS, add_op, are_few, block_entries, join_parts, launches, multiply, parts_of
 from .rowwise import Made, rows_whole
 from .shared_tables import Shared, Sink, as_lists, bag, passed_on, sink_of
 
@@ -142,10 +142,13 @@ class WeighedBag:
         found = [grad.new_empty((rows, *made.dims), dtype=made.dtype) for made in self.results]
         if not index.numel():
             return weight, *(one.zero_() for one in found)
+        table, lines, grad = table.contiguous(), lines.contiguous(), grad.contiguous()
+        # A program has all of a row. Where there are few rows, several make the products of each first.
+        arriving = multiply(table, lines, grad, self.real) if are_few(rows) else None
         self.gradient_kernel[(rows,)](
-            table.contiguous(), lines.contiguous(), grad.contiguous(), *self._read(operands), *found, weight,
-            N=lines.shape[1], LISTS=lines.shape[0] // rows, WIDTH=width, BLOCK_N=BLOCK_N,
-            BLOCK_E=block_entries(width), STORES=stores, num_warps=WARPS,
+            table, lines, grad, grad if arriving is None else arriving, *self._read(operands), *found, weight, N=lines.shape[1],
+            LISTS=lines.shape[0] // rows, WIDTH=width, BLOCK_N=BLOCK_N, BLOCK_E=block_entries(width),
+            MULTIPLIES=arriving is None, STORES=stores, num_warps=WARPS,
         )  # fmt: skip
         return weight, *found
 
