@@ -146,9 +146,9 @@ class WeighedBag:
         # A program has all of a row. Where there are few rows, several make the products of each first.
         arriving = multiply(table, lines, grad, self.real) if are_few(rows) else None
         self.gradient_kernel[(rows,)](
-            table, lines, grad, grad if arriving is None else arriving, *self._read(operands), *found, weight, N=lines.shape[1],
-            LISTS=lines.shape[0] // rows, WIDTH=width, BLOCK_N=BLOCK_N, BLOCK_E=block_entries(width),
-            MULTIPLIES=arriving is None, STORES=stores, num_warps=WARPS,
+            table, lines, grad, grad if arriving is None else arriving, *self._read(operands), *found, weight,
+            N=lines.shape[1], LISTS=lines.shape[0] // rows, WIDTH=width, BLOCK_N=BLOCK_N,
+            BLOCK_E=block_entries(width), MULTIPLIES=arriving is None, STORES=stores, num_warps=WARPS,
         )  # fmt: skip
         return weight, *found
 
