@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from tests.random_specs import random_spec  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl import errors  # noqa: E402
-from weft.dsl.check import check_all  # noqa: E402
+from weft.dsl.check import check, check_all, presets_of  # noqa: E402
 from weft.dsl.diagnostics import SpecError  # noqa: E402
 from weft.dsl.source import Source  # noqa: E402
 
@@ -211,10 +211,11 @@ _WAYS: tuple[Callable[[random.Random, str, list[str]], str], ...] = (
 def attempt(text: str, times: Times | None = None, limit: float = HANGING) -> Failure | None:
     """Checks one text. Only in the main thread, where signals arrive."""
     times = times or Times()
+    source = Source(str(ROOT / "tests" / "bad_specs" / "fuzz.weft"), text)
     started = time.process_time()
     try:
         with stopped(limit):
-            result = check_all(Source(str(ROOT / "tests" / "bad_specs" / "fuzz.weft"), text), OPS)
+            result = check_all(source, OPS)
             for error in result.problems.errors:
                 said = error.describe()
                 assert said.title
@@ -227,15 +228,17 @@ def attempt(text: str, times: Times | None = None, limit: float = HANGING) -> Fa
     times.texts += 1
     times.slowest = max(times.slowest, took)
     # What is within the limits is built, and a program of a hundred thousand operations may take its time.
-    if took > SLOW and result.checked is not None and _operations(result.checked) >= 20_000:
+    if took > SLOW and result.checked is not None and _operations(source) >= 20_000:
         times.large += 1
     elif took > SLOW:
         return Failure(text, f"took {took:.1f} s", took)
     return None
 
 
-def _operations(checked) -> int:
-    return max((len(p.nodes) for p in (*checked.models.values(), *checked.objectives.values())), default=0)
+def _operations(source: Source) -> int:
+    """Of the programs of all presets, for each of which the text was checked."""
+    every = [check(source, OPS, size).value() for size in presets_of(source) or (None,)]
+    return sum(len(p.nodes) for one in every for p in (*one.models.values(), *one.objectives.values()))
 
 
 def slowdown() -> float:

@@ -52,7 +52,7 @@ from .passes.row_tiers import read_from_tiers
 from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
-from .passes.selection_kernels import use_selection_kernels
+from .passes.selection_kernels import select_few_of_many, use_selection_kernels
 from .passes.selections import select_by_partial_sort
 from .passes.sorted_rows import keep_rows_sorted
 from .passes.streamed_logits import stream_logits, stream_logits_on_gpu
@@ -124,6 +124,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
     Pass("row-tiers", read_from_tiers, "tables of which only some rows are at hand; when it is said how they are read"),
+    Pass("few-scores", select_few_of_many, "a few of many scores of a product, whose gradients are those of the few"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
     Pass("cached-masks", use_cached_masks, "masked attention over caches; one plan for all layers"),
     Pass("few-keys", read_few_keys, "attention to a few keys of each row's own; while reshapes have their facts"),

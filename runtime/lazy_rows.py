@@ -119,39 +119,64 @@ class LazyRows(RowGradient):
         """The values of these rows; moments are left to the next update, which reads and writes them anyway."""
         if not len(rows):
             return
-        known = self.known[rows].long() << 32 | self.known_moments[rows].long()
-        known, order = known.sort()  # rows that missed the same steps lie together
+        moments = self.known_moments[rows].long()
+        known, order = (moments << 32 | self.known[rows].long()).sort()  # rows that missed the same steps lie together
         kinds, place = torch.unique_consecutive(known, return_inverse=True)
-        missed = self._history.missed(kinds >> 32, kinds & 0xFFFFFFFF, until)
+        missed = self._history.missed(kinds & 0xFFFFFFFF, kinds >> 32, until)
         rows = rows[order]
-        for part, at in zip(rows.split(self._stretch), place.split(self._stretch), strict=True):
+        self.known[rows] = until
+        # Those that never had a gradient stand in front.
+        still = int((moments == 0).sum())
+        if self.settings.decay:
+            self._shrink(rows[:still], place[:still], missed.decay)
+        if still == len(rows):
+            return
+        for part, at in zip(rows[still:].split(self._stretch), place[still:].split(self._stretch), strict=True):
             low, high = int(at[0]), int(at[-1]) + 1
             self._make_up(part, at - low, missed.of(low, high))
-        self.known[rows] = until
+
+    def _shrink(self, rows: Tensor, place: Tensor, decay: Tensor) -> None:
+        factors = decay.to(self.table.device, self.table.dtype)[place]
+        for part, factor in zip(rows.split(self._stretch), factors.split(self._stretch), strict=True):
+            self.table.index_copy_(0, part, self.table.index_select(0, part).mul_(factor[:, None]))
 
     def _make_up(self, rows: Tensor, place: Tensor, missed: _Missed) -> None:
-        values, first, second = (part.index_select(0, rows) for part in (self.table, self.first, self.second))
-        x, eps = second.sqrt_(), self.settings.eps
-        one, few = self._points
+        values, first, x = (part.index_select(0, rows) for part in (self.table, self.first, self.second))
+        x, eps = x.sqrt_(), self.settings.eps
         spread = eps * missed.spread
-        is_small = x * one < spread
 
         def of_rows(numbers: Tensor) -> Tensor:
             return numbers.to(values.device, values.dtype)[place][:, None]
 
-        values.mul_(of_rows(missed.decay))
-        small = torch.nonzero(is_small & (first != 0), as_tuple=True)
-        if len(small[0]) > MANY_SMALL * x.numel():
-            points, masses, is_small = *missed.quadrature(POINTS), x * few < spread
-            small = torch.nonzero(is_small & (first != 0), as_tuple=True)
-        else:
+        if self.settings.decay:
+            values.mul_(of_rows(missed.decay))
+        if float(x.min()) * self._points[0] >= spread:
             points, masses = missed.quadrature(1)
-        if len(small[0]):
-            values[small] -= first[small] * missed.summed(x[small], place[small[0]], eps)
-            first.masked_fill_(is_small, 0.0)
+        else:
+            points, masses = self._leave_small(values, first, x, place, missed, spread)
         for k in range(points.shape[1]):
-            values.addcmul_(first / (x + of_rows(eps * points[:, k])), of_rows(masses[:, k]), value=-1)
+            is_last = k + 1 == points.shape[1]  # what was read is not needed afterwards
+            moved = (first if is_last else first.clone()).mul_(of_rows(masses[:, k]))
+            divisor = x.add_(of_rows(eps * points[:, k])) if is_last else x + of_rows(eps * points[:, k])
+            values.addcdiv_(moved, divisor, value=-1)
         self.table.index_copy_(0, rows, values)
+
+    def _leave_small(
+        self, values: Tensor, first: Tensor, x: Tensor, place: Tensor, missed: _Missed, spread: float
+    ) -> tuple[Tensor, Tensor]:
+        """Moves entries by term that a few points are not right for, and leaves them no moment; the points for all
+        others."""
+        one, few = self._points
+        is_small = x * one < spread
+        small = torch.nonzero(is_small & (first != 0), as_tuple=True)
+        count = 1
+        if len(small[0]) > MANY_SMALL * x.numel():
+            count, is_small = POINTS, x * few < spread
+            small = torch.nonzero(is_small & (first != 0), as_tuple=True)
+        if len(small[0]):
+            values[small] -= first[small] * missed.summed(x[small], place[small[0]], self.settings.eps)
+            first.masked_fill_(is_small, 0.0)
+        return missed.quadrature(count)
 
 
 class _History:

@@ -21,9 +21,9 @@ LIBRARY = re.sub(r"\W", "_", __name__)
 @torch.library.custom_op(f"{LIBRARY}::places_of_top", mutates_args=())
 def places_of_top(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest of the last dimension, largest first, ties to the lowest: int64 `[..., count]`."""
-    found = scores.topk(min(count + 1, scores.shape[-1]), -1)
-    place = found.indices[..., :count].contiguous()
-    tied = _has_equal(found.values)
+    values, place = _largest(scores, min(count + 1, scores.shape[-1]))
+    place = place[..., :count].contiguous()
+    tied = _has_equal(values)
     if tied.any():
         place[tied] = gathers.top(scores[tied], count)[1]
     return place
@@ -38,15 +38,14 @@ def _(scores: Tensor, count: int) -> Tensor:
 def places_of_pairs(first: Tensor, second: Tensor, count: int) -> Tensor:
     """`i * entries + j` of the `count` largest sums `first[..., i] + second[..., j]`: int64 `[..., count]`."""
     entries = second.shape[-1]
-    sides = [side.topk(min(count + 1, side.shape[-1]), -1) for side in (first, second)]
-    rows, columns = _staircase(sides[0].values.shape[-1], sides[1].values.shape[-1], count + 1)
+    (values_i, i), (values_j, j) = (_largest(side, min(count + 1, side.shape[-1])) for side in (first, second))
+    rows, columns = _staircase(values_i.shape[-1], values_j.shape[-1], count + 1)
     rows, columns = rows.to(first.device), columns.to(first.device)
-    sums = sides[0].values[..., rows] + sides[1].values[..., columns]
-    found = sums.topk(min(count + 1, sums.shape[-1]), -1)
-    best = found.indices[..., :count]
-    i = sides[0].indices.gather(-1, rows[best])
-    slot = i.mul_(entries).add_(sides[1].indices.gather(-1, columns[best]))
-    tied = _has_equal(found.values)
+    sums = values_i[..., rows] + values_j[..., columns]
+    values, best = sums.topk(min(count + 1, sums.shape[-1]), -1)
+    best = best[..., :count]
+    slot = i.gather(-1, rows[best]).mul_(entries).add_(j.gather(-1, columns[best]))
+    tied = _has_equal(values)
     if tied.any():
         slot[tied] = gathers.top_pairs(first[tied], second[tied], count)[1]
     return slot
@@ -55,6 +54,26 @@ def places_of_pairs(first: Tensor, second: Tensor, count: int) -> Tensor:
 @places_of_pairs.register_fake
 def _(first: Tensor, second: Tensor, count: int) -> Tensor:
     return first.new_empty((*first.shape[:-1], count), dtype=torch.int64)
+
+
+def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest and where they stand, as torch's topk has them: of a long row in two steps. The largest lie
+    in the `count` blocks with the largest maxima, because outside of those nothing exceeds any of these maxima."""
+    entries = scores.shape[-1]
+    blocks = entries // _IN_BLOCK
+    if entries % _IN_BLOCK or blocks < _LONG * count:
+        found = scores.topk(count, -1)
+        return found.values, found.indices
+    # A block's entries stand far apart, so that maxima are taken of whole vectors.
+    maxima = scores.unflatten(-1, (_IN_BLOCK, blocks)).amax(-2)
+    best = maxima.topk(count, -1, sorted=False).indices
+    place = (best[..., None] + blocks * torch.arange(_IN_BLOCK, device=scores.device)).flatten(-2)
+    found = scores.gather(-1, place).topk(count, -1)
+    return found.values, place.gather(-1, found.indices)
+
+
+_IN_BLOCK = 4
+_LONG = 4  # from so many times as many blocks as are wanted, two steps are faster
 
 
 def _has_equal(values: Tensor) -> Tensor:

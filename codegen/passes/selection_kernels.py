@@ -33,7 +33,16 @@ class Scores:
     scale: float
 
 
-def use_selection_kernels(module: fx.GraphModule) -> None:
+# On a CPU all scores are computed; where few of many are taken, their gradients are those of the few.
+FEW = 8
+
+
+def select_few_of_many(module: fx.GraphModule) -> None:
+    use_selection_kernels(module, FEW)
+
+
+def use_selection_kernels(module: fx.GraphModule, entries_of_one: int = 0) -> None:
+    """Where there are at least `entries_of_one` times as many entries as are taken."""
     known = facts(module)
     for node in list(module.graph.nodes):
         if is_call(node, gathers.top) and len(node.args) == 2:
@@ -46,6 +55,8 @@ def use_selection_kernels(module: fx.GraphModule) -> None:
         if found is None or not isinstance(count, int) or count > selection.MOST_TAKEN:
             continue
         entries = known[found.keys].dims[-2]
+        if entries < entries_of_one * count:
+            continue
         if node.target is gathers.top:
             _use(module, node, selection.top, found, count, known)
         elif entries * entries < selection.MOST:
