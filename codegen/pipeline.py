@@ -83,7 +83,6 @@ SORTED_ROWS = Pass(
     "sorted-rows", keep_rows_sorted, "rows that arms join and arms take apart again; needs equal calls once"
 )
 
-# Not on a GPU yet: a fused group would take the detach in, and all it makes would count as having a gradient.
 DEAD_GRADIENTS = Pass(
     "dead-gradients",
     stop_dead_gradients,
@@ -95,6 +94,8 @@ DEAD_GRADIENTS = Pass(
 GPU_PASSES: tuple[Pass, ...] = (
     BASIC_PASSES[0],
     Pass("canonicalize", canonicalize, "steps that do nothing; before equal calls are looked for, which they hide"),
+    BASIC_PASSES[1],
+    DEAD_GRADIENTS,
     Pass("segment-attention", use_run_attention, "segments that see their own rows; before other attention is taken"),
     Pass("attention", use_attention_kernels, "attention to kernels; the rows each row sees become a call of their own"),
     Pass("cached-attention", use_cached_attention, "the same in decoding graphs, whose keys and values lie in caches"),

@@ -191,9 +191,10 @@ def linear_tiles(chosen: Configuration) -> Tiles | None:
 
 def grouped_subject(op: GroupedOp, product: str) -> str:
     """Of one of PRODUCTS. Whose kernel it is, is part of the choice."""
-    plain = GroupedOp("grouped", op.form, op.dtype, epilogue=op.epilogue if product == "forward" else None)
+    form = replace(op.form, detached=())  # which has no kernel of its own
+    plain = GroupedOp("grouped", form, op.dtype, epilogue=op.epilogue if product == "forward" else None)
     kernel = kernel_text(plain, product, default_tiles(op.dtype), "cuda:80", render)
-    return _hash("grouped", op.form, op.dtype, kernel_hash(anonymous(kernel), ("BLOCK_M", "BLOCK_N", "BLOCK_K")))
+    return _hash("grouped", form, op.dtype, kernel_hash(anonymous(kernel), ("BLOCK_M", "BLOCK_N", "BLOCK_K")))
 
 
 def grouped_default(op: GroupedOp, product: str) -> Configuration:

@@ -63,8 +63,10 @@ def test_round_trip(tmp_path):
     assert training.run == {"steps": 100, "lr": 1e-3}
     assert training.optimiser.updates == 7
     for name, value in weights().items():
-        assert torch.equal(training.optimiser.moments[name][0], value + 1)
-        assert torch.equal(training.optimiser.moments[name][1], value**2)
+        first, second = training.optimiser.moments[name]
+        assert first is not None
+        assert torch.equal(first, value + 1)
+        assert torch.equal(second, value**2)
 
 
 def test_only_plain_files_are_written(tmp_path):

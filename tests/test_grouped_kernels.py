@@ -71,6 +71,7 @@ def oracle(form: GroupedForm, operands: list[Tensor]) -> list[Tensor]:
     found: list[list[Tensor]] = []
     for g in range(form.groups):
         x = given["x"][given[f"rows_{g}"]] if form.gathers else given[f"x_{g}"]
+        x = x.detach() if g in form.detached else x
         found.append([
             functional.linear(x, given[f"weight_{g}_{j}"], given.get(f"bias_{g}_{j}")) for j in range(form.pieces)
         ])  # fmt: skip
@@ -134,6 +135,34 @@ def test_rows_of_no_group_get_no_gradient() -> None:
     agree(case(GroupedForm(2, 20, (24,), True), (9, 13), torch.float32, spare=6), torch.float32)
 
 
+@pytest.mark.parametrize("counts", [(9, 70, 13), (0, 5, 0), (12, 0, 1)], ids=str)
+@pytest.mark.parametrize("scatters", [False, True])
+def test_detached_rows_get_no_gradient(scatters: bool, counts: tuple[int, ...]) -> None:
+    """Of x; their weights have one all the same."""
+    form = GroupedForm(3, 20, (24, 33), True, scatters, detached=(1,))
+    agree(case(form, counts, torch.float32), torch.float32)
+
+
+def test_results_of_a_group_without_a_gradient_have_none() -> None:
+    """Of rows that are detached and weights that are frozen; only what is left is read again."""
+    form = GroupedForm(2, 20, (24, 33), gathers=True, detached=(0,))
+    made = case(form, (9, 13), torch.float32)
+    given = dict(zip(made.names, made.of_type(torch.float32), strict=True))
+    for j in range(form.pieces):
+        given[f"weight_0_{j}"].requires_grad_(False)
+    found = call_of(form, torch.float32)(*given.values())
+    assert [one.requires_grad for one in found] == [False, False, True, True]
+    torch.stack([one.sin().sum() for one in found]).sum().backward()
+    x = given["x"].grad
+    assert x is not None
+    assert not x[given["rows_0"]].any()
+    exact = [x.detach().to(torch.float64) if x.is_floating_point() else x for x in made.operands]
+    exact[0].requires_grad_()
+    torch.stack([one.sin().sum() for one in oracle(form, exact)]).sum().backward()
+    assert exact[0].grad is not None
+    near(x, exact[0].grad, LIMITS[torch.float32][1], "x")
+
+
 def test_operators() -> None:
     """As torch checks them: schema, fake tensors, autograd."""
     form = GroupedForm(2, 24, (16, 8), True, True, True)
@@ -143,7 +172,8 @@ def test_operators() -> None:
 
 def test_by_the_matrix_library() -> None:
     """Each product by itself: what its kernel computes."""
-    for form in (GroupedForm(2, 24, (16, 8), True, True, True), GroupedForm(2, 24, (16, 8))):
+    detached = GroupedForm(2, 24, (16, 8), gathers=True, detached=(0,))
+    for form in (GroupedForm(2, 24, (16, 8), True, True, True), GroupedForm(2, 24, (16, 8)), detached):
         made = case(form, (5, 9), torch.float64)
         call = call_of(form, torch.float64)
         want = products_of(call, made)
@@ -157,7 +187,9 @@ def products_of(call: Grouped, made: Case) -> list[Tensor]:
     name = "_".join(product for product in PRODUCTS if getattr(call, product) is not None)
     given = made.of_type(torch.float64)
     leaves = [x for x in given if x.requires_grad]
-    found = listed(replace(call, library="grouped_by_torch", name=f"{name}_{call.form.results}")(*given))
+    found = listed(
+        replace(call, library="grouped_by_torch", name=f"{name}_{call.form.results}_{call.form.gathers}")(*given)
+    )
     return [*found, *torch.autograd.grad(found, leaves, [one.sin() for one in found])]
 
 

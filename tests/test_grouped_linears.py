@@ -13,9 +13,11 @@ from tests.grouped_models import KERNEL_PASSES, grouped
 from tests.lmfusion_models import document
 from tests.small_models import checked, model
 from weft.codegen.gpu.grouped_form import GroupedForm
+from weft.codegen.grouped.epilogue import Parts
 from weft.codegen.grouped.op import GroupedOp
 from weft.codegen.lower import empty_weights, lower
 from weft.codegen.pipeline import GPU_PASSES, Pass, optimise
+from weft.codegen.rowwise.fused import FusedOp
 from weft.dsl.program import Program
 from weft.runtime.model import Model
 
@@ -41,6 +43,42 @@ model towers(x: real[seq, dim], z: real[seq, wide], kind: modality[seq]) -> real
 init **.weight = normal(0.4)
 init **.bias = normal(0.4)
 """
+# Heads of ten entries, which no tile divides; a turn of halves in the arms, of neighbours outside of them.
+TURNS = """
+size dim = 12
+axis heads = 4
+axis groups = 2
+axis width = 10
+enum modality: text, image, sound
+axis seq
+
+block layer(x: real[seq, dim], kind: modality[seq]) -> real[seq, dim]:
+    routed by kind:
+        q = linear(x, dim -> (heads, width)) as q
+        k = linear(x, dim -> (groups, width)) as k
+        v = linear(x, dim -> (groups, width)) as v
+    q = TURN(q, along=seq)
+    k = TURN(k, along=seq)
+    mixed = attend(q, k, v, over=width, along=seq, group=heads -> groups, mask=causal)
+    routed by kind:
+        y = linear(mixed, (heads, width) -> dim) as out
+    return x + y
+
+model towers(x: real[seq, dim], kind: modality[seq]) -> real[seq, dim]:
+    for i in 0 .. 2:
+        x = layer(x, kind) as layer
+    return x
+
+init **.out.weight = normal(0.2)
+"""
+ROTATIONS = {
+    "halves": TURNS.replace("TURN", "rope"),
+    "neighbours": TURNS.replace("TURN", "rope_interleaved"),
+    "within arms": TURNS.replace("    q = TURN", "        q = rope").replace("    k = TURN", "        k = rope"),
+    "of queries alone": TURNS.replace("    q = TURN", "        q = rope")
+    .replace("    k = TURN(k, along=seq)\n", "")
+    .replace("(heads, width)) as q", "(heads, width), bias=true) as q"),
+}
 UNEQUAL = """
 size dim = 8
 size few = 16
@@ -90,6 +128,18 @@ def test_lmfusion() -> None:
     assert gates.epilogue.pieces == (0, 1)
     names = {getattr(node.target, "__name__", "") for node in made.graph.nodes}
     assert "join" not in names
+
+
+def test_a_residual_is_added_once() -> None:
+    """By the norm that reads the sum, which hands it on: all layers have the kernels of one."""
+    texts = []
+    for layers in (3, 4):
+        made = graph_of(lmfusion_models.checked(lmfusion_models.spec_text(), (("layers", layers),)).model)
+        norms = [node for node in made.graph.nodes if isinstance(node.target, FusedOp) and "rms_norm" in node.name]
+        assert len(norms) == 2 * (2 * layers + 1)
+        assert all(len(node.args) <= 3 for node in norms)
+        texts.append(len({node.target for node in norms}))
+    assert texts[0] == texts[1]
 
 
 def run(built: Model, given: dict[str, Any]) -> tuple[list[Tensor], dict[str, Tensor | None]]:
@@ -145,3 +195,22 @@ def test_lmfusion_agrees_with_float64() -> None:
 
     built = lmfusion_models.model(dtype=torch.float32, passes=KERNEL_PASSES, layers=1)
     agree(built, lmfusion_models.model(layers=1), given, 1e-4)
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 0.05)], ids=str)
+def test_rotations_are_made_before_queries_and_keys_are_stored(dtype: torch.dtype, limit: float, name: str) -> None:
+    """Of the second layer; in the first the angles are found, which is the other kernel's work."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randn(len(kind), 12, generator=generator, dtype=torch.float64).to(dtype) for kind in KINDS]
+
+    def given(built: Model) -> dict[str, Any]:
+        working = next(weight.dtype for _, weight in built.by_path())
+        return {"x": [x.to(working) for x in rows], "kind": [torch.tensor(kind) for kind in KINDS]}
+
+    ops = [op for op in grouped(graph(ROTATIONS[name])) if op.epilogue is not None]
+    outputs = (40,) if name == "of queries alone" else (40, 20, 20)
+    parts = Parts(2, 1 if name == "neighbours" else 5)
+    assert [(op.form.outputs, op.epilogue and op.epilogue.parts) for op in ops] == [(outputs, parts)]
+    assert ops[0].form.scatters == (name in ("halves", "neighbours"))
+    agree(model(ROTATIONS[name], dtype, passes=KERNEL_PASSES), model(ROTATIONS[name]), given, limit)

@@ -475,3 +475,25 @@ def test_planned_work() -> None:
         product, 2 * product, 2 * product,
     ]  # fmt: skip
     assert tiled["statistics"][0].bytes < 1.01 * 2 * (rows + vocabulary) * width
+
+
+ENTROPY_BESIDE_ITS_INPUT = """
+size dim = 1
+axis seq
+
+model m(x: real[seq, dim]) -> real[seq, dim]:
+    return x - entropy(linear(x, dim -> dim), over=dim)
+"""
+
+
+def test_what_gives_statistics_is_not_taken_for_the_logits() -> None:
+    """Several results with the level and the sizes of what is computed with them: each is read by its number."""
+    program = check(Source("m.weft", ENTROPY_BESIDE_ITS_INPUT), op_samples.OPS).value().models["m"]
+    graph = op_samples.module(program)
+    arguments = op_samples.arguments(graph, op_samples.inputs(program))
+    made = optimise(graph, GPU_PASSES)
+    (call,) = [node for node in made.graph.nodes if isinstance(node.target, LogitsOp)]
+    assert len(call.users) == 2
+    assert call not in facts(made)
+    attach_kernels(made)
+    assert_equal(made(*arguments)[0], graph(*arguments)[0], "result", 1e-9)

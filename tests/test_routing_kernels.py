@@ -54,10 +54,11 @@ def test_rows_fuse_within_an_arm() -> None:
     assert names.count("join") == 7
     assert not {"rsqrt", "sigmoid", "sin", "silu"} & set(names)
     fused = [node.name for node in nodes if isinstance(node.target, Fused)]
-    # Of each tower and layer: two norms, the turns of q and k. Gates are made where their linears are, of both towers.
-    assert len(fused) >= 2 * 2 * 3
-    gates = [node for node in nodes if isinstance(node.target, Grouped) and node.target.epilogue is not None]
-    assert len(gates) == 2
+    # Of each tower and layer two norms, and of the first layer the turns of q and k, with the angles.
+    assert len(fused) == 2 * (2 * 2 + 1)
+    # Gates, and the turns of the second layer, are made where their linears are, of both towers.
+    made = [node.target.epilogue for node in nodes if isinstance(node.target, Grouped)]
+    assert [one.parts for one in made if one is not None] == [1, 2, 1]
 
 
 # What a group makes passes rows that are in no group, and comes back by another group with a part on each side.

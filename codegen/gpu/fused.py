@@ -254,6 +254,8 @@ class Fused:
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)
         wanted = () if self.backward is None else self.backward.wanted
+        # Nobody is to fill gradients of what is saved with zeros.
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(result for place, result in enumerate(results) if place not in wanted))
         if self.backward is not None:
             operands = inputs[: self.operands]
@@ -262,6 +264,8 @@ class Fused:
             ctx.save_for_backward(*kept, *(results[place] for place in self.backward.saved))
 
     def _pass_back(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * (self.operands + bool(self._extra))
         kept = ctx.saved_tensors
         found = self.gradients(kept[: self.operands], kept[self.operands :], grads)
         return (*found, None) if self._extra else tuple(found)

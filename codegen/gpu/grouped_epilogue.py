@@ -15,15 +15,32 @@ from .fused import Fused
 @dataclass(frozen=True)
 class Epilogue:
     """`pieces`: of each operand of the call, which piece of the linear it is; None: a tensor of the group's own.
-    `saved`: the pieces that the gradient reads."""
+    `saved`: the pieces that the gradient reads.
+
+    `parts`: more than one where a result is made of so many parts of one piece, instead of the same entries of all
+    pieces. `left`: pieces that the call does not read, which are results behind its own. `places`: which of these
+    results each piece ends in, where it ends in one alone.
+    """
 
     call: Fused
     pieces: tuple[int | None, ...]
     saved: tuple[int, ...]
+    parts: int = 1
+    left: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
+
+    @property
+    def made(self) -> int:
+        """Results of the call."""
+        return len(self.call.forward.results)
 
     @property
     def results(self) -> int:
-        return len(self.call.forward.results)
+        return self.made + len(self.left)
+
+    def shapes(self, outputs: Sequence[int]) -> list[tuple[int, ...]]:
+        """Of a row of each result; `outputs`: entries of each piece."""
+        return [made.dims for made in self.call.forward.results] + [(outputs[piece],) for piece in self.left]
 
     @property
     def others(self) -> int:
@@ -49,8 +66,10 @@ class Epilogue:
         kept: list[Tensor | None] = [None] * pieces
         for piece, value in zip(self.saved, saved, strict=True):
             kept[piece] = value
-        found = self.call.gradients(self.operands(kept, others), (), grads)
+        found = self.call.gradients(self.operands(kept, others), (), grads[: self.made])
         of_pieces: list[Tensor | None] = [None] * pieces
+        for piece, gradient in zip(self.left, grads[self.made :], strict=True):
+            of_pieces[piece] = gradient
         for piece, gradient in zip(self.pieces, found, strict=True):
             if piece is not None:
                 of_pieces[piece] = gradient

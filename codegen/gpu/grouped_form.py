@@ -16,6 +16,7 @@ class GroupedForm:
     gathers    x is one tensor of all rows, of which a group has some; else each group has a tensor
     scatters   so is each piece of the result, and every row is in a group
     has_bias   every weight has a bias
+    detached   groups whose rows have no gradient, though x has one: where x is gathered, as a tensor says so itself
     """
 
     groups: int
@@ -24,10 +25,20 @@ class GroupedForm:
     gathers: bool = False
     scatters: bool = False
     has_bias: bool = False
+    detached: tuple[int, ...] = ()
 
     @property
     def pieces(self) -> int:
         return len(self.outputs)
+
+    @property
+    def tensors_of_x(self) -> int:
+        return 1 if self.gathers else self.groups
+
+    @property
+    def tensors_of_y(self) -> int:
+        """Of each piece of the result."""
+        return 1 if self.scatters else self.groups
 
     @property
     def moves(self) -> bool:
@@ -41,4 +52,4 @@ class GroupedForm:
     @property
     def results(self) -> int:
         """All rows of each piece; or, of each group, each piece."""
-        return self.pieces if self.scatters else self.weights
+        return self.pieces * self.tensors_of_y

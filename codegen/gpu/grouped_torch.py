@@ -38,21 +38,60 @@ class Operands:
         order = next(left) if form.scatters else None
         return cls(x, rows, order, taken(form.weights), taken(form.weights if form.has_bias else 0))
 
-    @staticmethod
-    def by_group(form: GroupedForm, given: Sequence[Any]) -> list[list[Any]]:
-        """Of values in the order of the operands, those of each group's x, weights and biases."""
-        by_name = dict(zip(operand_names(form), given, strict=True))
-        names = ("weight", "bias") if form.has_bias else ("weight",)
-        return [
-            [by_name["x" if form.gathers else f"x_{g}"]]
-            + [by_name[f"{name}_{g}_{j}"] for name in names for j in range(form.pieces)]
-            for g in range(form.groups)
-        ]
-
     @property
     def counts(self) -> list[int]:
         """Rows of each group."""
         return [one.shape[0] for one in (self.rows or self.x)]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which gradients are wanted: of each tensor of `x`, of `weights` with their biases, and of what an epilogue reads
+    besides, for each tensor of a piece."""
+
+    form: GroupedForm
+    x: list[bool]
+    weights: list[bool]
+    others: list[list[bool]]
+
+    @classmethod
+    def of(cls, form: GroupedForm, needed: Sequence[bool]) -> Wanted:
+        """`needed`: of each operand, those of an epilogue last."""
+        names = operand_names(form)
+        first, left = names.index("weight_0_0"), list(needed[len(names) :])
+        biases = needed[first + form.weights : len(names)] or [False] * form.weights
+        weights = [one or other for one, other in zip(needed[first : first + form.weights], biases, strict=True)]
+        each = len(left) // form.tensors_of_y
+        others = [left[y * each : (y + 1) * each] for y in range(form.tensors_of_y)]
+        return cls(form, list(needed[: form.tensors_of_x]), weights, others)
+
+    def of_rows(self, group: int) -> bool:
+        """Of a group's rows of x."""
+        return self.x[0 if self.form.gathers else group] and group not in self.form.detached
+
+    def of_weights(self, group: int) -> bool:
+        return any(of_group(self.form, self.weights, group))
+
+    @property
+    def groups(self) -> list[bool]:
+        """Whether anything of a group wants one."""
+        form = self.form
+        of_others = [any(others) for others in self.others] * (form.groups // form.tensors_of_y)
+        return [self.of_rows(g) or self.of_weights(g) or of_others[g] for g in range(form.groups)]
+
+    @property
+    def results(self) -> list[bool]:
+        """Whether results have one: for each tensor of a piece."""
+        return [any(self.groups)] if self.form.scatters else self.groups
+
+    @property
+    def read(self) -> list[bool]:
+        """Which operands gradients are made of: x for those of weights, what an epilogue reads for its own."""
+        form = self.form
+        of_x = [self.of_weights(g) for g in range(form.groups)]
+        linear = len(operand_names(form)) - form.tensors_of_x
+        of_others = [live for live, others in zip(self.results, self.others, strict=True) for _ in others]
+        return [*([any(of_x)] if form.gathers else of_x), *([True] * linear), *of_others]
 
 
 def operand_names(form: GroupedForm) -> list[str]:
@@ -71,7 +110,8 @@ def by_torch(form: GroupedForm, *operands: Tensor, is_joined: bool = True) -> An
     given = Operands.of(form, operands)
     found = []
     for g in range(form.groups):
-        x = take(given.x[0], given.rows[g]) if form.gathers else given.x[g]
+        x = given.x[0].detach() if g in form.detached else given.x[0 if form.gathers else g]
+        x = take(x, given.rows[g]) if form.gathers else x
         weights = of_group(form, given.weights, g)
         if is_joined and form.pieces > 1 and not form.has_bias:
             found.append(joined_linears(x, *weights))
@@ -90,7 +130,7 @@ def x_gradient_by_torch(
     whole = torch.zeros_like(given.x[0], memory_format=torch.contiguous_format) if form.gathers else None
     found = [] if whole is None else [whole]
     for g in range(form.groups):
-        if whole is None and not wanted[g]:
+        if g in form.detached or (whole is None and not wanted[g]):
             continue
         dx: Tensor | None = None
         for dy, weight in zip(_of_rows(form, grads, given, g), of_group(form, given.weights, g), strict=True):

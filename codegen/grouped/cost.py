@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from ..cost import Work
 from ..gpu.triton_types import TRITON_TYPES
 from .op import GroupedOp
@@ -25,10 +27,10 @@ def grouped_work(op: GroupedOp, product: str, rows: int, trained: int) -> Work:
     vector = 0.0
     if op.epilogue is not None and product == "forward":
         # The pieces that a gradient reads are stored beside what is made of them.
-        width = form.outputs[0]
-        read += rows * width * sum(source.by_row for source in op.epilogue.others)
-        written = rows * width * (op.epilogue.results + len(op.epilogue.saved))
-        vector = rows * width * float(len(op.epilogue.call.program.values))
+        read += rows * sum(source.entries for source in op.epilogue.others if source.by_row)
+        written = rows * sum(prod(result.dims) for result in op.epilogue.call.program.results)
+        written += rows * sum(form.outputs[j] for j in (*op.epilogue.left(form.pieces), *op.epilogue.saved))
+        vector = rows * max(form.outputs) * float(len(op.epilogue.call.program.values))
     numbers = 8 * rows if form.moves else 0
     size = op.dtype.itemsize
     return Work(

@@ -11,7 +11,7 @@ side, a group's rows have numbers there, by which they are read or written: noth
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -57,7 +57,7 @@ class GroupedKernel:
     inputs: int
     real: str
     has_bias: bool
-    saves: bool = False  # some stores are for a gradient alone; SAVES says whether they are made
+    column: str = "offs_n"  # which entries of a piece a tile has; of its parts, those of the first
 
 
 def grouped_kernel(
@@ -65,7 +65,8 @@ def grouped_kernel(
 ) -> GroupedKernel:
     """`product`: of PRODUCTS; `dtype` of all operands and results."""
     if product == "forward" and epilogue is not None:
-        return _forward_with(epilogue, f"{name}_{product}", form, dtype)
+        make_with = _forward_with if epilogue.parts is None else _forward_of_parts
+        return make_with(epilogue, f"{name}_{product}", form, dtype)
     make = {"forward": _forward, "x_gradient": _x_gradient, "weight_gradient": _weight_gradient}[product]
     return make(f"{name}_{product}", form, dtype)
 
@@ -83,9 +84,10 @@ def default_tiles(dtype: torch.dtype, is_together: bool = False) -> Tiles:
 # -- the products ------------------------------------------------------------------------------------
 
 
-def _forward(name: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
-    groups, pieces = range(form.groups), range(form.pieces)
-    ends = _ends("column", "BLOCK_N", form.outputs)
+def _forward(name: str, form: GroupedForm, dtype: torch.dtype, parts: int = 1) -> GroupedKernel:
+    """`parts`: a tile has the same entries of so many parts of a piece."""
+    groups, pieces, sizes = range(form.groups), range(form.pieces), [size // parts for size in form.outputs]
+    ends = _ends("column", "BLOCK_N", sizes)
     of_piece = [_by_group(f"weight_{j}", [f"weight_{g}_{j}_ptr" for g in groups]) for j in pieces]
     of_piece += [_by_group(f"y_{j}", _results("y", form, j)) for j in pieces]
     of_piece += [_by_group(f"bias_{j}", [f"bias_{g}_{j}_ptr" for g in groups]) for j in pieces if form.has_bias]
@@ -93,7 +95,7 @@ def _forward(name: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
     x = ["x_ptr"] * form.groups if form.gathers else [f"x_{g}_ptr" for g in groups]
     of_piece.append(_by_group("x", x))
     choices = [line for name in names for line in _by_piece(name, [f"{name}_{j}" for j in pieces])]
-    choices += _by_piece("columns", [str(size) for size in form.outputs])
+    choices += _by_piece("columns", [str(size) for size in sizes])
     choices += _by_piece("first_n", ["0", *(f"column_end_{j}" for j in pieces)][: form.pieces])
     add_bias = (
         "bias_row = tl.load(bias + offs_n, mask=mask_n, other=0.0)",
@@ -132,7 +134,7 @@ def _forward(name: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
 def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
     """A tile has the same entries of all pieces, and of what is made of them."""
     groups, pieces, real = range(form.groups), range(form.pieces), _real(dtype)
-    width, results, saved = form.outputs[0], range(epilogue.results), epilogue.saved
+    width, results, saved = form.outputs[0], range(epilogue.made), epilogue.saved
     choices = [_by_group(f"weight_{j}", [f"weight_{g}_{j}_ptr" for g in groups]) for j in pieces]
     choices.append(_by_group("x", ["x_ptr"] * form.groups if form.gathers else [f"x_{g}_ptr" for g in groups]))
     choices += [_by_group(f"y_{j}", [f"y_{g}_{j}_ptr" for g in groups]) for j in saved]
@@ -146,9 +148,12 @@ def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch
         if form.has_bias
     ]
     mask = "mask=mask_m[:, None] & mask_n[None, :]"
-    stores = [f"if SAVES: tl.store(y_{j} + at, {_rounded(f'acc_{j}', dtype)}, {mask})" for j in saved]
+    # For a gradient alone, of groups that have one.
+    keeps = [f"keeps_{g}" for g in groups] if saved else []
+    choices += [_by_group("keeps", keeps)] if saved else []
+    stores = [f"if keeps: tl.store(y_{j} + at, {_rounded(f'acc_{j}', dtype)}, {mask})" for j in saved]
     stores += [f"tl.store(result_{r} + at, {_rounded(f'made_{r}', dtype)}, {mask})" for r in results]
-    pairs = [(g, i) for g in groups for i in others]
+    pairs = [(y, i) for y in range(form.tensors_of_y) for i in others]
     return GroupedKernel(
         name=name,
         template="grouped_forward.py.j2",
@@ -162,10 +167,11 @@ def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch
             *(_pointer(f"result_{g}_{r}_ptr", dtype) for g in groups for r in results),
             *(_pointer(f"y_{g}_{j}_ptr", dtype) for g in groups for j in saved),
             *_counts(form),
+            *(Argument(name, "i32") for name in keeps),
             _stride("stride_x", form.inputs),
             *(_stride(f"stride_other_{i}", width) for i in others),
         ),
-        unspecialized=_count_names(form),
+        unspecialized=(*_count_names(form), *keeps),
         tiles=(*_tiles_of_rows(form), f"tiles_n = tl.cdiv({width}, BLOCK_N)"),
         chosen=(
             *_group_steps(form),
@@ -177,7 +183,7 @@ def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch
         stores=(
             *add_bias,
             *epilogue.lines(real),
-            f"at = own[:, None] * {width} + offs_n[None, :]",
+            f"at = written[:, None] * {width} + offs_n[None, :]",
             *stores,
         ),
         read_row="chosen" if form.gathers else "own",
@@ -185,7 +191,50 @@ def _forward_with(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch
         inputs=form.inputs,
         real=real,
         has_bias=form.has_bias,
-        saves=bool(saved),
+    )
+
+
+def _forward_of_parts(epilogue: Epilogue, name: str, form: GroupedForm, dtype: torch.dtype) -> GroupedKernel:
+    """A tile has entries of one piece, the same ones of each of its parts, and what is made of them in their place."""
+    parts, real, others = epilogue.parts, _real(dtype), epilogue.others
+    assert parts is not None
+    plain = _forward(name, form, dtype, parts.count)
+    starts = [p * parts.after for p in range(parts.count)]
+    column = f"(offs_n // {parts.after} * {parts.count * parts.after} + offs_n % {parts.after})"
+    of_group = [0] * form.groups if form.scatters else range(form.groups)
+    choices = _by_piece("width", list(map(str, form.outputs))) + _by_piece("piece", list(map(str, range(form.pieces))))
+    for i in range(len(others)):
+        choices += _by_group(f"other_{i}", [f"other_{y}_{i}_ptr" for y in of_group])
+    choices += [f"part_{p} = weight + {start * form.inputs}" for p, start in enumerate(starts)]
+    stores = []
+    if form.has_bias:
+        loads = [f"tl.load(bias + {start} + {column}, mask=mask_n, other=0.0)" for start in starts]
+        stores += [f"acc_{p} += {load}.to({real})[None, :]" for p, load in enumerate(loads)]
+    stores += [f"made_{p} = acc_{p}" for p in range(parts.count)]
+    texts: dict[tuple[str, ...], list[int]] = {}
+    for piece in epilogue.read:
+        texts.setdefault(tuple(epilogue.lines_of(piece, real)), []).append(piece)
+    for lines, pieces in texts.items():
+        stores += [f"if {' or '.join(f'piece == {j}' for j in pieces)}:", *(f"    {line}" for line in lines)]
+    stores.append(f"at = y + written[:, None] * width + {column}[None, :]")
+    for p, start in enumerate(starts):
+        made = _rounded(f"made_{p}", dtype)
+        stores.append(f"tl.store(at + {start}, {made}, mask=mask_m[:, None] & mask_n[None, :])")
+    pointers = [
+        _pointer(f"other_{y}_{i}_ptr", source.dtype)
+        for y in range(form.tensors_of_y)
+        for i, source in enumerate(others)
+    ]
+    first = next(place for place, argument in enumerate(plain.arguments) if argument.name.startswith("y_"))
+    strides = (_stride(f"stride_other_{i}", source.entries) for i, source in enumerate(others))
+    return replace(
+        plain,
+        summary=f"{plain.summary[:-1]}, and on, {parts.count} parts of a piece at a time.",
+        arguments=(*plain.arguments[:first], *pointers, *plain.arguments[first:], *strides),
+        chosen=(*plain.chosen, *choices),
+        factors=tuple(Factor(f"part_{p}", f"acc_{p}", depth=form.inputs) for p in range(parts.count)),
+        stores=tuple(stores),
+        column=column,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..gpu.grouped_form import GroupedForm
-from ..gpu.grouped_torch import by_torch, listed, operand_names
+from ..gpu.grouped_torch import Wanted, by_torch, listed, of_group, operand_names
 from ..gpu.linear_tiles import Tiles
 from ..rowwise.fused import FusedOp
 from .epilogue import Epilogue
@@ -42,13 +42,23 @@ class GroupedOp:
         if self.epilogue is None:
             return by_torch(self.form, *operands)
         form, pieces, others = self.form, self.epilogue.pieces, len(self.epilogue.others)
-        count = len(operands) - form.groups * others
+        count = len(operands) - form.tensors_of_y * others
         found, left, results = listed(by_torch(form, *operands[:count])), iter(operands[count:]), []
-        for g in range(form.groups):
-            own = found[g * form.pieces : (g + 1) * form.pieces]
+        for y in range(form.tensors_of_y):
+            own = of_group(form, found, y)
             given = [next(left) if piece is None else own[piece] for piece in pieces]
             results += listed(run(self.epilogue.call, given))
+            results += [own[piece] for piece in self.epilogue.left(form.pieces)]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def has_gradient(self, result: int, wanted: Sequence[bool]) -> bool:
+        """Whether a result has one, if these operands want one."""
+        each = self.form.pieces if self.epilogue is None else self.epilogue.results(self.form.pieces)
+        return Wanted.of(self.form, wanted).results[result // each]
+
+    def groups_without(self, wanted: Sequence[bool]) -> int:
+        """How many groups have no gradient then: no tile backward."""
+        return Wanted.of(self.form, wanted).groups.count(False)
 
     @property
     def __name__(self) -> str:

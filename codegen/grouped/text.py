@@ -40,7 +40,6 @@ def kernel_text(op: GroupedOp, product: str, tiles: Tiles, target: str, render: 
             ("BLOCK_K", tiles.block_k),
             ("GROUP_M", GROUP_M),
             ("PRECISION", precision(op.dtype, target.startswith("cuda"))),
-            *((("SAVES", True),) if kernel.saves else ()),
         ),
         divisible=tuple(argument.name for argument in kernel.arguments if argument.divisible),
         warps=tiles.warps,

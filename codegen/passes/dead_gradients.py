@@ -48,7 +48,7 @@ class _Split:
     early: EarlyRows
     of_part: dict[fx.Node, Halves] = field(default_factory=dict)
     rows: dict[fx.Node, Halves] = field(default_factory=dict)
-    axes: dict[fx.Node, tuple[Axis, Axis]] = field(default_factory=dict)
+    axes: dict[Axis, tuple[Axis, Axis]] = field(default_factory=dict)
     halves: dict[fx.Node, Halves] = field(default_factory=dict)
     orders: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
@@ -79,13 +79,15 @@ class _Split:
         for part in dict.fromkeys(early.parts.values()):
             axis = origin(part).type.rows  # type: ignore[union-attr]
             assert axis is not None
-            names = f"{axis.name}.early", f"{axis.name}.late"
-            self.axes[part] = tuple(replace(axis, name=name) for name in names)  # type: ignore[assignment]
-            self._find_part(part, (in_front, behind))
+            flags = (in_front, behind)
+            halves = [self._half_of(part, own, half) for own, half in zip(flags, self._halves_of(axis), strict=True)]
+            self.of_part[part], self.rows[part] = tuple(zip(*halves, strict=True))
 
-    def _find_part(self, part: fx.Node, flags: Halves) -> None:
-        halves = [self._half_of(part, own, axis) for own, axis in zip(flags, self.axes[part], strict=True)]
-        self.of_part[part], self.rows[part] = tuple(zip(*halves, strict=True))
+    def _halves_of(self, axis: Axis) -> tuple[Axis, Axis]:
+        if axis not in self.axes:
+            early, late = (replace(axis, name=f"{axis.name}.{half}") for half in ("early", "late"))
+            self.axes[axis] = early, late
+        return self.axes[axis]
 
     def _half_of(self, part: fx.Node, flags: fx.Node, axis: Axis) -> Halves:
         """Which rows of a part have a flag: their places among its rows, and on the whole axis."""
@@ -133,10 +135,9 @@ class _Split:
 
     def _like(self, node: fx.Node, half: int, function: Any, *arguments: Any) -> fx.Node:
         new, known = self.graph.call_function(function, arguments), origin(node)
-        part = self.early.parts[self.known[node].level or ""]
         type = known.type
         if type is not None and type.rows is not None:
-            axes = tuple(self.axes[part][half] if axis is type.rows else axis for axis in type.axes)
+            axes = tuple(self._halves_of(axis)[half] if axis is type.rows else axis for axis in type.axes)
             known = replace(known, type=type.with_axes(axes))
         return mark(new, known)
 

@@ -23,6 +23,7 @@ from torch import fx
 from ..facts import FACT, Fact, facts
 from ..functions import cuts, packing
 from ..graph_context import CompilerBug
+from ..grouped.op import GroupedOp
 from ..origin import inherit, mark, origin
 from ..rowwise.axes import CannotFuse
 from ..rowwise.axis_rules import tables
@@ -327,7 +328,16 @@ def needs_gradient(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> set[fx
                 if fact is not None and fact.is_real:
                     found.add(node)
             case "call_function":
-                reached = any(operand in found for operand in node.all_input_nodes)
+                reached = _is_reached(node, found)
                 if reached and (fact is None or fact.is_real) and node.target is not torch.detach:
                     found.add(node)
     return found
+
+
+def _is_reached(node: fx.Node, found: set[fx.Node]) -> bool:
+    """Of results of a grouped linear, those of a group are reached by its own operands."""
+    call = node.args[0] if node.target is operator.getitem else None
+    if isinstance(call, fx.Node) and isinstance(call.target, GroupedOp):
+        wanted, place = [operand in found for operand in call.args], node.args[1]
+        return isinstance(place, int) and call.target.has_gradient(place, wanted)
+    return any(operand in found for operand in node.all_input_nodes)

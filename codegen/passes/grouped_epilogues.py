@@ -2,68 +2,81 @@
 
     g, u, h, v = grouped(a, b, ..); y = silu_swiglu(g, u); z = silu_swiglu(h, v)
         ->      y, z = grouped(a, b, ..), of silu(g) * u and silu(h) * v
+    q, k, v = grouped(a, b, ..); q, k = turn(q, k, cos, sin)
+        ->      q, k, v = grouped(a, b, .., cos, sin)
 
-The rows of all groups must meet the same program, whatever it computes and reads besides (grouped/epilogue.py).
+The rows of all groups must meet the same program, whatever it computes and reads besides (grouped/epilogue.py). Whose
+rows have no gradient need not have the same there.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Mapping
 from dataclasses import replace as replace_fields
 from typing import Any
 
 from torch import fx
 
-from ..facts import FACT
+from ..facts import FACT, facts
 from ..grouped.epilogue import Epilogue, epilogue_of
 from ..grouped.op import GroupedOp
 from ..origin import inherit, mark, origin
 from ..rowwise.fused import FusedOp
+from .fuse import needs_gradient
 from .matching import depends_on, is_call, replace
 from .ordering import pull_operands
 
 
 def take_epilogues(module: fx.GraphModule) -> None:
     ops: dict[object, GroupedOp] = {}
+    wanted = needs_gradient(module, facts(module))
     for node in list(module.graph.nodes):
         if isinstance(node.target, GroupedOp):
             calls = _calls(node, node.target)
-            epilogue = _epilogue(node, calls) if calls else None
+            epilogue = _epilogue(node, calls, wanted) if calls else None
             if epilogue is not None and not _waits(node, calls):
                 _rewrite(module, node, calls, epilogue, ops)
     pull_operands(module, "taking epilogues in")
 
 
 def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
-    """The fused call of each group, which reads all of its pieces and alone; none where there is no such."""
-    form = op.form
-    if form.scatters or form.results == 1 or len(set(form.outputs)) > 1:
-        return []
+    """The fused call of each tensor of the pieces, which alone reads those it reads; none where there is no such."""
     pieces = {user.args[1]: user for user in node.users if is_call(user, operator.getitem)}
-    if len(pieces) != form.results or len(pieces) != len(node.users):
+    if op.form.results == 1 or len(pieces) != op.form.results or len(pieces) != len(node.users):
         return []
     calls = []
-    for g in range(form.groups):
-        readers = {user for j in range(form.pieces) for user in pieces[g * form.pieces + j].users}
-        alike = [set(pieces[g * form.pieces + j].users) == readers for j in range(form.pieces)]
-        if len(readers) != 1 or not all(alike):
+    for own in _by_tensor(pieces, op.form.pieces):
+        call = next((reader for piece in own for reader in piece.users if isinstance(reader.target, FusedOp)), None)
+        if call is None or call.kwargs:
             return []
-        calls.append(readers.pop())
-    is_fused = all(isinstance(call.target, FusedOp) and not call.kwargs for call in calls)
-    return calls if is_fused and len(set(calls)) == form.groups else []
+        read = [operand for operand in call.all_input_nodes if _piece(operand, node) is not None]
+        if any(piece not in own or len(piece.users) > 1 for piece in read):
+            return []
+        calls.append(call)
+    return calls
 
 
-def _epilogue(node: fx.Node, calls: list[fx.Node]) -> Epilogue | None:
+def _by_tensor(pieces: Mapping[Any, fx.Node], count: int) -> list[list[fx.Node]]:
+    return [[pieces[start + j] for j in range(count)] for start in range(0, len(pieces), count)]
+
+
+def _epilogue(node: fx.Node, calls: list[fx.Node], wanted: Collection[fx.Node]) -> Epilogue | None:
     op = node.target
     assert isinstance(op, GroupedOp)
-    found = []
+    found, with_gradient = [], []
     for g, call in enumerate(calls):
         pieces = [_piece(operand, node) for operand in call.args]
         own = [None if piece is None else piece - g * op.form.pieces for piece in pieces]
         fused: Any = call.target
-        found.append(epilogue_of(fused, own, op.form.outputs[0], op.dtype))
-    first = found[0]
-    return first if first is not None and all(one is not None and one.shape == first.shape for one in found) else None
+        one = epilogue_of(fused, own, op.form.outputs, op.dtype)
+        if one is None or (op.form.scatters and one.parts is None):
+            return None
+        found.append(one)
+        with_gradient += [one] if any(operand in wanted for operand in call.all_input_nodes) else []
+    first = (with_gradient or found)[0]
+    is_alike = all(one.shape == first.shape for one in found)
+    return first if is_alike and all(one.gradient == first.gradient for one in with_gradient) else None
 
 
 def _piece(operand: Any, node: fx.Node) -> Any:
@@ -98,13 +111,16 @@ def _rewrite(
     with graph.inserting_before(calls[-1]):
         new = inherit(graph.call_function(ops[key], (*node.args, *others)), calls[0])
         mark(new, replace_fields(origin(new), value=None))  # its parts compute values
-        parts = [graph.call_function(operator.getitem, (new, place)) for place in range(len(calls) * epilogue.results)]
-    for g, call in enumerate(calls):
+        each = epilogue.results(old.form.pieces)
+        parts = [graph.call_function(operator.getitem, (new, place)) for place in range(len(calls) * each)]
+    pieces = _by_tensor({user.args[1]: user for user in node.users}, old.form.pieces)
+    for number, (call, own) in enumerate(zip(calls, pieces, strict=True)):
         taken: dict[Any, fx.Node] = {0: call}
-        if epilogue.results > 1:
+        if epilogue.made > 1:
             taken = {user.args[1]: user for user in call.users}
-        for number, part in enumerate(parts[g * epilogue.results : (g + 1) * epilogue.results]):
-            result = taken.get(number)
+        taken |= {epilogue.made + i: own[piece] for i, piece in enumerate(epilogue.left(old.form.pieces))}
+        for place, part in enumerate(parts[number * each : (number + 1) * each]):
+            result = taken.get(place)
             if result is not None:
                 part.meta.update({FACT: result.meta[FACT]} if FACT in result.meta else {})
                 replace(result, inherit(part, result))

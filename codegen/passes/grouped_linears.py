@@ -5,7 +5,8 @@
     linear(a, v), linear(b, w)      in two arms of one line     ->      grouped(a, b, v, w)
 
 What is joined or taken apart around them is read and written where it lies. So are linears of one input, whose weights
-lie behind one another: they are the pieces of one call. Towers of unequal shapes stay as they are.
+lie behind one another: they are the pieces of one call. Towers of unequal shapes stay as they are. Rows of a tower that
+hand on no gradient (dead_gradients.py) are a group of their own, by the same weights.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ class _Group:
     rows: tuple[fx.Node, ...] = ()
     joins: tuple[tuple[fx.Node, tuple[Any, ...]], ...] = ()
     source: fx.Node | None = None
+
+    @property
+    def detached(self) -> tuple[int, ...]:
+        """Which of them take rows of the source without a gradient."""
+        if self.source is None:
+            return ()
+        return tuple(place for place, linear in enumerate(self.linears) if is_call(_rows_of(linear), torch.detach))
 
 
 def group_linears(module: fx.GraphModule) -> None:
@@ -167,16 +175,25 @@ def _taken(linears: Mapping[_Linear, None]) -> list[_Group]:
 
 def _source(linear: _Linear) -> tuple[fx.Node, fx.Node] | None:
     """What the rows of a linear are taken from, and which rows."""
-    x = linear.x
-    if is_call(x, torch.flatten) and x.args[1:] in ((1,), (1, -1)):
+    x = _rows_of(linear)
+    if is_call(x, torch.detach):
         x = node_at(x, 0)
     if not is_call(x, selections.take):
         return None
     return node_at(x, 0), node_at(x, 1)
 
 
+def _rows_of(linear: _Linear) -> fx.Node:
+    """Before their entries became one axis."""
+    x = linear.x
+    return node_at(x, 0) if is_call(x, torch.flatten) and x.args[1:] in ((1,), (1, -1)) else x
+
+
 def _are_apart(rows: Sequence[fx.Node]) -> bool:
-    """Whether no row is in two of them: they have different values of one tag."""
+    """Whether no row is in two of them: they are parts of one order, or have different values of one tag."""
+    orders = [user for user in rows[0].users if is_call(user, selections.order_of)]
+    if any(set(rows) <= set(tuple_at(order, 0)) for order in orders):
+        return True
     tags, seen = set(), []
     for one in rows:
         flags = node_at(one, 0) if is_call(one, selections.rows_of) else None
@@ -198,7 +215,7 @@ def _beside(linears: Mapping[_Linear, None]) -> list[_Group]:
             scope = [(frame.name, frame.index) for frame in known.scope]
             around = tuple(scope[: arms[-1]]), tuple(scope[arms[-1] + 1 :])
             key = known.span, around, axis.kind.parent, axis.kind.by, linear.shape
-            found[key].setdefault(axis.kind.members, linear)
+            found[key].setdefault((axis.kind.members, axis.name), linear)
     groups = [tuple(parts.values()) for parts in found.values() if len(parts) > 1]
     return [_Group(linears) for linears in groups if not _waits(linears)]
 
@@ -222,6 +239,7 @@ def _rewrite(module: fx.GraphModule, group: _Group, known: dict[fx.Node, Fact], 
         gathers=group.source is not None,
         scatters=bool(group.joins),
         has_bias=bool(first.biases),
+        detached=group.detached,
     )
     x = (group.source,) if group.source is not None else tuple(linear.x for linear in linears)
     order = (node_at(group.joins[0][0], 1),) if group.joins else ()

@@ -28,21 +28,29 @@ from .matching import is_call, node_at, replace
 
 def join_linears_on_gpu(module: fx.GraphModule) -> None:
     """Groups by input. The data of a group's weights is moved, once; a weight that two groups want stays with the
-    first."""
+    first, unless they want the same ones."""
     groups: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-    placed: set[torch.nn.Parameter] = set()
     for node in module.graph.nodes:
         if is_call(node, functional.linear) and is_plain_linear(node):
-            weight = weight_at(module, node_at(node, 1))
-            if weight not in placed:
-                placed.add(weight)
-                groups[node_at(node, 0)].append(node)
+            groups[node_at(node, 0)].append(node)
     known = facts(module)
+    placed: set[torch.nn.Parameter] = set()
+    together: set[tuple[str, ...]] = set()
     for linears in groups.values():
-        weights = [weight_at(module, node_at(node, 1)) for node in linears]
-        if len(linears) > 1 and len({weight.dtype for weight in weights}) == 1:
+        if _targets(linears) not in together:
+            wanted = {weight_at(module, node_at(node, 1)): node for node in linears}
+            linears = [node for weight, node in wanted.items() if weight not in placed]
+            placed.update(wanted)
+            weights = [weight_at(module, node_at(node, 1)) for node in linears]
+            if len(linears) < 2 or len({weight.dtype for weight in weights}) > 1:
+                continue
             lay_out(weights)
-            _join(module, linears, known)
+            together.add(_targets(linears))
+        _join(module, linears, known)
+
+
+def _targets(linears: Iterable[fx.Node]) -> tuple[str, ...]:
+    return tuple(str(node_at(node, 1).target) for node in linears)
 
 
 def _join(module: fx.GraphModule, linears: list[fx.Node], known: dict[fx.Node, Fact]) -> None:

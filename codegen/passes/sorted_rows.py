@@ -92,13 +92,15 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 
 def _part(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, Fact]) -> None:
-    for user in list(node.users):
+    made: dict[Any, fx.Node] = {}
+    for user in sorted(node.users):
         rows = user.args[1]
-        with graph.inserting_before(user):
-            arguments = tuple(_taken(graph, a, rows, user, known) for a in node.args)
-            made = inherit(graph.call_function(node.target, arguments), user)  # type: ignore[arg-type]
-        known[made] = known.get(user, known[node])
-        replace(user, made)
+        if rows not in made:
+            with graph.inserting_before(user):
+                arguments = tuple(_taken(graph, a, rows, user, known) for a in node.args)
+                made[rows] = inherit(graph.call_function(node.target, arguments), user)  # type: ignore[arg-type]
+            known[made[rows]] = known.get(user, known[node])
+        replace(user, made[rows])
         graph.erase_node(user)
     # What it read is read by the takes alone.
     graph.erase_node(node)

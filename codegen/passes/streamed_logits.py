@@ -25,7 +25,7 @@ from ..cpu.logits import partition_and_logit
 from ..facts import FACT, Fact, facts
 from ..gpu.logits_form import LogitsForm
 from ..logits.op import LogitsOp
-from ..origin import inherit, origin, user_span
+from ..origin import inherit, mark, origin, user_span
 from .fuse import needs_gradient
 from .logit_readers import LogitReaders, changed_by, readers_of
 from .matching import is_call, node_at, replace
@@ -132,6 +132,7 @@ def _rewrite(
         return  # a reader's result is used before the last id is known
     with graph.inserting_after(after):
         call = inherit(graph.call_function(made.function, made.operands), logits)
+        mark(call, replace_fields(origin(call), value=None))  # what it gives is not the logits
     for name, nodes in found.nodes.items():
         for node in nodes:
             replace(node, _read(graph, call, made.results, name, node, known))

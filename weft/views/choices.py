@@ -59,12 +59,14 @@ def of_graph(module: fx.GraphModule, choices: Choices | None) -> list[ChoiceRow]
     from weft.codegen.choices import Choice
     from weft.codegen.facts import facts
     from weft.codegen.origin import user_span
+    from weft.codegen.passes.fuse import needs_gradient
     from weft.codegen.passes.measured_choices import plain_attentions
 
     known, plain = facts(module), plain_attentions(module)
+    wanted = needs_gradient(module, known)
     found: dict[tuple[str, str], tuple[str, int, Choice]] = {}
     for node in module.graph.nodes:
-        for what, subject, default in _asked(node, known, plain):
+        for what, subject, default in _asked(node, known, plain, wanted):
             span = user_span(node)
             place = "" if span is None else f"{span.source.name}:{span.line}"
             choice = Choice(default) if choices is None else choices.of(subject, default)
@@ -76,7 +78,7 @@ def of_graph(module: fx.GraphModule, choices: Choices | None) -> list[ChoiceRow]
     ]
 
 
-def _asked(node: fx.Node, known: Any, plain: Any) -> list[tuple[str, str, Configuration]]:
+def _asked(node: fx.Node, known: Any, plain: Any, wanted: Any) -> list[tuple[str, str, Configuration]]:
     """What is chosen at a node: name, subject, default."""
     from weft.codegen import subjects
     from weft.codegen.choices import TORCH
@@ -98,9 +100,11 @@ def _asked(node: fx.Node, known: Any, plain: Any) -> list[tuple[str, str, Config
         return [(f"logits {op.width} -> {op.vocabulary}", subjects.logits_subject(op), subjects.logits_default(op))]
     if isinstance(op, GroupedOp):
         outputs = " + ".join(map(str, op.form.outputs))
+        groups, without = op.form.groups, op.groups_without([operand in wanted for operand in node.args])
+        of_groups = f"{groups} groups" + (f" ({without} without gradient)" if without else "")
         return [
             (
-                f"grouped linear {op.form.inputs} -> {outputs} {product.replace('_', ' ')}",
+                f"grouped linear {op.form.inputs} -> {outputs}, {of_groups}, {product.replace('_', ' ')}",
                 subjects.grouped_subject(op, product),
                 subjects.grouped_default(op, product),
             )
