@@ -147,7 +147,7 @@ def artifact_files(
     if imports.kernels:
         launchers = (
             "fused", "grouped", "grouped_epilogue", "grouped_form", "linear_tiles", "logits", "logits_form",
-            "logits_tiles", "rowwise",
+            "logits_tiles", "rowwise", "scatter_kernels", "weighed_bags",
         )  # fmt: skip
         meanings = Imports({("gpu", launcher) for launcher in launchers})
         files["kernels.py"] = kernels_text(imports.kernels.values(), meanings, f"of {_file_name(checked)}")

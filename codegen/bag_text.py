@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from .bags.op import BagOp
+from .bags.text import module_text
 from .cost import Work, looked_up
+from .emit_kernels import render
 from .facts import Fact, facts
 from .gpu import shared_tables
-from .gpu.bags import BLOCK_N, BLOCK_S, WARPS, block_entries, splits_of
+from .gpu.bags import BLOCK_N, BLOCK_S, WARPS, are_few, block_entries, splits_of
 from .gpu.triton_types import TRITON_TYPES
 from .kernel_text import KernelText
 
@@ -33,23 +36,37 @@ class BagCall:
     dtype: torch.dtype
     weight: torch.dtype | None
     lines: int = 1
+    op: BagOp | None = None
+
+    @property
+    def operands(self) -> int:
+        """Bytes of what the weights of a row are made of."""
+        return 0 if self.op is None else sum(one.entries * one.dtype.itemsize for one in self.op.plan.sources)
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of their gradients."""
+        return 0 if self.op is None else sum(prod(one.dims) * one.dtype.itemsize for one in self.op.plan.results)
 
 
 def bag_calls(module: fx.GraphModule) -> list[tuple[BagCall, fx.Node]]:
     known = facts(module)
     found = []
     for node in module.graph.nodes:
-        if node.op == "call_function" and node.target in READERS:
+        if isinstance(node.target, BagOp) or (node.op == "call_function" and node.target in READERS):
             made = _call_of(node, known)
             found += [] if made is None else [(made, node)]
     return found
 
 
 def _call_of(node: fx.Node, known: dict[fx.Node, Fact]) -> BagCall | None:
-    table, index, other = (known.get(operand) if isinstance(operand, fx.Node) else None for operand in node.args)
+    table, index, other = (known.get(one) if isinstance(one, fx.Node) else None for one in node.args[:3])
     if table is None or index is None:
         return None
     count, *entries = table.dims
+    if isinstance(node.target, BagOp):
+        *lead, n = index.dims
+        return BagCall(False, n, count, prod(entries), table.dtype, node.target.plan.dtype, prod(lead), node.target)
     if node.target is shared_tables.bag:
         *lead, n = index.dims
         weight = None if other is None else other.dtype
@@ -69,12 +86,16 @@ def backward_kernels(call: BagCall, rows: int) -> tuple[KernelText, ...]:
     """Of the gradient of weights or lines, where there is one: the other way round."""
     if call.weight is None:
         return ()
+    if call.op is not None:
+        few = are_few(rows)
+        return (*((_product_kernel(call),) if few else ()), _weighed_kernel(call, "gradients", multiplies=not few))
     return _sum_kernels(call, rows) if call.is_products else (_product_kernel(call),)
 
 
 def _sum_kernels(call: BagCall, rows: int) -> tuple[KernelText, ...]:
     """A few lines are summed in parts, which one more kernel adds up."""
-    return (_sum_kernel(call), _join_kernel(call)) if _splits(call, rows) > 1 else (_sum_kernel(call),)
+    made = _sum_kernel(call) if call.op is None else _weighed_kernel(call, "sum")
+    return (made, _join_kernel(call)) if _splits(call, rows) > 1 else (made,)
 
 
 def _splits(call: BagCall, rows: int) -> int:
@@ -108,6 +129,33 @@ def _product_kernel(call: BagCall) -> KernelText:
     return _text("multiply_bags", arguments, _sizes(call))
 
 
+def _weighed_kernel(call: BagCall, side: str, multiplies: bool = True) -> KernelText:
+    """Of a bag that computes its weights; the gradients, with the weights for the table's."""
+    assert call.op is not None
+    plan, real, made = call.op.plan, f"*{TRITON_TYPES[call.dtype]}", f"*{TRITON_TYPES[call.op.plan.dtype]}"
+    own = [(argument.name, argument.type) for argument in plan.arguments]
+    if side == "sum":
+        after, constants = [("sums_ptr", real), ("splits", "i32"), ("per_split", "i32")], ()
+    else:
+        after = [*((argument.name, argument.type) for argument in plan.gradients), ("weight_ptr", made)]
+        own = [("d_sums_ptr", real), ("d_weight_ptr", made), *own]
+        constants = (("MULTIPLIES", multiplies), ("STORES", True))
+    arguments = (("table_ptr", real), ("index_ptr", "*i64"), *own, *after)
+    return KernelText(
+        name=f"{call.op.name}_{side}",
+        text=_helpers() + module_text(call.op, render),
+        arguments=arguments,
+        constants=(("LISTS", call.lines), *_sizes(call), *constants),
+        divisible=tuple(
+            name
+            for name, type in arguments
+            if type.startswith("*") or any(one.name == name and one.divisible for one in plan.arguments)
+        ),
+        warps=WARPS,
+        stages=3,
+    )
+
+
 def _sizes(call: BagCall) -> tuple[tuple[str, int], ...]:
     return ("N", call.n), ("WIDTH", call.width), ("BLOCK_N", BLOCK_N), ("BLOCK_E", block_entries(call.width))
 
@@ -116,17 +164,21 @@ def _text(
     name: str, arguments: tuple[tuple[str, str], ...], constants: tuple[tuple[str, int | bool], ...]
 ) -> KernelText:
     """With the rounding that the file imports, as one module."""
-    helpers = (_FOLDER / "scatter_kernels.py").read_text(encoding="utf-8").partition("@triton.jit(do_not")[0]
     own = (_FOLDER / "bag_kernels.py").read_text(encoding="utf-8")
     return KernelText(
         name=name,
-        text=helpers + own.partition("from .scatter_kernels import rounded\n")[2],
+        text=_helpers() + own.partition("from .scatter_kernels import rounded\n")[2],
         arguments=arguments,
         constants=constants,
         divisible=tuple(argument for argument, type in arguments if type.startswith("*")),
         warps=WARPS,
         stages=3,
     )
+
+
+def _helpers() -> str:
+    """The rounding of sums, with a module's head."""
+    return (_FOLDER / "scatter_kernels.py").read_text(encoding="utf-8").partition("@triton.jit(do_not")[0]
 
 
 def bag_work(call: BagCall, name: str, rows: int) -> Work:
@@ -142,4 +194,10 @@ def bag_work(call: BagCall, name: str, rows: int) -> Work:
     vector = 2 * lookups * call.width
     if name == "multiply_bags":
         return Work(read + lines * row, numbers, vector=vector, vector_type=vector_type)
+    if call.op is not None and name.endswith("_gradients"):
+        written = rows * call.gradients + numbers
+        if are_few(rows):
+            return Work(numbers + rows * call.operands, written, vector=lookups, vector_type=vector_type)
+        return Work(read + rows * call.operands + lines * row, written, vector=vector, vector_type=vector_type)
+    numbers = rows * call.operands if call.op is not None else numbers
     return Work(read + numbers, lines * splits * part, vector=vector, vector_type=vector_type)

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from ..dsl.program import Weight
+from .bags.op import BagOp
 from .graph_context import CompilerBug
 from .grouped.op import GroupedOp
 from .logits.op import LogitsOp
@@ -37,7 +38,7 @@ _LIBRARIES = (("torch.nn.functional", torch.nn.functional), ("torch", torch), ("
 _PACKAGES = ("functions", "cpu", "gpu")
 KERNELS = "_kernels"
 # Calls of generated kernels.
-KernelOp = FusedOp | LogitsOp | GroupedOp
+KernelOp = FusedOp | LogitsOp | GroupedOp | BagOp
 
 
 @dataclass

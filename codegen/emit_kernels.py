@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .bags import text as bag_text
+from .bags.op import BagOp
 from .emit import Imports, KernelOp, function
 from .gpu.rowwise import PROGRAMS
 from .grouped import text as grouped_text
@@ -37,6 +39,10 @@ def kernels_text(ops: Iterable[KernelOp], imports: Imports, made_from: str) -> s
             if op.epilogue is not None:
                 parts += _fused(op.epilogue.call.renamed(f"{op.name}_epilogue"), imports)
             parts += grouped_text.parts(op, render)
+            continue
+        if isinstance(op, BagOp):
+            results = tuple(map(_made, op.plan.results))
+            parts += [function(f"{op.name}_meaning", op.meaning, imports), *bag_text.parts(op, results, render)]
             continue
         parts += _fused(op, imports)
     return render("kernels.py.j2", made_from=made_from, imports=imports, parts=parts)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .bags.op import BagOp
 from .choices import Choices
 from .facts import WORKING
 from .gpu import attention_caches
@@ -24,6 +25,7 @@ from .lower import SIGNATURE, graph_module
 from .passes.activations import recognise_activations
 from .passes.attention_kernels import use_attention_kernels
 from .passes.bag_kernels import use_bag_kernels
+from .passes.bag_weights import weigh_in_bags
 from .passes.bands import recognise_bands
 from .passes.cached_attention import use_cached_attention
 from .passes.cached_masks import use_cached_masks
@@ -47,6 +49,7 @@ from .passes.packed_linears import pack_linears
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
+from .passes.row_tiers import read_from_tiers
 from .passes.run_attention import use_run_attention
 from .passes.saved_values import choose_saved_values
 from .passes.segment_kernels import use_segment_kernels
@@ -108,8 +111,10 @@ GPU_PASSES: tuple[Pass, ...] = (
     SORTED_ROWS,
     Pass("rows", read_by_rows, "tables whose rows an optimiser updates when they are read; before they are fused"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("row-tiers", read_from_tiers, "tables of which only some rows are at hand; when it is said how they are read"),
     Pass("bags", use_bag_kernels, "rows that are read and not stored; readers of a table share one sum of gradients"),
     Pass("selections", use_selection_kernels, "the largest scores of a product, which are never stored"),
+    Pass("bag-weights", weigh_in_bags, "weights of bags from their lists' scores; after selections, which leave them"),
     Pass("streamed-logits", stream_logits_on_gpu, "losses that never store their logits; before their steps are fused"),
     Pass("joined-linears", join_linears_on_gpu, "linears of one input are one product; after losses took theirs"),
     Pass("grouped-linears", group_linears, "linears of the parts of a routing are one call; after joined linears"),
@@ -128,6 +133,7 @@ CPU_PASSES: tuple[Pass, ...] = (
     SORTED_ROWS,
     Pass("rows", read_by_rows, "sums of rows of tables, and tables whose rows an optimiser updates when they are read"),
     Pass("row-products", multiply_rows, "products with rows of tables, of which only the products are stored"),
+    Pass("row-tiers", read_from_tiers, "tables of which only some rows are at hand; when it is said how they are read"),
     Pass("few-scores", select_few_of_many, "a few of many scores of a product, whose gradients are those of the few"),
     Pass("selections", select_by_partial_sort, "the largest scores by torch's partial sort"),
     Pass("cached-masks", use_cached_masks, "masked attention over caches; one plan for all layers"),
@@ -218,4 +224,5 @@ def optimise(module: fx.GraphModule, passes: tuple[Pass, ...], watch: Watch | No
 
 def asks_for_kernels(module: fx.GraphModule) -> bool:
     """Whether calls of generated kernels stand in the graph."""
-    return any(isinstance(node.target, FusedOp | GroupedOp) or node.target in ATTENTION for node in module.graph.nodes)
+    kernels = FusedOp | GroupedOp | BagOp
+    return any(isinstance(node.target, kernels) or node.target in ATTENTION for node in module.graph.nodes)

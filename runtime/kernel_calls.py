@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.nn import functional
 
+from ..codegen.bags.op import BagOp
 from ..codegen.functions import row_tables
 from ..codegen.functions.attention import attend_packed
 from ..codegen.gpu import linear_tiles, selection, shared_tables
@@ -57,6 +58,9 @@ def kernel_calls(graph: fx.GraphModule) -> dict[str, KernelCall]:
             found[node.name] = KernelCall(partial(run_wide, meaning), listed(results), inside)
         elif isinstance(node.target, GroupedOp):
             found[node.name] = KernelCall(partial(_grouped, node.target), [node], [node])
+        elif isinstance(node.target, BagOp):
+            inside = [inner for inner in node.target.meaning.graph.nodes if inner.op == "call_function"]
+            found[node.name] = KernelCall(partial(_bag, node.target), [node], [node, *inside])
         elif node.op == "call_function" and node.target in _MEANINGS:
             found[node.name] = KernelCall(_MEANINGS[node.target], [node], [node])
     return found
@@ -80,6 +84,11 @@ def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
 def _grouped(op: GroupedOp, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     assert not kwargs
     return op.meaning(lambda call, given: run_wide(call.meaning, given, {}), *args)
+
+
+def _bag(op: BagOp, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    table, index, *operands = args
+    return row_tables.bag(table, index, run_wide(op.meaning, operands, {}))
 
 
 class _Wide(fx.Interpreter):

@@ -36,6 +36,7 @@ from .compiled import ARTIFACT, open_artifact
 from .cut_lengths import cuts_of, lengths_of, with_cuts
 from .draws import Draws, draw_arguments
 from .errors import InputFault, LoadFault, RuntimeFault
+from .hot_rows import HotReads, hot_rows, hot_tables, keep_hot
 from .initialise import initialise
 from .measured import choices_for, device_name, table_for
 from .packed import Batch, named_outputs, pack, require_rows
@@ -110,11 +111,18 @@ class Model(WeightTree):
 
     @property
     def device(self) -> torch.device:
-        return next((parameter.device for _, parameter in self.by_path()), torch.device("cpu"))
+        """Where it computes. Tables that are read by way of a tier may lie elsewhere."""
+        own = (parameter.device for _, parameter in self.by_path() if hot_rows(parameter) is None)
+        return next(own, torch.device("cpu"))
 
     @property
     def signature(self) -> Signature:
         return signature(self.graph(self.program))
+
+    def hot_reads(self) -> dict[str, HotReads]:
+        """How often rows of tables were read and found in fast memory, by path; of a model loaded with `hot`."""
+        tiers = {path: hot_rows(parameter) for path, parameter in self.by_path()}
+        return {path: tier.reads() for path, tier in tiers.items() if tier is not None}
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for _, parameter in self.by_path())
@@ -324,14 +332,16 @@ def load(
     passes: tuple[Pass, ...] | None = None,
     tuning: str | Path | None = None,
     mapped: bool = False,
+    hot: float | None = None,
 ) -> torch.nn.Module:
     """A model from a spec file, a checkpoint folder (of a run: its newest) or a compiled artifact.
 
     A spec's weights start as it says, drawn from `seed`. `dtype` defaults to float32 for a spec, to the stored type
     else. `tuning` is a file that `weft tune` wrote, or an artifact made with one; a spec has the tuning.json beside it
     by default. `mapped`: weights of a checkpoint are used where they lie in its file, which may be larger than memory;
-    of a table only the rows that are read are loaded. On the "meta" device nothing is allocated: a 32B model's shapes
-    and parameter totals cost no memory.
+    of a table only the rows that are read are loaded. With `hot`, a share of the rows of each large table, those that
+    are read most are kept in the memory of the device, and everything else but tables lies there. On the "meta" device
+    nothing is allocated: a 32B model's shapes and parameter totals cost no memory.
     Raises SpecErrors for the spec, LoadFault or another RuntimeFault of one line for everything else.
     """
     if dtype is not None and dtype not in PRECISIONS:
@@ -343,13 +353,17 @@ def load(
     if path.is_dir():
         if (path / MANIFEST).is_file():
             _no_choices(path, size, overrides, "checkpoint")
-            return from_checkpoint(path, dtype, device, passes, table_for(tuning), mapped)
+            return from_checkpoint(path, dtype, device, passes, table_for(tuning), mapped, hot)
+        if hot is not None:
+            raise LoadFault(_NO_FILE)
         if (path / ARTIFACT).is_file():
             _no_choices(path, size, overrides, "compiled artifact")
             if tuning is not None:
                 raise LoadFault(f"{path} is a compiled artifact, whose choices are made: tuning is for `weft compile`")
             return open_artifact(path, device, dtype)
         raise LoadFault(f"{path} is neither a checkpoint (no {MANIFEST}) nor a compiled artifact (no {ARTIFACT})")
+    if hot is not None:
+        raise LoadFault(_NO_FILE)
     checked = check_file(path, size, overrides)
     return Model(checked, dtype or torch.float32, device, seed, passes, table_for(tuning, path))
 
@@ -384,12 +398,15 @@ def from_checkpoint(
     passes: tuple[Pass, ...] | None,
     tuning: Table | None = None,
     mapped: bool = False,
+    hot: float | None = None,
 ) -> Model:
     """The model of a checkpoint folder: its own spec text, its sizes, its weights."""
     manifest = read_manifest(path)
     checked = check_texts(manifest.model.spec, manifest.model.size, manifest.model.overrides)
+    if hot is not None and not mapped:
+        raise LoadFault(_NO_FILE)
     if mapped:
-        return _on_file(path, checked, map_weights(path, manifest), dtype, device, passes)
+        return _on_file(path, checked, map_weights(path, manifest), dtype, device, passes, hot)
     saved = read_weights(path, manifest)
     # The widest: an imported checkpoint may keep its norms in float32 beside bfloat16 matrices.
     stored = reduce(torch.promote_types, (tensor.dtype for tensor in saved.values())) if saved else torch.float32
@@ -406,21 +423,43 @@ def _on_file(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     passes: tuple[Pass, ...] | None,
+    hot: float | None = None,
 ) -> Model:
-    """A model whose weights are those of a mapped file."""
+    """A model whose weights are those of a mapped file; with `hot`, on any device, of which tables alone are."""
     stored = {tensor.dtype for tensor in saved.values()}
     names = " and ".join(sorted(str(one).removeprefix("torch.") for one in stored))
-    if torch.device(device or "cpu").type != "cpu":
-        raise LoadFault(f"{path}: weights are mapped into the memory of the CPU, not of {device}")
+    device = torch.device(device or "cpu")
+    if device.type != "cpu" and hot is None:
+        where = f"{path}: weights are mapped into the memory of the CPU, not of {device}"
+        raise LoadFault(f"{where}; with `hot`, a share of rows, tables alone are")
     if len(stored) > 1 or (dtype is not None and {dtype} != stored):
         raise LoadFault(f"{path} holds {names}: mapped weights are of one type, that of the computation")
     model = Model(checked, next(iter(stored), torch.float32), "meta", seed=None, passes=passes)
     check_weights(dict(model.by_path()), saved, path)
+    tables = set() if hot is None else _tables(path, checked, saved, hot)
+    if hot is not None:
+        saved = {name: tensor if name in tables else tensor.to(device) for name, tensor in saved.items()}
     trained = {name: weight.requires_grad for name, weight in model.by_path()}
     model.load_state_dict(saved, assign=True)
     for name, weight in model.by_path():
         weight.requires_grad_(trained[name])
+        if name in tables and hot is not None:
+            keep_hot(weight, hot, device)
     return model
+
+
+_NO_FILE = "`hot` is a share of the rows of tables that stay in the file of a checkpoint: mapped=True"
+
+
+def _tables(path: Path, checked: Checked, saved: Mapping[str, Tensor], hot: float) -> set[str]:
+    """The paths of tables of which a share of rows is kept."""
+    if not 0 < hot <= 1:
+        raise LoadFault(f"`hot` is the share of rows that is kept, above 0 and up to 1, not {hot:g}")
+    programs = (*checked.models.values(), *checked.objectives.values())
+    found = hot_tables(programs, {name: tensor.nbytes for name, tensor in saved.items()})
+    if not found:
+        raise LoadFault(f"{path} has no large table of which rows are read: there is nothing to keep `hot` rows of")
+    return found
 
 
 def check_texts(texts: tuple[SpecText, ...], size: str | None, overrides: Mapping[str, object] | None) -> Checked:

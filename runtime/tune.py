@@ -24,6 +24,7 @@ from ..codegen.logits.op import LogitsOp
 from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.passes.measured_choices import linear_key, plain_attentions
 from ..codegen.pipeline import GPU_PASSES, optimise
+from ..codegen.rowwise.fused import FusedOp
 from ..codegen.score.load import connect
 from ..codegen.subjects import (
     PRODUCTS,
@@ -217,7 +218,7 @@ class _Step:
                 found.add(logits_subject(op))
             elif isinstance(op, GroupedOp):
                 found |= {grouped_subject(op, product) for product in PRODUCTS}
-            else:
+            elif isinstance(op, FusedOp):
                 found |= {row_subject(plan) for plan in (op.forward, op.backward) if plan is not None}
         found |= {linear_subject(key, product) for key in self.linears.values() for product in PRODUCTS}
         for key, high in set(self.plain.values()):
@@ -266,7 +267,7 @@ class _Step:
             yield tune_questions.of_logits(op, args)
         elif isinstance(op, GroupedOp):
             yield from tune_questions.of_grouped(op, args)
-        else:
+        elif isinstance(op, FusedOp):
             yield from tune_questions.of_fused(op, call, args)
 
     def _is_new(self, key: object) -> bool:

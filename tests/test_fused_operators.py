@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests import op_samples
 from tests.fused_models import assert_equal, fused
+from weft.codegen.gpu import fused as gpu_fused
 from weft.codegen.gpu.fused import Fused
 
 FORMULAS = {
@@ -89,3 +90,15 @@ def test_same_on_a_cpu_without_kernels() -> None:
     got = call._by_torch(tuple(operands), (torch.ones_like(operands[0]),))
     for owner, one in zip(call._owned, got, strict=True):
         assert_equal(one, want[owner], f"gradient of {owner}", 1e-12)
+
+
+def test_gradients_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a compiled graph calls a fused call on a CPU: nodes by torch, and their gradients."""
+    monkeypatch.setattr(gpu_fused, "INTERPRETED", False)
+    made, _ = fused(op_samples.module(op_samples.elaborate("x: real[seq, dim] => softmax(x, over=dim) * x")))
+    (call,) = [node.target for node in made.graph.nodes if isinstance(node.target, Fused)]
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    (want,) = torch.autograd.grad((x.softmax(-1) * x).sin().sum(), x)
+    for run in (call.operator, torch.compile(call, backend="aot_eager", fullgraph=True)):
+        (got,) = torch.autograd.grad(run(x).sin().sum(), x)
+        torch.testing.assert_close(got, want)

@@ -79,14 +79,16 @@ def open_text_model(
     of: str | None = None,
     tuning: str | None = None,
     mapped: bool = False,
+    hot: float | None = None,
 ) -> TextModel:
     """The newest checkpoint of a run, or the one named, with the tokenizer it was trained with. `of` names a model of
-    its spec; without it, the main one is meant, or the only one that continues ids. `mapped`: see `model.load`."""
+    its spec; without it, the main one is meant, or the only one that continues ids. `mapped` and `hot` are those of
+    `model.load`."""
     if threads is not None:
         torch.set_num_threads(threads)
     if precision is not None and precision not in PRECISIONS:
         raise CommandFault(f"--precision is one of {', '.join(PRECISIONS)}, not {precision}", 2)
-    opened = open_checkpoint(path, device, PRECISIONS.get(precision or ""), tuning, mapped)
+    opened = open_checkpoint(path, device, PRECISIONS.get(precision or ""), tuning, mapped, hot)
     model = opened.model
     program = _program(model, of)
     decoder = decoder_of(model) if program is model.program else Decoder(model, program)

@@ -28,14 +28,16 @@ def open_checkpoint(
     dtype: torch.dtype | None = None,
     tuning: str | None = None,
     mapped: bool = False,
+    hot: float | None = None,
 ) -> TrainedModel:
     """The checkpoint meant by a path, or one line on why there is none."""
     if not Path(path).is_dir():
         raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
     folder = latest_checkpoint(Path(path))
     manifest = read_manifest(folder)
-    device = "cpu" if mapped and device in (None, "auto") else device_named(device)
-    model = load(folder, dtype=dtype, device=device, tuning=tuning, mapped=mapped)
+    stays = mapped and hot is None and device in (None, "auto")
+    device = "cpu" if stays else device_named(device)
+    model = load(folder, dtype=dtype, device=device, tuning=tuning, mapped=mapped, hot=hot)
     if not isinstance(model, Model):
         raise CommandFault(f"{folder} is a compiled artifact, not a checkpoint")
     return TrainedModel(folder, manifest, model)

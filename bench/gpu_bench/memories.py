@@ -13,11 +13,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weft.codegen.bag_text import BagCall, backward_kernels, bag_work, forward_kernels
+from weft.codegen.bag_text import BagCall, backward_kernels, bag_calls, bag_work, forward_kernels
+from weft.codegen.bags.op import BagOp
 from weft.codegen.functions import gathers
 from weft.codegen.gpu import selection, shared_tables
+from weft.codegen.lower import empty_weights, lower
+from weft.codegen.ops import OPS
+from weft.codegen.pipeline import GPU_PASSES, optimise
 from weft.codegen.scatter_text import TableGradient, scatter_kernels, scatter_work
 from weft.codegen.selection_text import SCORES, SelectionCall, gradient_bag, selection_kernels, selection_work
+from weft.dsl.check import check
+from weft.dsl.source import Source
+from weft.runtime.kernels import launchable
 
 from . import peers
 from .contest import Contest, Work, contests
@@ -93,6 +100,47 @@ def _bag(ids: Callable[[Shape], Tensor], context: Context, shape: Shape, name: s
     )  # fmt: skip
 
 
+SCORED = """
+axis seq
+axis slot = slots
+axis top = taken
+shared values: real[slot, width] = normal(1)
+
+model m(index: id[seq, lookups, top] in slot, score: real[seq, lookups, top]) -> real[seq, width]:
+    return bag(values, index, weight=precise(softmax(score, over=top)), over=(lookups, top))
+"""
+
+
+def _scored_bag(context: Context, shape: Shape, name: str, labels: Row) -> Contest:
+    """A bag whose weights are a softmax of scores, which its kernels compute."""
+    count, width, top = shape.half**2, shape.width, shape.top
+    given = {"slots": count, "width": width, "lookups": shape.lookups, "taken": top}
+    sizes = "".join(f"size {size} = {number}\n" for size, number in given.items())
+    program = check(Source("memory.weft", sizes + SCORED), OPS).value().models["m"]
+    graph = optimise(lower(program, empty_weights(program.weights, DTYPE, "meta"), DTYPE), GPU_PASSES)
+    ((call, node),) = bag_calls(graph)
+    assert isinstance(node.target, BagOp)
+    launched, index = launchable(node.target), uniform(shape).to(context.device)
+    table = torch.randn(count, width, device=context.device, dtype=DTYPE)
+    score = torch.randn(shape.rows, shape.lookups, top, device=context.device, dtype=DTYPE)
+    forward = sum(bag_work(call, kernel.name, shape.rows).bytes for kernel in forward_kernels(call, shape.rows))
+    both = forward + sum(bag_work(call, one.name, shape.rows).bytes for one in backward_kernels(call, shape.rows))
+    both += _of_gradient(TableGradient(count, width, index.shape[1], DTYPE, call.weight, 1), shape.rows)
+
+    def ours(table: Tensor, score: Tensor) -> Tensor:
+        return launched(table, index, score)
+
+    def plain(table: Tensor, score: Tensor) -> Tensor:
+        weight = torch.softmax(score, -1, dtype=torch.promote_types(score.dtype, torch.float32)).to(table.dtype)
+        return gathers.bag(table, index, weight.flatten(1))
+
+    truth = plain if table.numel() <= _MOST_COMPARED else None
+    return Contest(
+        name, labels, (table, score), frozenset((0, 1)), ours, compared(context, plain), Work(forward, 0.0),
+        Work(both, 0.0), truth,
+    )  # fmt: skip
+
+
 def _selection(context: Context, shape: Shape, name: str, labels: Row) -> Contest:
     """Scores alone are compared with float64: which entries are taken may differ where scores are almost equal."""
     x = torch.randn(shape.rows, shape.lookups, 2, shape.key, device=context.device, dtype=DTYPE)
@@ -128,5 +176,6 @@ def _of_gradient(gradient: TableGradient, rows_: int) -> float:
 _CONTESTS: dict[str, Callable[[Context, Shape, str, Row], Contest]] = {
     "bag, uniform ids": partial(_bag, uniform),
     "bag, Zipf ids": partial(_bag, zipf),
+    "bag of a softmax": _scored_bag,
     "selection of pairs": _selection,
 }

@@ -61,7 +61,7 @@ def _(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
 def products_op(table: Tensor, index: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """`table [count, E]`, `index [L, N]`, `x [L, E]`: `[L, N]` of `dtype`."""
     if launches(table):
-        return _multiply(table.contiguous(), index.contiguous(), x.contiguous(), dtype)
+        return multiply(table.contiguous(), index.contiguous(), x.contiguous(), dtype)
     return products(table, index, x.to(table.dtype)).to(dtype)
 
 
@@ -152,22 +152,36 @@ class RowSums(RowSumsByTorch):
 
 def _sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     (lines, n), width = index.shape, table.shape[1]
-    sums = table.new_zeros((lines, width)) if n == 0 else table.new_empty((lines, width))
-    if not sums.numel() or n == 0:
-        return sums
+    if not lines * n * width:
+        return table.new_zeros((lines, width))
     block = block_entries(width)
-    blocks = -(-width // block)
-    splits, per_split = splits_of(lines * blocks, n)
-    parts = sums if splits == 1 else table.new_empty((lines, splits, width), dtype=_wide(table))
-    kernels = _kernels()
-    kernels.sum_bags[(lines * splits * blocks,)](
+    parts, splits, per_split = parts_of(table, lines, n)
+    _kernels().sum_bags[(lines * splits * -(-width // block),)](
         table, index, index if weight is None else weight, parts, splits, per_split, N=n, WIDTH=width,
         IS_WEIGHTED=weight is not None, BLOCK_N=BLOCK_N, BLOCK_E=block, num_warps=WARPS,
     )  # fmt: skip
-    if splits > 1:
-        kernels.join_bags[(lines * blocks,)](
-            parts, sums, splits, WIDTH=width, BLOCK_S=BLOCK_S, BLOCK_E=block, num_warps=WARPS
-        )  # fmt: skip
+    return join_parts(parts, table.dtype)
+
+
+def parts_of(table: Tensor, lines: int, n: int) -> tuple[Tensor, int, int]:
+    """Room for the sums of `lines` lists of `n` rows, `[L, splits, E]`: in parts where lines are few. With how many
+    there are, and how many rows each has."""
+    width = table.shape[1]
+    splits, per_split = splits_of(lines * -(-width // block_entries(width)), n)
+    dtype = table.dtype if splits == 1 else _wide(table)
+    return table.new_empty((lines, splits, width), dtype=dtype), splits, per_split
+
+
+def join_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """`parts [L, splits, E]` added up: `[L, E]`."""
+    lines, splits, width = parts.shape
+    if splits == 1:
+        return parts.reshape(lines, width)
+    block = block_entries(width)
+    sums = parts.new_empty((lines, width), dtype=dtype)
+    _kernels().join_bags[(lines * -(-width // block),)](
+        parts, sums, splits, WIDTH=width, BLOCK_S=BLOCK_S, BLOCK_E=block, num_warps=WARPS
+    )  # fmt: skip
     return sums
 
 
@@ -180,7 +194,12 @@ def splits_of(programs: int, n: int) -> tuple[int, int]:
     return -(-n // per_split), per_split
 
 
-def _multiply(table: Tensor, index: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+def are_few(rows: int) -> bool:
+    """Whether several programs should multiply the rows of a list: there are not enough lists for one each."""
+    return rows < PROGRAMS
+
+
+def multiply(table: Tensor, index: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     (lines, n), width = index.shape, table.shape[1]
     found = table.new_empty((lines, n), dtype=dtype)
     if found.numel():

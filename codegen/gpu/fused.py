@@ -129,7 +129,9 @@ class Fused:
         for place in wanted:
             made, grad = self.forward.results[place], grads[place]
             given.append(there.new_zeros((there.shape[0], *made.dims), dtype=made.dtype) if grad is None else grad)
-        found = self.backward_operator(*operands, *given, *saved)
+        # Inside of an operator torch notes no gradients.
+        is_ours = _launches(there)
+        found = self.backward_operator(*operands, *given, *saved) if is_ours else self._by_torch(operands, given)
         found = found if isinstance(found, tuple | list) else (found,)
         by_owner = dict(zip(self._owned, found, strict=True)) | {place: given[number] for place, number in passed}
         return [by_owner.get(self._alike.get(place, place)) for place in range(self.operands)]
@@ -185,8 +187,6 @@ class Fused:
     def _gradients(self, *given: Any) -> Any:
         assert self.backward is not None
         operands = given[: self.operands]
-        if not _launches(given[self.operands]):
-            return _alone(self._by_torch(operands, given[self.operands :][: len(self.backward.wanted)]))
         results = self.backward.kernel(given)
         found: dict[int, Tensor] = {}
         for owner, number in self.backward.owners:
@@ -213,16 +213,18 @@ class Fused:
             found[owner] = found[owner] + part if owner in found else part
         return _alone([found[owner] for owner in self._owned])
 
-    def _by_torch(self, operands: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> list[Tensor]:
+    def _by_torch(self, operands: Sequence[Tensor | None], grads: Sequence[Tensor]) -> list[Tensor]:
         assert self.backward is not None
+        given = [x for x in operands if x is not None]
+        assert len(given) == self.operands
         with torch.enable_grad():
-            fresh = [x.detach().requires_grad_(i in self._owned) for i, x in enumerate(operands)]
+            fresh = [x.detach().requires_grad_(i in self._owned) for i, x in enumerate(given)]
             results = self.meaning(*fresh)
             results = results if isinstance(results, tuple) else (results,)
             outputs = [results[place] for place in self.backward.wanted]
             found = torch.autograd.grad(outputs, [fresh[i] for i in self._owned], grads, allow_unused=True)
         return [
-            torch.zeros_like(operands[owner]) if gradient is None else _own(gradient)
+            torch.zeros_like(given[owner]) if gradient is None else gradient
             for owner, gradient in zip(self._owned, found, strict=True)
         ]
 

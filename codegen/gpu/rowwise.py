@@ -57,7 +57,7 @@ class RowKernel:
     def __call__(self, operands: Sequence[Tensor], saves: bool = True) -> tuple[Tensor, ...]:
         """Results that are for the backward alone have no rows where it does not save them."""
         read = [
-            (_rows_whole(operands[place]) if by_row else operands[place].contiguous()) for place, by_row in self.sources
+            (rows_whole(operands[place]) if by_row else operands[place].contiguous()) for place, by_row in self.sources
         ]
         rows = next(t.shape[0] for t, (_, by_row) in zip(read, self.sources, strict=True) if by_row)
         like = read[0]
@@ -122,7 +122,7 @@ def _of_runs(result: Tensor, rows: int, table: Tensor) -> Tensor:
     return result[: table.shape[0]] if rows else result.zero_()[: table.shape[0]]
 
 
-def _rows_whole(x: Tensor) -> Tensor:
+def rows_whole(x: Tensor) -> Tensor:
     """The entries of a row side by side; rows may be apart."""
     expected = 1
     for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):

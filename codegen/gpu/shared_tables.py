@@ -47,29 +47,29 @@ def share(table: Tensor, readers: int) -> Shared:
 def bag(table: Tensor, index: Tensor, weight: Tensor | None, shared: Shared | None = None, reader: int = 0) -> Tensor:
     """As `row_tables.bag`; `reader`: its number among those that share the table's gradient."""
     flat = flat_table(table)
-    lines = _as_lists(index, index.dim() - 1)
-    factors = None if weight is None else _as_lists(weight, index.dim() - 1)
-    link, sink = _sink(flat, lines, shared, reader)
+    lines = as_lists(index, index.dim() - 1)
+    factors = None if weight is None else as_lists(weight, index.dim() - 1)
+    link, sink = sink_of(flat, lines, shared, reader)
     result: Any = bag_op(flat, lines, factors) if sink is None else _Bag.apply(link, sink, flat, lines, factors)
     return result.reshape(index.shape[:-1] + table.shape[1:])
 
 
 def products_of_rows(table: Tensor, index: Tensor, x: Tensor, shared: Shared | None = None, reader: int = 0) -> Tensor:
     """As `row_tables.products_of_rows`; `reader` as in `bag`."""
-    lines, rows = _as_lists(index, x.dim() - 1), _as_lists(x, x.dim() - 1).to(table.dtype)
-    link, sink = _sink(table, lines, shared, reader)
+    lines, rows = as_lists(index, x.dim() - 1), as_lists(x, x.dim() - 1).to(table.dtype)
+    link, sink = sink_of(table, lines, shared, reader)
     if sink is None:
         return products_op(table, lines, rows, table.dtype).reshape(index.shape)
     result: Any = _Products.apply(link, sink, table, lines, rows)
     return result.reshape(index.shape)
 
 
-def _as_lists(x: Tensor, leading: int) -> Tensor:
+def as_lists(x: Tensor, leading: int) -> Tensor:
     """`[*lines, *rest]`, of which so many dimensions are lines: `[L, N]`."""
     return x.flatten(leading).flatten(0, leading - 1) if leading else x.reshape(1, -1)
 
 
-def _sink(table: Tensor, index: Tensor, shared: Shared | None, reader: int) -> tuple[Tensor, Sink | None]:
+def sink_of(table: Tensor, index: Tensor, shared: Shared | None, reader: int) -> tuple[Tensor, Sink | None]:
     """What autograd follows to the table, and where this reader's part of its gradient goes."""
     rows = step_rows(table)
     if rows is not None and table.requires_grad and torch.is_grad_enabled():
@@ -124,7 +124,7 @@ class _Bag(torch.autograd.Function):
             of_weight = products_op(ctx.table, index, gradient, weight.dtype)
         if ctx.needs_input_grad[0]:
             ctx.sink.add_gradient(index, weight, gradient)
-        return _passed_on(ctx, gradient), None, None, None, of_weight
+        return passed_on(gradient, ctx.is_linked and ctx.needs_input_grad[0]), None, None, None, of_weight
 
 
 class _Products(torch.autograd.Function):
@@ -142,9 +142,9 @@ class _Products(torch.autograd.Function):
         of_x = bag_op(ctx.table, index, gradient).to(x.dtype) if ctx.needs_input_grad[4] else None
         if ctx.needs_input_grad[0]:
             ctx.sink.add_gradient(index, gradient, x)
-        return _passed_on(ctx, gradient), None, None, None, of_x
+        return passed_on(gradient, ctx.is_linked and ctx.needs_input_grad[0]), None, None, None, of_x
 
 
-def _passed_on(ctx: Any, gradient: Tensor) -> Tensor | None:
+def passed_on(gradient: Tensor, is_asked: bool) -> Tensor | None:
     """The gradient of a link, which is empty; an optimiser's table has none."""
-    return gradient.new_empty(0) if ctx.is_linked and ctx.needs_input_grad[0] else None
+    return gradient.new_empty(0) if is_asked else None

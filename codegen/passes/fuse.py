@@ -64,7 +64,7 @@ class _Groups:
         self.reach = list(range(len(self.place)))  # how far groups go of which a part stands here or before
         self.group: dict[fx.Node, fx.Node] = {}  # by the first node of each
         self.nodes: dict[fx.Node, set[fx.Node]] = {}
-        fusible = {node for node in module.graph.nodes if _is_fusible(node, self.facts)}
+        fusible = {node for node in module.graph.nodes if is_fusible(node, self.facts)}
         for node in module.graph.nodes:
             if node in fusible and not self._is_shared_view(node, fusible):
                 self.group[node] = node
@@ -112,7 +112,7 @@ class _Groups:
         return {user for node in inside for user in node.users if user not in inside}
 
     def works(self, node: fx.Node) -> bool:
-        return _work(self.nodes[self.group[node]]) >= self.fewest
+        return work_of(self.nodes[self.group[node]]) >= self.fewest
 
     def merge(self, one: fx.Node, two: fx.Node) -> bool:
         """Joins the groups of two nodes where that is allowed."""
@@ -138,7 +138,7 @@ class _Groups:
     def _is_program(self, nodes: set[fx.Node]) -> bool:
         if any(node.args[place] in nodes for node in nodes for place in tables(node)):
             return False
-        if _work(nodes) < self.fewest:
+        if work_of(nodes) < self.fewest:
             return True
         region = region_of(nodes)
         shape = self.shapes.of_region(region)
@@ -184,7 +184,7 @@ class _Groups:
                 if is_first or beside:
                     kept.discard(node)
                     changed = True
-        if _work(kept) < self.fewest:
+        if work_of(kept) < self.fewest:
             return None
         region = region_of(kept)
         by_row = any(self.facts[node].level is not None for node in region.inputs)
@@ -214,12 +214,14 @@ def _fits(region: Region, known: dict[fx.Node, Fact]) -> bool:
     return not gradients.stores or Tiles(gradients).live <= MOST_LIVE
 
 
-def _work(nodes: Iterable[fx.Node]) -> int:
+def work_of(nodes: Iterable[fx.Node]) -> int:
+    """Steps that are more than a view."""
     # Packing flags alone is several functions of torch.
     return sum(FEWEST if node.target is cuts.packed else node.target not in VIEWS for node in nodes)
 
 
-def _is_fusible(node: fx.Node, known: dict[fx.Node, Fact]) -> bool:
+def is_fusible(node: fx.Node, known: dict[fx.Node, Fact]) -> bool:
+    """Whether a row program may have it."""
     if node.op != "call_function" or node.target not in FUSIBLE:
         return False
     fact = known.get(node)

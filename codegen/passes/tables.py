@@ -48,7 +48,7 @@ def read_by_rows(module: fx.GraphModule) -> None:
         if node.op != "call_function" or node.target not in _BY_ROWS or node.kwargs:
             continue
         function, place = _BY_ROWS[node.target]
-        table, dtype = _weight_below(node.args[place], may_be_matrix=node.target is functional.embedding)
+        table, dtype = weight_below(node.args[place], may_be_matrix=node.target is functional.embedding)
         if table is None or not module.get_parameter(str(table.target)).requires_grad:
             continue
         if not is_read_by_rows(module, table) and node.target is not gathers.bag:
@@ -71,7 +71,7 @@ def multiply_rows(module: fx.GraphModule) -> None:
             read = node.args[rows]
             if not is_call(read, gathers.rows_of_table, row_tables.rows_of_table) or len(read.users) > 1:
                 continue
-            table, dtype = _weight_below(read.args[0])
+            table, dtype = weight_below(read.args[0])
             if table is None or dtype is not None or not _is_product_of_rows(equation, x == 1):
                 continue
             if module.get_parameter(str(table.target)).dim() != 2:
@@ -95,7 +95,7 @@ def is_read_by_rows(module: fx.GraphModule, table: fx.Node) -> bool:
     return row_tables.step_rows(module.get_parameter(str(table.target))) is not None
 
 
-def _weight_below(node: object, may_be_matrix: bool = False) -> tuple[fx.Node | None, torch.dtype | None]:
+def weight_below(node: object, may_be_matrix: bool = False) -> tuple[fx.Node | None, torch.dtype | None]:
     """The weight that is read as it lies, but for its type, and the type it is read in; None: its own.
     `may_be_matrix`: its entries may also be laid out as rows of a matrix."""
     dtype = None

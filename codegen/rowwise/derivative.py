@@ -77,8 +77,9 @@ class Derivative:
         return self.wanted, self.owners, self.gathered, self.passed, self.saved
 
 
-def derive(program: RowProgram, operands: int, asked: Collection[int]) -> Derivative:
-    """`operands`: how many operands the fused call has. `asked`: those whose gradient is wanted."""
+def derive(program: RowProgram, operands: int, asked: Collection[int], passes: bool = True) -> Derivative:
+    """`operands`: how many operands the fused call has. `asked`: those whose gradient is wanted. `passes`: a gradient
+    that arrives may be an operand's as it is; else all are results."""
     wanted = tuple(place for place, result in enumerate(program.results) if result.dtype.is_floating_point)
     gradients = _Gradients()
     sources: list[Source] = []
@@ -96,7 +97,7 @@ def derive(program: RowProgram, operands: int, asked: Collection[int]) -> Deriva
         gradient = gradients.of(value)
         if gradient is not None:
             _pass_on(value, gradient, gradients)
-    made = _Made(program, gradients, sources)
+    made = _Made(program, gradients, sources if passes else [])
     made.store(asked)
     if not made.results:
         # What only passes gradients on is a kernel all the same: an operator has results of its own.

@@ -88,10 +88,11 @@ def fused_op(region: Region, facts: Mapping[fx.Node, Fact], name: str, wanted: C
         derivative = derive(program, len(region.inputs), asked)
         derivative = summed_in_runs(derivative) if derivative.program.stores else None
     backward = plan(derivative.program) if derivative is not None else None
-    return FusedOp(name, program, derivative, _meaning(region), plan(program), backward)
+    return FusedOp(name, program, derivative, meaning_of(region), plan(program), backward)
 
 
-def _meaning(region: Region) -> fx.GraphModule:
+def meaning_of(region: Region) -> fx.GraphModule:
+    """The nodes of a region as a graph of their own, whose placeholders are its inputs in order."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for number, node in enumerate(region.inputs):

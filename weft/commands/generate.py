@@ -40,6 +40,10 @@ def run(
     mapped: Annotated[
         bool, typer.Option("--map", help="Use weights where they lie in the file: tables larger than memory.")
     ] = False,
+    hot: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="With --map: keep the rows that are read most in fast memory, 0.05 of all."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of text.")] = False,
 ) -> None:
     """One prompt streams to standard output as it is made; several are continued together and printed in order.
@@ -49,12 +53,14 @@ def run(
     from weft.faults import CommandFault
 
     prompts = [sys.stdin.read() if text == "-" else text for text in prompt or []]
+    if hot is not None and not mapped:
+        raise CommandFault("--hot keeps rows of tables that stay in their file: give --map too", 2)
     if not prompts:
         raise CommandFault('give a --prompt "..." (or --prompt - for standard input)', 2)
 
     from weft.text_generation import continue_text, open_text_model
 
-    model = open_text_model(checkpoint, tokenizer, precision, device, threads, of, tuning, mapped)
+    model = open_text_model(checkpoint, tokenizer, precision, device, threads, of, tuning, mapped, hot)
     printer = _Printer(prompts[0]) if len(prompts) == 1 and not as_json else None
     results = continue_text(
         model,
@@ -74,13 +80,20 @@ def run(
             {"prompt": text, "text": result.text, "tokens": list(result.tokens), "ended": result.ended}
             for text, result in zip(prompts, results, strict=True)
         ]
-        print(json.dumps({"version": 1, "continuations": rows}, indent=2))
+        found = {"version": 1, "continuations": rows}
+        if hot is not None:
+            found["hot"] = {path: reads.to_json() for path, reads in model.model.hot_reads().items()}
+        print(json.dumps(found, indent=2))
     elif printer:
         printer.close()
     else:
         for index, (text, result) in enumerate(zip(prompts, results, strict=True)):
             print(f"--- {index + 1}")
             print(text + result.text)
+    if not as_json:
+        for path, reads in model.model.hot_reads().items():
+            sys.stdout.flush()
+            print(f"{path}: {reads}", file=sys.stderr)
 
 
 class _Printer:

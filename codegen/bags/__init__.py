@@ -1,0 +1,1 @@
+"""Bags whose weights are computed of their lists while rows are read."""
