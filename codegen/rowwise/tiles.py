@@ -67,7 +67,8 @@ class Tiles:
             return power_of_two(axis.size)
         others = max((padded(axes - {axis}) for axes in self.spans if axis in axes), default=1)
         room = min(RESIDENT // 4 if self.is_looped else COLUMNS, self.room or RESIDENT)
-        largest = min(power_of_two(axis.size), max(1, room // others, min(16, RESIDENT // others)))
+        fewest = 1 if self.room else min(16, RESIDENT // others)
+        largest = min(power_of_two(axis.size), max(1, room // others, fewest))
         if not self.is_looped:
             return largest
         # The last block may be mostly padding: 5,120 entries are 2 blocks of 4,096, or 5 of 1,024 with none.
