@@ -8,7 +8,8 @@ import torch
 from tests import op_samples
 from tests.fused_models import assert_equal, calls, fused, gradients
 from weft.codegen.ops import OPS
-from weft.codegen.rowwise.tiles import RESIDENT, Tiles
+from weft.codegen.rowwise.registers import Registers
+from weft.codegen.rowwise.tiles import MOST_LOOPED, RESIDENT, Tiles, tiling
 from weft.dsl.check import check
 from weft.dsl.source import Source
 
@@ -49,3 +50,14 @@ def test_group_norm_of_any_size(shape: tuple[int, ...], dtype: torch.dtype) -> N
     for op in ops:
         # What is stored counts too: the gradient of a mean is wider than any value of its program.
         assert Tiles(op.program).held <= RESIDENT
+
+
+def test_many_channels_stay_in_registers() -> None:
+    """Of the autoencoder of latent diffusion: 512 channels, whose gradient is gone through a few places at a time."""
+    text = SPEC.format(channels=512, height=64, width=64, groups=32).replace("silu", "2 * ")
+    program = check(Source("norm.weft", text), OPS).value().models["m"]
+    _, ops = fused(op_samples.module(program, torch.bfloat16), fewest=2)
+    for op in ops:
+        assert op.derivative is not None
+        found = tiling(op.derivative.program, 64)
+        assert Registers(found.tiles).needed(found.rows, found.warps) <= MOST_LOOPED[found.warps]
