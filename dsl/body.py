@@ -34,10 +34,14 @@ from .weight_book import WeightBook
 NESTING_LIMIT = 64
 AXES_LIMIT = 16
 OPERATION_LIMIT = 200_000
+# Of all programs of a check in which there is a mistake: what is left would mostly tell the same again, and somebody
+# waits for the first.
+LIMIT_WITH_MISTAKES = 20_000
 
 
 class Abandoned(Exception):
-    """Ends the elaboration of a program that grows past the limit although the count said otherwise."""
+    """Ends the elaboration of a program that grows past the limit although the count said otherwise, or that is large
+    and has a mistake."""
 
 
 @dataclass(eq=False)
@@ -79,6 +83,9 @@ class Build:
         self.steps += 1
         if self.steps > 2 * OPERATION_LIMIT:
             self.problems.add(TooLarge(at, f"over {OPERATION_LIMIT:,} operations and statements, which is the limit"))
+            raise Abandoned
+        self.problems.steps += 1
+        if self.problems.steps > LIMIT_WITH_MISTAKES and self.problems:
             raise Abandoned
 
     def enum_axis(self, enum: EnumType) -> Axis:

@@ -115,6 +115,7 @@ class Problems:
 
     def __init__(self) -> None:
         self._errors: dict[tuple[str, int, str], SpecError] = {}
+        self.steps = 0  # statements and operations that were gone through to find them
 
     def add(self, error: SpecError) -> None:
         self._errors.setdefault((error.at.source.name, error.at.start, error.code), error)

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cpu.selection import top as top_by_torch
-from ..cpu.selection import top_pairs as top_pairs_by_torch
+from ..functions.gathers import top as top_by_torch
+from ..functions.gathers import top_pairs as top_pairs_by_torch
 from .bags import add_op, bag_op
 from .products import precision
 from .rowwise import most_registers

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from ..cpu import few_scores
 from ..facts import FACT, Fact, facts
 from ..functions import gathers
 from ..gpu import selection
@@ -33,15 +34,20 @@ class Scores:
     scale: float
 
 
-# On a CPU all scores are computed; where few of many are taken, their gradients are those of the few.
+# So many times as many entries as are taken, and their gradients are better those of the few on a CPU too.
 FEW = 8
 
 
 def select_few_of_many(module: fx.GraphModule) -> None:
-    use_selection_kernels(module, FEW)
+    """As CPUs do: all scores are computed, and not kept."""
+    _select(module, few_scores.top, few_scores.top_pairs, FEW)
 
 
-def use_selection_kernels(module: fx.GraphModule, entries_of_one: int = 0) -> None:
+def use_selection_kernels(module: fx.GraphModule) -> None:
+    _select(module, selection.top, selection.top_pairs, 0)
+
+
+def _select(module: fx.GraphModule, top: object, top_pairs: object, entries_of_one: int) -> None:
     """Where there are at least `entries_of_one` times as many entries as are taken."""
     known = facts(module)
     for node in list(module.graph.nodes):
@@ -58,9 +64,9 @@ def use_selection_kernels(module: fx.GraphModule, entries_of_one: int = 0) -> No
         if entries < entries_of_one * count:
             continue
         if node.target is gathers.top:
-            _use(module, node, selection.top, found, count, known)
+            _use(module, node, top, found, count, known)
         elif entries * entries < selection.MOST:
-            _use(module, node, selection.top_pairs, found, count, known)
+            _use(module, node, top_pairs, found, count, known)
 
 
 def _of_sides(node: fx.Node) -> fx.Node | None:
