@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests import fused_models, op_samples
 from tests.lmfusion_models import Document, document, model, of_objective, spec_text
+from tests.small_models import checked
 from tests.test_more_modalities import LLAVA, TOWERS
 from weft.codegen.lower import lower
-from weft.codegen.pipeline import CPU_PASSES, DEAD_GRADIENTS, Pass, optimise
+from weft.codegen.pipeline import CPU_PASSES, DEAD_GRADIENTS, GPU_PASSES, Pass, optimise
+from weft.runtime.kernels import attach_kernels
 from weft.runtime.model import Model
 
 WITHOUT = tuple(one for one in CPU_PASSES if one is not DEAD_GRADIENTS)
@@ -181,3 +184,47 @@ def test_rows_of_a_third_tag(name: str) -> None:
     assert found[0]["projector.weight"].any()
     for path, wanted in found[0].items():
         torch.testing.assert_close(found[1][path], wanted, rtol=1e-9, atol=1e-12)
+
+
+# The tag by which rows of `highs` are told apart is itself selected.
+NESTED = """
+axis two = 2
+
+enum tone: low, high, flat
+
+axis seq
+axis lows = seq where kind == low
+axis highs = seq where kind == high
+axis flats = seq where kind == flat
+
+model m(n: int[seq, two], kind: tone[seq]) -> real[seq, two]:
+    x = real(n) * 0.37
+    routed by kind:
+        y = 1.0 * x
+        for layer in 0 .. 2:
+            match kind:
+                low:
+                    y = tanh(y)
+                high, flat:
+                    y = linear(y, two -> two)
+    high_rows = take(y, seq -> highs)
+    mixed = attend(high_rows, high_rows, high_rows, over=two, along=highs, mask=causal)
+    return join((take(y, seq -> flats), take(y, seq -> lows), mixed), (flats, lows, highs) -> seq)
+
+objective o(n: int[seq, two], kind: tone[seq]):
+    loss part = mean(m(n, kind)^2, over=two)
+"""
+
+
+@pytest.mark.parametrize("passes", [(DEAD_GRADIENTS,), CPU_PASSES, GPU_PASSES], ids=["alone", "cpu", "gpu"])
+def test_a_tag_that_is_selected_itself(passes: tuple[Pass, ...]) -> None:
+    program = checked(NESTED).objectives["o"]
+    graph = op_samples.module(program)
+    given = op_samples.arguments(graph, op_samples.inputs(program))
+    results, expected = fused_models.gradients(graph, given)
+    made = optimise(graph, passes)
+    attach_kernels(made)
+    found, gradients = fused_models.gradients(made, given)
+    torch.testing.assert_close(found, results, rtol=1e-9, atol=1e-12)
+    for name, wanted in expected.items():
+        fused_models.assert_equal(gradients[name], wanted, name, 1e-9)

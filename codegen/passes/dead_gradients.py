@@ -27,6 +27,7 @@ from ..lower import signature
 from ..origin import Origin, inherit, mark, origin
 from .matching import is_call, node_at, tuple_at
 from .matching import replace as read_instead
+from .ordering import pull_operands
 
 Halves = tuple[Any, Any]  # early and late
 
@@ -36,6 +37,7 @@ def stop_dead_gradients(module: fx.GraphModule) -> None:
     if signature(module).losses:
         for early in early_rows(module, known := facts(module)):
             _Split(module.graph, known, early).run()
+            pull_operands(module, "dead gradients")  # a tag may itself be selected
             return  # facts of rows by another tag are of another graph now
 
 
