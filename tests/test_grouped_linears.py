@@ -214,3 +214,31 @@ def test_rotations_are_made_before_queries_and_keys_are_stored(dtype: torch.dtyp
     assert [(op.form.outputs, op.epilogue and op.epilogue.parts) for op in ops] == [(outputs, parts)]
     assert ops[0].form.scatters == (name in ("halves", "neighbours"))
     agree(model(ROTATIONS[name], dtype, passes=KERNEL_PASSES), model(ROTATIONS[name]), given, limit)
+
+
+ONE_RESULT = """
+size dim = 1
+size ffn = 1
+enum tone: low, high, flat
+axis seq
+axis lows = seq where kind == low
+axis highs = seq where kind == high
+axis flats = seq where kind == flat
+shared mix: real[dim, ffn] = normal(0.5)
+
+model m(x: real[seq, dim], kind: tone[seq]):
+    match kind:
+        low, high, flat:
+            y = linear(x, dim -> dim) as arm
+    y = y - rsqrt(mix^2 + 1.4)
+    z = join((take(y, seq -> lows), take(y, seq -> highs), take(y, seq -> flats)), (lows, highs, flats) -> seq)
+    routed by kind:
+        w = z
+    return w
+"""
+
+
+def test_a_view_of_one_result_is_no_part_of_several() -> None:
+    made = graph(ONE_RESULT)
+    assert all(op.form.results == 1 and op.epilogue is None for op in grouped(made))
+    assert grouped(made)

@@ -42,8 +42,10 @@ def take_epilogues(module: fx.GraphModule) -> None:
 
 def _calls(node: fx.Node, op: GroupedOp) -> list[fx.Node]:
     """The fused call of each tensor of the pieces, which alone reads those it reads; none where there is no such."""
+    if op.form.results == 1:
+        return []  # what is read of it by an index is a view of a tensor
     pieces = {user.args[1]: user for user in node.users if is_call(user, operator.getitem)}
-    if op.form.results == 1 or len(pieces) != op.form.results or len(pieces) != len(node.users):
+    if len(pieces) != op.form.results or len(pieces) != len(node.users):
         return []
     calls = []
     for own in _by_tensor(pieces, op.form.pieces):
