@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import re
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..functions.row_tables import add_factors, sum_of_rows
+from ..functions.taken_scores import backward_of_pairs, backward_of_top, save
 from .selection import places_of_pairs, places_of_top
 
 LIBRARY = re.sub(r"\W", "_", __name__)
@@ -88,50 +88,18 @@ def _(keys: Tensor, lists: Tensor, numbers: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(f"{LIBRARY}::gradient_of_keys", mutates_args=())
-def _gradient_of_keys(x: Tensor, lists: Tensor, numbers: Tensor, count: int) -> Tensor:
+def _gradient_of_keys(lists: Tensor, numbers: Tensor, x: Tensor, count: int) -> Tensor:
     """`x [lines, D]` times `numbers [lines, k]` added to rows `lists [lines, k]` of `[count, D]`."""
     return add_factors([(lists, numbers, x)], count)
 
 
 @_gradient_of_keys.register_fake
-def _(x: Tensor, lists: Tensor, numbers: Tensor, count: int) -> Tensor:
+def _(lists: Tensor, numbers: Tensor, x: Tensor, count: int) -> Tensor:
     return x.new_empty((count, x.shape[1]))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, keys, _, ctx.scale = inputs
-    ctx.save_for_backward(x, keys, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _top_back(ctx: Any, of_scores: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, keys, index = ctx.saved_tensors
-    return *_gradients(ctx, x, keys, index, of_scores), None, None
-
-
-def _pairs_back(ctx: Any, of_scores: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, keys, slot = ctx.saved_tensors
-    entries = keys.shape[2]
-    index = torch.stack([torch.div(slot, entries, rounding_mode="floor"), slot % entries], 2)
-    return *_gradients(ctx, x, keys, index, of_scores[:, :, None].expand(index.shape)), None, None
-
-
-def _gradients(ctx: Any, x: Tensor, keys: Tensor, index: Tensor, of_scores: Tensor) -> list[Tensor | None]:
-    """`x [R, *groups, D]`, `keys [*groups, n, D]`, `index, of_scores [R, *groups, k]`."""
-    groups, (entries, width) = keys.shape[:-2], keys.shape[-2:]
-    first = entries * torch.arange(prod(groups), device=x.device).reshape(groups)
-    lists = (index + first[..., None]).flatten(0, -2)
-    numbers = (ctx.scale * of_scores).flatten(0, -2).to(x.dtype)
-    of_x = of_keys = None
-    if ctx.needs_input_grad[0]:
-        of_x = _gradient_of_x(keys.reshape(-1, width), lists, numbers).reshape(x.shape)
-    if ctx.needs_input_grad[1]:
-        of_keys = _gradient_of_keys(x.flatten(0, -2), lists, numbers, prod(groups) * entries).reshape(keys.shape)
-    return [of_x, of_keys]
-
-
-_top.register_autograd(_top_back, setup_context=_save)
-_pairs.register_autograd(_pairs_back, setup_context=_save)
+_top.register_autograd(backward_of_top(_gradient_of_x, _gradient_of_keys), setup_context=save)
+_pairs.register_autograd(backward_of_pairs(_gradient_of_x, _gradient_of_keys), setup_context=save)
 
 
 def _all_scores(x: Tensor, keys: Tensor, scale: float) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..functions.gathers import top as top_by_torch
 from ..functions.gathers import top_pairs as top_pairs_by_torch
+from ..functions.taken_scores import backward_of_pairs, backward_of_top, save
 from .bags import add_op, bag_op
 from .products import precision
 from .rowwise import most_registers
@@ -108,41 +109,8 @@ def _(x: Tensor, keys: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor
     return x.new_empty(shape, dtype=_wide(x)), x.new_empty(shape, dtype=torch.int64)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, keys, _, ctx.scale = inputs
-    ctx.save_for_backward(x, keys, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _top_back(ctx: Any, of_scores: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, keys, index = ctx.saved_tensors
-    return *_gradients(ctx, x, keys, index, of_scores), None, None
-
-
-def _pairs_back(ctx: Any, of_scores: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, keys, slot = ctx.saved_tensors
-    entries = keys.shape[2]
-    index = torch.stack([torch.div(slot, entries, rounding_mode="floor"), slot % entries], 2)
-    both = of_scores[:, :, None].expand(index.shape)
-    return *_gradients(ctx, x, keys, index, both), None, None
-
-
-def _gradients(ctx: Any, x: Tensor, keys: Tensor, index: Tensor, of_scores: Tensor) -> list[Tensor | None]:
-    """`x [R, *groups, D]`, `keys [*groups, n, D]`, `index, of_scores [R, *groups, k]`."""
-    groups, (entries, width) = keys.shape[:-2], keys.shape[-2:]
-    first = entries * torch.arange(prod(groups), device=x.device).reshape(groups)
-    lists = (index + first[..., None]).flatten(0, -2)
-    numbers = (ctx.scale * of_scores).flatten(0, -2)
-    of_x = of_keys = None
-    if ctx.needs_input_grad[0]:
-        of_x = bag_op(keys.reshape(-1, width), lists, numbers).reshape(x.shape)
-    if ctx.needs_input_grad[1]:
-        of_keys = add_op(lists, numbers, x.flatten(0, -2), prod(groups) * entries).reshape(keys.shape)
-    return [of_x, of_keys]
-
-
-top_op.register_autograd(_top_back, setup_context=_save)
-pairs_op.register_autograd(_pairs_back, setup_context=_save)
+top_op.register_autograd(backward_of_top(bag_op, add_op), setup_context=save)
+pairs_op.register_autograd(backward_of_pairs(bag_op, add_op), setup_context=save)
 
 
 def _all_scores(x: Tensor, keys: Tensor, scale: float) -> Tensor:
