@@ -216,6 +216,27 @@ def largest(writer: Writer) -> Typed | None:
     return score if writer.maybe() else found
 
 
+def thinned(writer: Writer) -> Typed | None:
+    """What a linear makes, and 0 for all but its largest entries: the last one that was taken equals itself."""
+    x = writer.real(lambda v: bool(v.axes))
+    if x is None:
+        return None
+    gone = writer.pick(x.axes)
+    rest = tuple(axis for axis in x.axes if axis != gone)
+    free = [axis for axis in writer.known() if axis not in rest]
+    chosen = [(over, k) for over in free for k in {"two", "three"} & {*free} - {over}]
+    chosen = [(over, k) for over, k in sorted(chosen) if writer.length(k) <= writer.length(over)]
+    if not chosen:
+        return None
+    over, k = writer.pick(chosen)
+    if not writer.fits((*rest, over)):
+        return None
+    made = writer.name("p")
+    writer.line(f"{made} = linear({x.text}, {gone} -> {over})")
+    least = f"min(topk({made}, over={over}, k={k}).score, over={k})"
+    return joined(REAL, f"where({made} >= {least}, {made}, 0)", [x], axes=(*rest, over), size=3 * x.size)
+
+
 def pairs(writer: Writer) -> Typed | None:
     """`topk_pairs` of keys that a linear makes."""
     x = writer.real(lambda v: bool(v.axes) and not {"two", "three"} & {*v.axes})
@@ -469,6 +490,6 @@ def attend_to_parts(writer: Writer) -> Typed | None:
 
 PRODUCTIONS = (
     *(linear,) * 6, feed_forward, dot, outer, *(reduction,) * 2, softmax, *(norm,) * 3, scores, rope, embed, embed,
-    pick_entry, *(largest,) * 2, pairs, nearest, parts, stack, concat, *(names,) * 2, *(shifted,) * 3, filled,
+    pick_entry, *(largest,) * 2, thinned, pairs, nearest, parts, stack, concat, *(names,) * 2, *(shifted,) * 3, filled,
     attend, attend, *(attention,) * 2, attend_to_parts, *(segmented,) * 3, counted,
 )  # fmt: skip

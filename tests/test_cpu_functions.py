@@ -1,6 +1,9 @@
 """CPU building blocks against plain float64 formulas, values and every gradient."""
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -184,6 +187,25 @@ def test_packed_linear(rows, inner, outer, dtype):
     want = x.double() @ w.double().t()
     assert_close("product", PackedLinear(w)(x), want, TOLERANCE[dtype])
     assert_close("with bias", PackedLinear(w, b)(x), want + b.double(), TOLERANCE[dtype])
+
+
+def test_products_on_a_processor_without_wide_vectors():
+    """oneDNN multiplies bfloat16 with AVX-512 alone: elsewhere such a product was an error."""
+    program = """
+import torch
+from weft.codegen.cpu.linear import ONEDNN_TYPES, linear
+from weft.codegen.cpu.packed_linear import PackedLinear
+assert torch.bfloat16 not in ONEDNN_TYPES
+x, w = torch.randn(8, 12).bfloat16(), torch.randn(20, 12).bfloat16().requires_grad_()
+y = linear(x, w)
+y.sum().backward()
+want = x.double() @ w.double().t()
+for found in (y, PackedLinear(w)(x)):
+    assert (found.double() - want).abs().max() <= 0.02 * want.abs().max()
+"""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_strips_cover_every_output_evenly():

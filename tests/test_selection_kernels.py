@@ -162,6 +162,9 @@ SPECS = {
     "x: real[seq, dim], y: real[dim] => topk(linear(x, dim -> vocab), over=vocab, k=three).score": [selection.top],
     "x: real[seq, dim] => topk(linear(x, dim -> (heads, head_dim)), over=head_dim, k=three).score": [],
     "x: real[seq, dim] => topk(x, over=dim, k=three).score": [],
+    # The last one taken equals its entry, which another sum of the same products may not.
+    "x: real[seq, dim]; s = linear(x, dim -> vocab); t = topk(s, over=vocab, k=three).score"
+    " => where(s >= min(t, over=three), s, 0)": [],
 }
 
 

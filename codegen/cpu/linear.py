@@ -11,13 +11,21 @@ from torch import Tensor
 
 from .derivatives import once_differentiable
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_ONEDNN_TYPES = (torch.float32, torch.bfloat16)
+
+def _types_of_onednn() -> frozenset[torch.dtype]:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return frozenset()
+    # A processor whose widest vectors are AVX2's has no bfloat16 product in oneDNN; torch multiplies those itself.
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return frozenset((torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,))
+
+
+ONEDNN_TYPES = _types_of_onednn()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [N, I] @ weight [O, I]^T + bias, no derivative. Either factor may be strided (a transposed view)."""
-    if _HAS_ONEDNN and x.dtype in _ONEDNN_TYPES and x.dtype == weight.dtype and x.numel() and weight.numel():
+    if x.dtype in ONEDNN_TYPES and x.dtype == weight.dtype and x.numel() and weight.numel():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+from .linear import ONEDNN_TYPES
+
+_HAS_BLOCKS = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 # Elsewhere an embedding bag is a plain loop.
 _HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
 # The row count a weight is blocked for. Asking for one row selects an order that is slower, also for one row.
@@ -36,7 +38,7 @@ class PackedLinear:
         self.bias = None if bias is None else bias.detach()
         outer, inner = weight.shape
         packable = weight.dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu" and weight.numel()
-        self.has_blocks = bool(_HAS_ONEDNN and packable)
+        self.has_blocks = bool(_HAS_BLOCKS and packable and weight.dtype in ONEDNN_TYPES)
         self.has_strips = bool(_HAS_BAGS and packable and bias is None and inner <= _LONGEST_SUM)
         self.repeats = outer * inner >= _REPEAT_FROM
         self.blocked: Tensor | None = None

@@ -52,7 +52,7 @@ def _select(module: fx.GraphModule, top: object, top_pairs: object, entries_of_o
     known = facts(module)
     for node in list(module.graph.nodes):
         if is_call(node, gathers.top) and len(node.args) == 2:
-            scores, count = node.args
+            scores, count = _without_others(node), node.args[1]
         elif is_call(node, gathers.top_pairs) and len(node.args) == 3:
             scores, count = _of_sides(node), node.args[2]
         else:
@@ -69,6 +69,13 @@ def _select(module: fx.GraphModule, top: object, top_pairs: object, entries_of_o
             _use(module, node, top_pairs, found, count, known)
 
 
+def _without_others(node: fx.Node) -> fx.Node | None:
+    """What is selected from. Where others read it, it is stored for them, and a kernel's own sums would not have its
+    rounding: the last score that was taken has to equal its entry."""
+    scores = node.args[0]
+    return scores if isinstance(scores, fx.Node) and len(scores.users) == 1 else None
+
+
 def _of_sides(node: fx.Node) -> fx.Node | None:
     """What the first and the second operand are the two sides of, which stand in front of the last dimension."""
     sides = node.args[:2]
@@ -83,7 +90,7 @@ def _of_sides(node: fx.Node) -> fx.Node | None:
 
 
 def _product(scores: object, known: dict[fx.Node, Fact]) -> Scores | None:
-    """The product that scores are, if nothing else reads them."""
+    """The product that scores are, if nothing reads it but what becomes of it."""
     if not isinstance(scores, fx.Node):
         return None
     scale, made = 1.0, bare(scores)

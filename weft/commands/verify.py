@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -45,6 +46,8 @@ def run(
 
     from weft.runtime.verify import Part, verify
 
+    # Triton's interpreter is numpy, which warns of what a processor does without a word: log of 0 is -inf.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.")
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if dtype not in types:
         raise CommandFault(f"--dtype is one of {', '.join(types)}, not {dtype}", 2)
