@@ -127,6 +127,23 @@ def test_other_types(dtype: torch.dtype, has_bias: bool) -> None:
     agree(case(GroupedForm(3, 48, (40,), True, True, has_bias), (63, 0, 21), dtype), dtype)
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_short_group_of_wider_rows(rows: int) -> None:
+    """What has no row, or one, is contiguous to torch whatever the distance between its rows: not that of others."""
+    made = case(GroupedForm(2, 20, (24,), False, True), (rows, 13), torch.float32)
+    given, exact = made.of_type(torch.float32), made.of_type(torch.float64)
+    wide = torch.cat((given[0], given[0]), 1)[:, :20]
+    assert wide.stride() == (40, 1)
+    found, (expected,) = call_of(made.form, torch.float32)(wide, *given[1:]), oracle(made.form, exact)
+    near(found, expected, LIMITS[torch.float32][0], "result")
+    found.sum().backward()
+    expected.sum().backward()
+    for name, one, other in zip(made.names, given, exact, strict=True):
+        if one.is_floating_point():
+            assert one.grad is not None
+            near(one.grad, other.grad, LIMITS[torch.float32][1], name)
+
+
 def test_three_pieces_with_biases_in_bfloat16() -> None:
     agree(case(GroupedForm(2, 64, (64, 16, 16), False, True, True), (17, 70), torch.bfloat16), torch.bfloat16)
 

@@ -371,12 +371,13 @@ def _rows_whole(tensors: Sequence[Tensor], tiled: Sequence[bool] | None = None) 
     """The entries of a row side by side, and one distance between rows for all. What has no tile is not read, and any
     pointer of its type stands for it."""
     read = [one for place, one in enumerate(tensors) if tiled is None or tiled[place]] or list(tensors[:1])
-    strides = {one.stride(0) for one in read}
-    if len(strides) > 1 or any(one.stride(1) != 1 for one in read):
-        read = [one.contiguous() for one in read]
+    stride = read[0].stride(0)
+    if any(one.stride() != (stride, 1) for one in read):
+        # One without rows, or with one, counts as contiguous whatever its strides are.
+        read, stride = [one.contiguous() for one in read], read[0].shape[1]
     left = iter(read)
     whole = [next(left) if tiled is None or tiled[place] else read[0] for place in range(len(tensors))]
-    return whole, read[0].stride(0)
+    return whole, stride
 
 
 def _shape_alone(like: Tensor, shape: Sequence[int]) -> Tensor:
