@@ -41,9 +41,10 @@ from weft.codegen.functions import row_tables  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl.check import check  # noqa: E402
 from weft.dsl.source import Source  # noqa: E402
-from weft.runtime.lazy_rows import LazyRows, RowSettings  # noqa: E402
+from weft.runtime.lazy_rows import LazyRows  # noqa: E402
 from weft.runtime.model import Model  # noqa: E402
 from weft.runtime.row_moments import RowMoments  # noqa: E402
+from weft.runtime.rows_behind import RowSettings  # noqa: E402
 
 TOKENS, WIDTH, HEADS, TOP, KEY = 512, 512, 4, 32, 512
 RATE, BETAS, EPS, DECAY = 1e-3, (0.9, 0.95), 1e-8, 0.1

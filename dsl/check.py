@@ -142,11 +142,11 @@ def prelude_sources() -> dict[str, Source]:
 def check(
     source: Source, ops: OpTable, size: str | None = None, overrides: Mapping[str, object] | None = None
 ) -> Result:
-    """Checks a spec for one choice of sizes. Without `size`, the sizes' defaults; a single preset is
-    taken."""
+    """Checks a spec for one choice of sizes. Without `size`, the sizes' defaults; a single preset is taken, and
+    `overrides` come on top of it."""
     library = _library(Problems())
     module = library.module(source)
-    if size is None and len(module.presets) == 1 and not overrides:
+    if size is None and len(module.presets) == 1:
         size = next(iter(module.presets))
     return _check(library, source, ops, size, overrides or {})
 

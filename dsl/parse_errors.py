@@ -241,6 +241,8 @@ def _habit(tokens: Tokens, start: int, index: int, kind: str, accepted: frozense
         return "digits stand on both sides of a point: `0.5`" if _is_number(tokens, index, kind) else None
     if kind == "NAME" and NEWLINE in accepted and "TWO_SLASHES" in _line_before(tokens, index):
         return "a comment starts with `#`; `//` divides and rounds down"
+    if (kind, previous) in (("COMMA", "DOTS"), ("DOTS", "COMMA")) and "CLOSE_SQUARE" in accepted:
+        return "`[..]` stands for all axes; one of them is a parameter: `width: axis = last_axis(x)`"
     if kind == "STRING" and tokens.kinds[start] == "USE" and index == start + 1:
         return f"without quotes and ending: `use {tokens.text(index)[1:-1].removesuffix('.weft')}`"
     return None

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from .errors import RuntimeFault
-from .row_gradient import RowGradient
+from .rows_behind import DecayLog, RowsBehind, RowSettings
 
-ALL = 1 << 16
 POINTS = 3
 # Up to which eps * u / x, with the root mean square of u, one point and three are right to the digits of a type.
 SINGLE, DOUBLE = (1e-3, 1e-2), (1e-6, 1e-3)
@@ -33,27 +32,15 @@ MANY_SMALL = 0.02  # the part of entries from which three points cost less than 
 FORGOTTEN = 1e-14  # the part of a first move that no longer counts
 
 
-@dataclass(frozen=True)
-class RowSettings:
-    betas: tuple[float, float]
-    eps: float
-    decay: float
-
-
-class LazyRows(RowGradient):
+class LazyRows(RowsBehind):
     """Attached to a table as `row_tables.StepRows`. Counts steps as AdamW does: `updates` have been made."""
 
     def __init__(self, table: Tensor, settings: RowSettings) -> None:
         if settings.betas[1] <= 0:
             raise RuntimeFault("a lazy table needs a second beta above 0: its moment must last until rows are read")
-        super().__init__(table)
-        self.settings = settings
-        self.updates = 0
+        super().__init__(table, settings)
         self.first = torch.zeros_like(self.table)
         self.second = torch.zeros_like(self.table)
-        # The number of the last update that a row's values know of, and its moments.
-        self.known = torch.zeros(table.shape[0], dtype=torch.int32, device=table.device)
-        self.known_moments = torch.zeros_like(self.known)
         self._history = _History(settings)
         self._points = DOUBLE if table.dtype == torch.float64 else SINGLE
 
@@ -68,11 +55,6 @@ class LazyRows(RowGradient):
         self.forget_gradient()
 
     # ---- in a step ----------------------------------------------------------------------------------
-
-    def before_reading(self, index: Tensor) -> None:
-        with torch.no_grad():
-            rows = torch.unique(index)
-            self._bring_up(rows[self.known[rows] < self.updates], self.updates)
 
     @torch.no_grad()
     def step(self, lr: float, clip: float = 1.0) -> None:
@@ -106,17 +88,14 @@ class LazyRows(RowGradient):
     def bring_up_all(self) -> None:
         """Every row as dense AdamW would have it now, its moments too."""
         beta1, beta2 = self.settings.betas
-        for begin in range(0, len(self.table), ALL):
-            part = slice(begin, begin + ALL)
-            self._bring_up(begin + torch.nonzero(self.known[part] < self.updates).squeeze(1), self.updates)
-            missed = (self.updates - self.known_moments[part])[:, None].to(self.table.dtype)
-            self.first[part].mul_(beta1**missed)
-            self.second[part].mul_(beta2**missed)
+        self._bring_up_values()
+        missed = (self.updates - self.known_moments)[:, None].to(self.table.dtype)
+        self.first.mul_(beta1**missed)
+        self.second.mul_(beta2**missed)
         self.known_moments.fill_(self.updates)
         self._history = _History(self.settings, self.updates)
 
     def _bring_up(self, rows: Tensor, until: int) -> None:
-        """The values of these rows; moments are left to the next update, which reads and writes them anyway."""
         if not len(rows):
             return
         moments = self.known_moments[rows].long()
@@ -128,17 +107,12 @@ class LazyRows(RowGradient):
         # Those that never had a gradient stand in front.
         still = int((moments == 0).sum())
         if self.settings.decay:
-            self._shrink(rows[:still], place[:still], missed.decay)
+            self._shrink(rows[:still], missed.decay.to(place.device)[place[:still]])
         if still == len(rows):
             return
         for part, at in zip(rows[still:].split(self._stretch), place[still:].split(self._stretch), strict=True):
             low, high = int(at[0]), int(at[-1]) + 1
             self._make_up(part, at - low, missed.of(low, high))
-
-    def _shrink(self, rows: Tensor, place: Tensor, decay: Tensor) -> None:
-        factors = decay.to(self.table.device, self.table.dtype)[place]
-        for part, factor in zip(rows.split(self._stretch), factors.split(self._stretch), strict=True):
-            self.table.index_copy_(0, part, self.table.index_select(0, part).mul_(factor[:, None]))
 
     def _make_up(self, rows: Tensor, place: Tensor, missed: _Missed) -> None:
         values, first, x = (part.index_select(0, rows) for part in (self.table, self.first, self.second))
@@ -184,14 +158,12 @@ class _History:
 
     def __init__(self, settings: RowSettings, since: int = 0) -> None:
         self.settings = settings
-        self.since = since
         self.rates: list[float] = []
-        self.kept: list[float] = [0.0]  # log of what decay has left, after each update
+        self.decay = DecayLog(settings.decay, since)
 
     def note(self, lr: float) -> None:
         self.rates.append(lr)
-        left = 1 - lr * self.settings.decay
-        self.kept.append(self.kept[-1] + (math.log(left) if left > 0 else -math.inf))
+        self.decay.note(lr)
 
     def missed(self, known: Tensor, moments: Tensor, until: int) -> _Missed:
         """What rows missed whose values know update `known [n]` and whose moments `moments [n]`. Steps after which
@@ -201,13 +173,12 @@ class _History:
         longest = min(int((until - known).max()), _terms_that_count(beta1, beta2, self.settings.eps))
         number = (known[:, None] + torch.arange(1, longest + 1)).clamp(max=until)
         is_missed = known[:, None] + torch.arange(1, longest + 1) <= until
-        rates = torch.tensor(self.rates, dtype=torch.float64)[number - self.since - 1]
-        kept = torch.tensor(self.kept, dtype=torch.float64)
+        rates = torch.tensor(self.rates, dtype=torch.float64)[number - self.decay.since - 1]
         j, gone = number.double(), (number - moments[:, None]).double()
-        decay = torch.exp(kept[until - self.since] - kept[number - self.since])
+        decay = self.decay.left(number, until)
         u = torch.sqrt((1 - beta2**j) / beta2**gone)
         p = torch.where(is_missed, rates * decay * beta1**gone / (1 - beta1**j) * u, 0.0)
-        return _Missed(u, p, torch.exp(kept[until - self.since] - kept[known - self.since]))
+        return _Missed(u, p, self.decay.left(known, until))
 
 
 @dataclass(frozen=True)

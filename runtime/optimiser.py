@@ -33,10 +33,11 @@ from ..dsl.patterns import select
 from ..dsl.program import Optimiser as OptimiserSpec
 from ..dsl.program import OptimiserSetting
 from .errors import RuntimeFault
-from .lazy_rows import LazyRows, RowSettings
+from .lazy_rows import LazyRows
 from .parts import cut_like, cut_rows_like, is_in_parts, part_of, part_of_gradient, whole, whole_rows
 from .ranks import ALONE, Ranks
 from .row_moments import RowMoments
+from .rows_behind import RowSettings
 
 Settings = Iterable[tuple[str, OptimiserSetting]]
 

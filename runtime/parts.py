@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..codegen.functions import row_tables
@@ -30,12 +31,12 @@ def part_of_gradient(weight: Tensor) -> Tensor | None:
 
 def cut_like(weight: Tensor, whole: Tensor) -> Tensor:
     """This rank's part of a tensor of the weight's shape, such as one of its moments."""
-    if not is_in_parts(weight):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
+    return _cut(weight, whole) if is_in_parts(weight) else whole
 
-    of_parts: Any = weight
-    return _local(distribute_tensor(whole, of_parts.device_mesh, of_parts.placements, src_data_rank=None))
+
+def cut_rows_like(weight: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a number for each of the weight's rows."""
+    return _cut(weight, whole) if _has_own_rows(weight) else whole
 
 
 def whole(weight: Tensor, part: Tensor | None = None) -> Tensor:
@@ -43,36 +44,29 @@ def whole(weight: Tensor, part: Tensor | None = None) -> Tensor:
     weight in parts the first gets the whole, in main memory, and the others nothing."""
     if not is_in_parts(weight):
         return weight.detach() if part is None else part
-    from torch.distributed.tensor import DTensor
-
-    of_parts: Any = weight.detach()
-    if part is not None:
-        layout = {"shape": weight.shape, "stride": weight.stride(), "run_check": False}
-        of_parts = DTensor.from_local(part, of_parts.device_mesh, of_parts.placements, **layout)
-    found = of_parts.full_tensor()
-    return found.cpu() if of_parts.device_mesh.get_local_rank() == 0 else found.new_empty(0)
-
-
-def cut_rows_like(weight: Tensor, whole: Tensor) -> Tensor:
-    """This rank's part of a number for each of the weight's rows."""
-    if not _has_own_rows(weight):
-        return whole
-    of_parts: Any = weight
-    from torch.distributed.tensor import distribute_tensor
-
-    return _local(distribute_tensor(whole, of_parts.device_mesh, of_parts.placements, src_data_rank=None))
+    return _gathered(weight.detach() if part is None else _of_parts(weight, part, weight.shape, weight.stride()))
 
 
 def whole_rows(weight: Tensor, part: Tensor) -> Tensor:
     """A number for each of the weight's rows, of which this rank has `part`. As `whole`."""
-    if not _has_own_rows(weight):
-        return part
+    return _gathered(_of_parts(weight, part, weight.shape[:1], (1,))) if _has_own_rows(weight) else part
+
+
+def _cut(weight: Any, whole: Tensor) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    return _local(distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None))
+
+
+def _of_parts(weight: Any, part: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Any:
+    """A tensor that is cut as the weight is."""
     from torch.distributed.tensor import DTensor
 
-    of_parts: Any = weight.detach()
-    layout = {"shape": weight.shape[:1], "stride": (1,), "run_check": False}
-    found: Any = DTensor.from_local(part, of_parts.device_mesh, of_parts.placements, **layout)
-    found = found.full_tensor()
+    return DTensor.from_local(part, weight.device_mesh, weight.placements, run_check=False, shape=shape, stride=stride)
+
+
+def _gathered(of_parts: Any) -> Tensor:
+    found = of_parts.full_tensor()
     return found.cpu() if of_parts.device_mesh.get_local_rank() == 0 else found.new_empty(0)
 
 

@@ -16,11 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .lazy_rows import ALL, RowSettings
-from .row_gradient import RowGradient
+from .rows_behind import DecayLog, RowsBehind, RowSettings
 
 
-class RowMoments(RowGradient):
+class RowMoments(RowsBehind):
     """Attached to a table as `row_tables.StepRows`.
 
     second     [entries], in at least float32
@@ -29,16 +28,10 @@ class RowMoments(RowGradient):
     """
 
     def __init__(self, table: Tensor, settings: RowSettings, means: Callable[[Tensor, int], Tensor] | None = None):
-        super().__init__(table)
-        self.settings = settings
-        self.updates = 0
+        super().__init__(table, settings)
         wide = torch.promote_types(table.dtype, torch.float32)
         self.second = torch.zeros(table.shape[0], dtype=wide, device=table.device)
-        # The number of the last update that a row's values know of, and its moment.
-        self.known = torch.zeros(table.shape[0], dtype=torch.int32, device=table.device)
-        self.known_moments = torch.zeros_like(self.known)
-        self._kept: list[float] = [0.0]  # log of what decay has left, after each update
-        self._since = 0
+        self._decay = DecayLog(settings.decay)
         self._means = means
 
     def load(self, second: Tensor, updates: int) -> None:
@@ -49,18 +42,15 @@ class RowMoments(RowGradient):
         self.forget_gradient()
 
     def before_reading(self, index: Tensor) -> None:
-        if not self.settings.decay:
-            return
-        rows = torch.unique(index)
-        self._bring_up(rows[self.known[rows] < self.updates], self.updates)
+        if self.settings.decay:
+            super().before_reading(index)
 
     @torch.no_grad()
     def step(self, lr: float, clip: float = 1.0) -> None:
         """One update at rate `lr`, with `clip` times the gradient. Rows without one are made up for later."""
         beta = self.settings.betas[1]
         last, self.updates = self.updates, self.updates + 1
-        left = 1 - lr * self.settings.decay
-        self._kept.append(self._kept[-1] + (math.log(left) if left > 0 else -math.inf))
+        self._decay.note(lr)
         # By the root of what the second moment lacks at first, for all rows at once.
         lacks = math.sqrt(1 - beta**self.updates)
         rate, eps = lr * lacks * clip, self.settings.eps * lacks
@@ -79,7 +69,7 @@ class RowMoments(RowGradient):
             scale = (rate / second.sqrt_().add_(eps)).to(gradient.dtype)
             values = self.table.index_select(0, rows)
             if self.settings.decay:
-                values.mul_(left)
+                values.mul_(1 - lr * self.settings.decay)
             self.table.index_copy_(0, rows, values.addcmul_(gradient, scale[:, None], value=-1))
         self.forget_gradient()
 
@@ -91,9 +81,7 @@ class RowMoments(RowGradient):
     @torch.no_grad()
     def bring_up_all(self) -> None:
         """Every row as if each step had moved it, its moment too."""
-        for begin in range(0, len(self.table), ALL):
-            part = slice(begin, begin + ALL)
-            self._bring_up(begin + torch.nonzero(self.known[part] < self.updates).squeeze(1), self.updates)
+        self._bring_up_values()
         missed = (self.updates - self.known_moments).to(self.second.dtype)
         self.second.mul_(self.settings.betas[1] ** missed)
         self._forget_history()
@@ -101,18 +89,13 @@ class RowMoments(RowGradient):
     def _forget_history(self) -> None:
         self.known.fill_(self.updates)
         self.known_moments.fill_(self.updates)
-        self._kept, self._since = [0.0], self.updates
+        self._decay = DecayLog(self.settings.decay, self.updates)
 
     @torch.no_grad()
     def _bring_up(self, rows: Tensor, until: int) -> None:
-        if not len(rows) or not self.settings.decay:
-            return
-        kept = torch.tensor(self._kept, dtype=torch.float64)
-        left = torch.exp(kept[until - self._since] - kept).to(self.table.device, self.table.dtype)
-        for part in rows.split(self._stretch):
-            factors = left[self.known[part].long() - self._since]
-            self.table.index_copy_(0, part, self.table.index_select(0, part).mul_(factors[:, None]))
-        self.known[rows] = until
+        if len(rows) and self.settings.decay:
+            self._shrink(rows, self._decay.left(self.known[rows].long(), until))
+            self.known[rows] = until
 
 
 def _mean_square(gradient: Tensor) -> Tensor:

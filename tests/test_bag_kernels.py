@@ -17,7 +17,8 @@ from weft.codegen.functions import row_tables
 from weft.codegen.gpu import bags, scatter, shared_tables
 from weft.codegen.scatter_text import scatter_kernels
 from weft.runtime.ahead_of_time import compile_ahead, problems
-from weft.runtime.lazy_rows import LazyRows, RowSettings
+from weft.runtime.lazy_rows import LazyRows
+from weft.runtime.rows_behind import RowSettings
 
 # Of the largest entry: sums of float32, rounded once.
 LIMITS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}

@@ -24,7 +24,8 @@ from weft.codegen.pipeline import GPU_PASSES, optimise
 from weft.runtime.ahead_of_time import compile_ahead, problems
 from weft.runtime.kernel_calls import kernel_calls
 from weft.runtime.kernels import attach_kernels, launchable
-from weft.runtime.lazy_rows import LazyRows, RowSettings
+from weft.runtime.lazy_rows import LazyRows
+from weft.runtime.rows_behind import RowSettings
 from weft.views.planned_kernels import fused, of_bags
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}

@@ -208,6 +208,12 @@ def test_overrides_beat_the_preset() -> None:
     assert ops(spec(CHOICE, "tiny", gated="true").model)[-1] == "sub"
 
 
+def test_the_only_preset_is_taken_and_overridden() -> None:
+    only = CHOICE.replace("size large: layers = 5, cut = entropy, places = (1,), rate = 2, gated = true\n", "")
+    assert spec(only).sizes["layers"] == 3
+    assert spec(only, layers="1").sizes["layers"] == 1
+
+
 @pytest.mark.parametrize(
     ("name", "value", "code"),
     [("layers", "many", "E309"), ("layers", "1.5", "E309"), ("cut", "spaces", "E309"), ("rate", "fast", "E309"),

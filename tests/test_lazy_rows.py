@@ -12,10 +12,11 @@ from weft.codegen.functions import row_tables
 from weft.codegen.functions.gathers import bag as plain_bag
 from weft.codegen.pipeline import CPU_PASSES
 from weft.runtime.errors import RuntimeFault
-from weft.runtime.lazy_rows import LazyRows, RowSettings
+from weft.runtime.lazy_rows import LazyRows
 from weft.runtime.model import Model
 from weft.runtime.optimiser import Moment, WeightOptimiser, make_groups
 from weft.runtime.row_moments import RowMoments
+from weft.runtime.rows_behind import RowSettings
 
 WIDTH = 8
 
