@@ -108,7 +108,9 @@ def as_value(body: Body, given: object, at: Span, parameter: str) -> Value:
             raise Noted
     number = number_of(given)
     if number is None:
-        raise Mistake(WrongArgument(at, parameter, describe(given), "a value"))
+        fields = ", ".join(f"`.{name}`" for name in given.fields) if isinstance(given, Record) else ""
+        help = f"its values are {fields}" if fields else None
+        raise Mistake(WrongArgument(at, parameter, describe(given), "a value", help))
     kind = Flag() if isinstance(number, bool) else Int() if isinstance(number, int) else Real()
     return Constant(f"{number:g}" if not isinstance(number, bool) else str(number).lower(), ValueType(kind), at, number)
 
