@@ -242,3 +242,28 @@ def test_a_view_of_one_result_is_no_part_of_several() -> None:
     made = graph(ONE_RESULT)
     assert all(op.form.results == 1 and op.epilogue is None for op in grouped(made))
     assert grouped(made)
+
+
+WIDENED = """
+size dim = 3
+size wide = 4
+enum tone: low, high
+axis seq
+
+model m(x: real[seq, dim], kind: tone[seq]) -> real[seq, wide, dim]:
+    param most: real[wide, dim] = normal(1)
+    routed by kind:
+        y = linear(x, dim -> dim)
+    return where(most < y, y, 0.5)
+"""
+
+
+def test_a_wider_view_of_one_result_has_its_gradient() -> None:
+    def given(built: Model) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(0)
+        working = next(weight.dtype for _, weight in built.by_path())
+        x = [torch.randn(len(kind), 3, generator=generator).to(working) for kind in KINDS[:2]]
+        return {"x": x, "kind": [torch.tensor(kind) % 2 for kind in KINDS[:2]]}
+
+    assert any(op.form.results == 1 for op in grouped(graph(WIDENED)))
+    agree(model(WIDENED, torch.float32, passes=KERNEL_PASSES), model(WIDENED), given, 2e-5)

@@ -336,8 +336,8 @@ def needs_gradient(module: fx.GraphModule, known: dict[fx.Node, Fact]) -> set[fx
 
 def _is_reached(node: fx.Node, found: set[fx.Node]) -> bool:
     """Of results of a grouped linear, those of a group are reached by its own operands."""
-    call = node.args[0] if node.target is operator.getitem else None
-    if isinstance(call, fx.Node) and isinstance(call.target, GroupedOp):
-        wanted, place = [operand in found for operand in call.args], node.args[1]
-        return isinstance(place, int) and call.target.has_gradient(place, wanted)
+    call, place = node.args[:2] if node.target is operator.getitem else (None, None)
+    # A place is a result of several; a single result may have a dimension put in like any other value.
+    if isinstance(place, int) and isinstance(call, fx.Node) and isinstance(call.target, GroupedOp):
+        return call.target.has_gradient(place, [operand in found for operand in call.args])
     return any(operand in found for operand in node.all_input_nodes)
