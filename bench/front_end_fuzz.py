@@ -34,11 +34,13 @@ sys.path.insert(0, str(ROOT))
 from tests.random_specs import random_spec  # noqa: E402
 from weft.codegen.ops import OPS  # noqa: E402
 from weft.dsl import errors  # noqa: E402
-from weft.dsl.check import check, check_all, presets_of  # noqa: E402
-from weft.dsl.diagnostics import SpecError  # noqa: E402
+from weft.dsl.check import check_all  # noqa: E402
+from weft.dsl.diagnostics import Problems, SpecError  # noqa: E402
 from weft.dsl.source import Source  # noqa: E402
 
 SLOW = 2.0
+# Statements and operations that a check may go through in that time; it may take as much longer as there are more.
+LARGE = 20_000
 REFERENCE = 0.08  # seconds of a check of olmo2.weft on the machine that this limit is meant for
 KEPT = 5  # texts of one sort of failure
 HANGING = 20.0  # seconds of this process after which a text is given up
@@ -70,6 +72,7 @@ class Failure:
     text: str
     why: str
     seconds: float = 0.0  # of a text that took too long
+    limit: float = 0.0  # what it might have taken
 
 
 @dataclass
@@ -210,35 +213,32 @@ _WAYS: tuple[Callable[[random.Random, str, list[str]], str], ...] = (
 
 def attempt(text: str, times: Times | None = None, limit: float = HANGING) -> Failure | None:
     """Checks one text. Only in the main thread, where signals arrive."""
-    times = times or Times()
+    times, problems = times or Times(), Problems()
     source = Source(str(ROOT / "tests" / "bad_specs" / "fuzz.weft"), text)
     started = time.process_time()
     try:
         with stopped(limit):
-            result = check_all(source, OPS)
+            result = check_all(source, OPS, None, problems)
             for error in result.problems.errors:
                 said = error.describe()
                 assert said.title
                 assert 0 <= said.primary.span.start <= said.primary.span.end <= len(said.primary.span.source.text)
     except Hanging:
-        return Failure(text, f"stopped after {limit:.0f} s\n{traceback.format_exc(limit=-4)}\nHanging")
+        why = f"stopped after {limit:.0f} s\n{traceback.format_exc(limit=-4)}\nHanging"
+        return Failure(text, why, limit, allowed(problems))
     except Exception:  # noqa: BLE001 - that none escapes is what is tested
         return Failure(text, traceback.format_exc(limit=-4))
     took = time.process_time() - started
     times.texts += 1
     times.slowest = max(times.slowest, took)
-    # What is within the limits is built, and a program of a hundred thousand operations may take its time.
-    if took > SLOW and result.checked is not None and _operations(source) >= 20_000:
-        times.large += 1
-    elif took > SLOW:
-        return Failure(text, f"took {took:.1f} s", took)
-    return None
+    times.large += took > SLOW and problems.steps > LARGE
+    return Failure(text, f"took {took:.1f} s", took, allowed(problems)) if took > allowed(problems) else None
 
 
-def _operations(source: Source) -> int:
-    """Of the programs of all presets, for each of which the text was checked."""
-    every = [check(source, OPS, size).value() for size in presets_of(source) or (None,)]
-    return sum(len(p.nodes) for one in every for p in (*one.models.values(), *one.objectives.values()))
+def allowed(problems: Problems) -> float:
+    """Seconds: what is within the limits of the language is built, and a hundred thousand operations take their
+    time. What hangs does not go through any."""
+    return SLOW * max(1.0, problems.steps / LARGE)
 
 
 def slowdown() -> float:
@@ -270,7 +270,7 @@ def failures(
         found = attempt(text, times)
         if found is not None and found.seconds:
             found = attempt(text)  # a neighbour on the machine can slow a text down, rarely twice
-        if found is not None and not 0 < found.seconds <= SLOW * slowdown():
+        if found is not None and not 0 < found.seconds <= found.limit * slowdown():
             yield found
 
 

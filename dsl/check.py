@@ -151,9 +151,12 @@ def check(
     return _check(library, source, ops, size, overrides or {})
 
 
-def check_all(source: Source, ops: OpTable, overrides: Mapping[str, object] | None = None) -> Result:
-    """Checks a spec under every preset; the result is the first preset's."""
-    problems = Problems()
+def check_all(
+    source: Source, ops: OpTable, overrides: Mapping[str, object] | None = None, problems: Problems | None = None
+) -> Result:
+    """Checks a spec under every preset; the result is the first preset's. `problems`: where mistakes are noted, for
+    who wants to know of them before it is done."""
+    problems = Problems() if problems is None else problems
     library = _library(problems)
     module = library.module(source)
     first, *others = module.presets or (None,)
