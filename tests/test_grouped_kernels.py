@@ -141,6 +141,7 @@ def test_a_short_group_of_wider_rows(rows: int) -> None:
     for name, one, other in zip(made.names, given, exact, strict=True):
         if one.is_floating_point():
             assert one.grad is not None
+            assert other.grad is not None
             near(one.grad, other.grad, LIMITS[torch.float32][1], name)
 
 
