@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests.diagnostics import checked, codes
@@ -45,9 +43,10 @@ def chain(depth: int) -> str:
     ],
 )  # fmt: skip
 def test_counted_before_it_is_built(body: str, before: str) -> None:
-    started = time.process_time()
-    assert codes(spec_text(body, before)) == ["E506"]
-    assert time.process_time() - started < 1
+    """A machine may be slow; how much was gone through is the same on all."""
+    problems = checked(spec_text(body, before)).problems
+    assert [error.code for error in problems.errors] == ["E506"]
+    assert problems.steps < 100
 
 
 def test_within_the_limit() -> None:
