@@ -27,7 +27,6 @@ SECTIONS = ("verify", "kernels", "step")
 PEER_NAMES = (
     "eager", "compile", "liger", "sdpa", "flex", "grouped_mm", "varlen", "cce", "torch", "fbgemm", "transformers",
 )  # fmt: skip
-DTYPES = ("bfloat16", "float32")
 USAGE = 2
 # What a process ends with when its device is gone, and it has noted what took it down.
 LOST = 3
@@ -42,7 +41,6 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="sizes for a machine without a GPU")
     parser.add_argument("--budget", type=float, default=3600.0, metavar="SECONDS", help="time in all")
     parser.add_argument("--peers", default="all", metavar="NAMES", help="some, with commas between; none: ours alone")
-    parser.add_argument("--dtypes", default=",".join(DTYPES), metavar="TYPES", help="that kernels are verified in")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--out", type=Path, help="results file [default: bench/results/DEVICE.json]")
     parser.add_argument("--page", action="store_true", help="only write docs/kernels.md from what is there")
@@ -60,10 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
     strange = sorted(set(given.peers.split(",")) - set(PEER_NAMES) - {"all", "none"})
     if strange:
         print(f"--peers takes {', '.join(PEER_NAMES)}, all or none, not {', '.join(strange)}", file=sys.stderr)
-        return USAGE
-    other = sorted(set(given.dtypes.split(",")) - set(DTYPES))
-    if other:
-        print(f"--dtypes takes {', '.join(DTYPES)}, not {', '.join(other)}", file=sys.stderr)
         return USAGE
     if given.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
@@ -135,7 +129,7 @@ def section(given: argparse.Namespace, name: str) -> int:
     results = results_of(given, name, given.run)
     context = Context(
         device, given.tiny, time.monotonic() + given.budget, frozenset(names), given.backend, frozenset(results.done),
-        results.begin, tuple(getattr(torch, name) for name in given.dtypes.split(",")),
+        results.begin,
     )  # fmt: skip
     results.write()
     try:

@@ -35,9 +35,7 @@ def context(**more: Any) -> Context:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("bench") / "cpu.json"
     command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--device", "cpu", "--tiny", "--backend", "aot_eager"]
-    # Kernels of every spec in float32 would be another minute or two of what is the same code.
-    command += ["--dtypes", "bfloat16", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1400, check=False)
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, timeout=1400, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [one.name for one in out.parent.iterdir()] == ["cpu.json"]
     return json.loads(out.read_text())
@@ -64,7 +62,7 @@ def test_kernels_of_every_spec_agree_with_float64(measured: dict[str, Any]) -> N
     # A file of blocks alone has nothing to run.
     files = sorted((ROOT / "specs").glob("*.weft"))
     specs = [path.stem for path in files if "\nmodel " in path.read_text("utf-8")]
-    assert list(found) == [f"{spec} tiny bfloat16" for spec in specs]
+    assert list(found) == [f"{spec} tiny {dtype}" for spec in specs for dtype in ("bfloat16", "float32")]
     for row in found.values():
         assert "failure" not in row, row
         assert (row["wrong_count"], row["wrong"]) == (0, [])
@@ -289,7 +287,6 @@ def test_a_process_that_dies_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> No
         (("--device", "cpu"), 2, "a CPU needs --tiny"),
         (("--only", "kernels,speed"), 2, "--only takes verify, kernels, step, not speed"),
         (("--peers", "eager,magic"), 2, "--peers takes eager, compile"),
-        (("--dtypes", "half"), 2, "--dtypes takes bfloat16, float32, not half"),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -28,8 +28,7 @@ class Context:
     """`tiny`: sizes for a machine without a GPU, of every section alike. `end`: when time is up, by time.monotonic.
 
     `peers`: who is compared with, of the names in gpu.py; `backend` of torch.compile. `done`: rows that are there
-    already. `begin(name)` notes what is being measured, for whoever takes over if the process ends. `dtypes`: the types
-    that kernels are verified in.
+    already. `begin(name)` notes what is being measured, for whoever takes over if the process ends.
     """
 
     device: torch.device
@@ -39,7 +38,6 @@ class Context:
     backend: str = "inductor"
     done: frozenset[str] = field(default_factory=frozenset)
     begin: Callable[[str], None] = lambda name: None
-    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
 
     @property
     def is_over(self) -> bool:

@@ -20,6 +20,7 @@ from .context import Context
 from .results import Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DTYPES = (torch.bfloat16, torch.float32)
 # Settings that make a spec small enough for an interpreter: of a plain transformer, of pictures, and the number of
 # layers of any. A memory's table is checked in float64, which no device has room for at its real size.
 SMALL = {"layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn": 48, "vocab": 40}
@@ -37,7 +38,7 @@ def rows(context: Context) -> Iterator[Row]:
         presets = presets_of(read_source(path))
         # The first preset is the smallest, the next one real.
         for preset in presets[:1] if context.tiny else [presets[0], *_real(presets)]:
-            for dtype in context.dtypes:
+            for dtype in DTYPES:
                 name = f"{path.stem} {preset} {str(dtype).removeprefix('torch.')}"
                 if name in context.done:
                     continue
