@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in marked:
         item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    _seed()  # again: of tests that share a fixture, only the first makes it
+
+
+def _seed() -> None:
+    """What a test draws without a seed of its own is the same alone and in any order."""
+    random.seed(0)
+    if "torch" in sys.modules:  # the front end's tests do without
+        import numpy
+        import torch
+
+        torch.manual_seed(0)
+        numpy.random.seed(0)
 
 
 def _has_device() -> bool:
