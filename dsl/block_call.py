@@ -13,6 +13,7 @@ from .diagnostics import Mistake, Noted
 from .errors.names import BadArguments, CircularUse, NoResult, WrongArgument
 from .errors.signatures import LocalAxisEscapes, ResultAxes
 from .errors.weights import TooLarge
+from .expansions import Call
 from .expressions import Expressions
 from .length import Length
 from .modules import Instance
@@ -96,18 +97,27 @@ class BlockCalls(Signatures, Expressions, OpCalls):
             own = set(home.names)
             body.scope.bound.update({name: value for name, value in visible.items() if name not in own})
         known = len(self.problems)
+
+        def elaborated() -> object:
+            self._bind_parameters(body, declaration, arguments, spans, at)
+            body.run(declaration.body)
+            return body.checked_result(declaration)
+
         with self._entered(block, at):
             if id(declaration) in self.build.failed:
                 return UNKNOWN  # its mistakes are known, and are said once
-            self._bind_parameters(body, declaration, arguments, spans, at)
             if is_model:
+                self._bind_parameters(body, declaration, arguments, spans, at)
                 with self.build.book.instance():
                     body.run(declaration.body)
                 for name, (_, where) in body.given_inputs.items():
                     raise Mistake(BadArguments(where, block.name, f"has no input `{name}` as its options are set"))
+                result = body.checked_result(declaration)
+            elif visible:
+                result = elaborated()
             else:
-                body.run(declaration.body)
-            result = body.checked_result(declaration)
+                call = Call(declaration, home, arguments, path, body.frames, self.users_place(at))
+                result = self.build.expansions.made(self, call, elaborated)
         if len(self.problems) > known:
             self.build.failed.add(id(declaration))
         if result is UNKNOWN:

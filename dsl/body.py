@@ -18,12 +18,13 @@ from .diagnostics import Mistake, Noted, Problems, SpecError
 from .errors.cuts import NotSegmented
 from .errors.routing import NotSelected
 from .errors.weights import TooLarge
+from .expansions import Expansions
 from .length import Length
 from .located import located, users_place
 from .modules import Instance, Library
 from .opdef import OpDef, OpTable
 from .program import LossTerm, Node, Segmented, Value
-from .repeats import Turns
+from .repeats import LoopText, Turns
 from .scope import Scope
 from .source import Span
 from .static_math import Fact
@@ -34,9 +35,11 @@ from .weight_book import WeightBook
 NESTING_LIMIT = 64
 AXES_LIMIT = 16
 OPERATION_LIMIT = 200_000
-# Of all programs of a check in which there is a mistake: what is left would mostly tell the same again, and somebody
-# waits for the first.
+# Of all programs of a check together, which is two seconds. With a mistake in one, what is left would mostly tell the
+# same again, and somebody waits for the first.
+WORK_LIMIT = 100_000
 LIMIT_WITH_MISTAKES = 20_000
+COPIED = 3  # operations that are copied in the time that one is elaborated in
 
 
 class Abandoned(Exception):
@@ -71,6 +74,9 @@ class Build:
     taken: dict[tuple[object, ...], Value] = field(default_factory=dict)  # read by arms from outside
     optional: dict[str, Value | None] = field(default_factory=dict)  # inputs with a default; None: two of one name
     is_uncalled: bool = False  # a block by itself: which segments there are is for its caller to say
+    expansions: Expansions = field(default_factory=Expansions)  # of block calls, to be copied for others like them
+    loop_texts: dict[int, LoopText] = field(default_factory=dict)  # by id
+    routings: int = 0  # statements that send rows to arms, so far
     steps: int = 0
     tried: set[int] = field(default_factory=set)  # branches not taken that were checked, by id
     is_dead: bool = False  # runs a branch that is not taken, for its mistakes
@@ -80,12 +86,24 @@ class Build:
 
     def step(self, at: Span) -> None:
         """Counts one statement or operation."""
-        self.steps += 1
+        self._count(at, 1, 1)
+
+    def copied(self, at: Span, steps: int) -> None:
+        """Counts a call that was copied from one of so many statements and operations."""
+        self._count(at, steps, 1 + steps // COPIED)
+
+    def _count(self, at: Span, steps: int, work: int) -> None:
+        problems = self.problems
+        self.steps += steps
         if self.steps > 2 * OPERATION_LIMIT:
-            self.problems.add(TooLarge(at, f"over {OPERATION_LIMIT:,} operations and statements, which is the limit"))
+            problems.add(TooLarge(at, f"over {OPERATION_LIMIT:,} operations and statements, which is the limit"))
             raise Abandoned
-        self.problems.steps += 1
-        if self.problems.steps > LIMIT_WITH_MISTAKES and self.problems:
+        problems.steps += work
+        if problems.steps > LIMIT_WITH_MISTAKES and problems:
+            raise Abandoned
+        if problems.steps > WORK_LIMIT:
+            what = f"the check goes through over {WORK_LIMIT:,} operations and statements, which is the limit"
+            problems.add(TooLarge(at, what, ("of all presets together: `--size NAME` checks one",)))
             raise Abandoned
 
     def enum_axis(self, enum: EnumType) -> Axis:

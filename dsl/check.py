@@ -151,20 +151,26 @@ def check(
     return _check(library, source, ops, size, overrides or {})
 
 
-def check_all(
-    source: Source, ops: OpTable, overrides: Mapping[str, object] | None = None, problems: Problems | None = None
-) -> Result:
-    """Checks a spec under every preset; the result is the first preset's. `problems`: where mistakes are noted, for
-    who wants to know of them before it is done."""
-    problems = Problems() if problems is None else problems
+def check_all(source: Source, ops: OpTable, overrides: Mapping[str, object] | None = None) -> Result:
+    """Checks a spec under every preset; the result is the first preset's."""
+    problems = Problems()
     library = _library(problems)
     module = library.module(source)
     first, *others = module.presets or (None,)
     result = _check(library, source, ops, first, overrides or {})
+    shorten = True
     for size in others:
         # Only the mistakes of these are wanted: see repeats.py.
-        _check(library, source, ops, size, overrides or {}, shorten=True)
+        try:
+            _check(library, source, ops, size, overrides or {}, shorten)
+        except _TurnsDiffer:
+            shorten = False  # under one preset as under the next
+            _check(library, source, ops, size, overrides or {})
     return result if not problems else Result(None, problems)
+
+
+class _TurnsDiffer(Exception):
+    """A program without the turns that are like others would not show all mistakes."""
 
 
 def _check(
@@ -190,7 +196,7 @@ def _check(
     if problems:
         return Result(None, problems)
     if any(not _is_like_whole(program, turns) for program, turns in spec.shortened):
-        return _check(library, source, ops, size, overrides)
+        raise _TurnsDiffer
     built = {name: program for name, program in models.items() if program is not None}
     aims = {name: program for name, program in objectives.items() if program is not None}
     _check_whole(spec, built, aims)
@@ -251,10 +257,11 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
         _check_trains(spec, declaration, objectives.get(declaration.name.text))
     book = spec.book()
     matched: set[tuple[str, int]] = set()
+    rules = spec.rules
     for program in (*models.values(), *objectives.values()):
         for weight in program.weights:
             book.weights.setdefault(weight.path, weight)
-            for rule in spec.rules:
+            for rule in rules:
                 if book.holds(rule, weight):
                     matched.add((rule.pattern.span.source.name, rule.pattern.span.start))
     book.check_rules(matched)

@@ -34,6 +34,7 @@ from .errors.axes import (
 from .errors.names import BadArguments, MisplacedStatement, NoResult, NoSuchField, NotCallable, NotStatic
 from .errors.operators import AxisUnshared, InexactDivision
 from .errors.signatures import ArgumentAxes, LiteralAxis, NotAnAxis
+from .expansions import Expansions
 from .names_read import names_read
 from .program import Value
 from .repeats import Turns
@@ -98,7 +99,8 @@ def replace_build(build: Build, problems: Problems) -> Build:
     book = WeightBook(problems, (), {}, lambda rule, fan_in, fan_out, turn: DEFAULT_INIT)
     return replace(
         build, problems=problems, book=book, make_nodes=False, turns=Turns(), nodes=[], calls=list(build.calls),
-        cuts=dict(build.cuts), optional={}, failed=set(), steps=2 * OPERATION_LIMIT - STEPS, is_dead=True,
+        cuts=dict(build.cuts), optional={}, failed=set(), expansions=Expansions(), is_dead=True,
+        steps=2 * OPERATION_LIMIT - STEPS,
     )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ def matches(pattern: str, path: str) -> bool:
                 after.add(position)
             elif wanted[position] in ("*", part):
                 after.add(position + 1)
+        if not after:
+            return False
         reached = _skip_any(after, wanted)
     return end in reached
 
@@ -57,9 +59,14 @@ def _skip_any(positions: set[int], wanted: tuple[str, ...]) -> set[int]:
 def captures(pattern: str, path: str) -> tuple[str, ...] | None:
     """What each `*` of a pattern stands for when it matches the whole of `path`; None when it does not. What `**`
     stands for is not told."""
-    wanted = _parts(pattern)
+    wanted, parts = _parts(pattern), path.split(".")
+    if "**" not in wanted:  # the usual: part by part
+        is_match = len(wanted) == len(parts) and all(
+            one in ("*", part) for one, part in zip(wanted, parts, strict=True)
+        )
+        return tuple(part for one, part in zip(wanted, parts, strict=True) if one == "*") if is_match else None
     reached: dict[int, tuple[str, ...]] = _skip_any_caught({0: ()}, wanted)
-    for part in path.split("."):
+    for part in parts:
         after: dict[int, tuple[str, ...]] = {}
         for position, caught in reached.items():
             if position == len(wanted):

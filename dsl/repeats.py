@@ -1,4 +1,4 @@
-"""Turns of a loop that are all alike, so that a check need not run each of them.
+"""Turns of a loop that are all alike, so that a check need not go through each of them.
 
 A deep model is one layer written once and repeated. To find mistakes under a preset of 64 layers, one turn is enough
 when the next would start from values of the same types and the body never looks at the loop variable: by induction all
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from . import syntax
 from .names_read import all_words
 from .program import Constant, Value, Weight
+from .record import record
 from .statics import Record
 
 
@@ -30,12 +31,11 @@ class Turns:
     loops: dict[tuple[str, ...], syntax.For] = field(default_factory=dict)
     is_sound: bool = True
 
-    def enter(self, path: tuple[str, ...], loop: syntax.For, turns: object) -> bool:
-        """Notes a loop at a path; true when its turns may be found alike."""
+    def enter(self, path: tuple[str, ...], loop: syntax.For) -> None:
+        """Notes a loop at a path."""
         if path in self.loops:
             self.is_sound = False
         self.loops[path] = loop
-        return _is_plain(loop, isinstance(turns, range))
 
     def skipped(self, before: Mapping[str, object], after: Mapping[str, object]) -> None:
         for name, value in before.items():
@@ -64,11 +64,19 @@ def _alike(a: object, b: object) -> bool:
     return False
 
 
-def _is_plain(loop: syntax.For, is_counted: bool) -> bool:
-    """No word of the body is the loop variable, and nothing but plain bindings leaves it. A number is never called:
-    under `for layer in 0 .. layers` the text `layer(x)` means a block."""
-    words = all_words(loop.body, callees=not is_counted)
-    return loop.variable.text not in words and not _has_effects(loop.body)
+@record
+class LoopText:
+    """What the text of a loop tells. `is_plain`: one turn does what another does that starts from like values."""
+
+    is_plain: bool
+    words: frozenset[str]
+
+    @staticmethod
+    def of(loop: syntax.For, is_counted: bool) -> LoopText:
+        """Plain: no word of the body is the loop variable, and nothing but plain bindings leaves it. A number is never
+        called: under `for layer in 0 .. layers` the text `layer(x)` means a block."""
+        words = frozenset(all_words(loop.body, callees=not is_counted))
+        return LoopText(loop.variable.text not in words and not _has_effects(loop.body), words)
 
 
 def _has_effects(statements: tuple[syntax.Statement, ...]) -> bool:

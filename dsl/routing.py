@@ -51,6 +51,7 @@ class _Ran:
 
 def route(body: Elaboration, statement: syntax.Routed | syntax.Match) -> None:
     place = first_line(statement.span)
+    body.build.routings += 1
     word = "routed by" if isinstance(statement, syntax.Routed) else "match"
     tag = _tag(body, statement.tag, word)
     arms = _arms(statement, tag, place)

@@ -19,6 +19,7 @@ from .errors.names import (
     UnknownName,
 )
 from .errors.weights import NoLoss, TooLarge
+from .expansions import Call
 from .facts import facts
 from .mask_calls import MaskCalls
 from .modules import Instance
@@ -26,7 +27,7 @@ from .names_read import MASK_WORDS, bound_names, family_names, first_line, names
 from .op_call import as_value
 from .opdef import OpDef
 from .program import Constant, Distribution, Frame, LossTerm, Value
-from .repeats import alike
+from .repeats import LoopText, alike
 from .routing import route
 from .scope import Branched, Scope
 from .segment_statements import optional_input, segment
@@ -269,17 +270,17 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
         self.loops += 1
         name = statement.variable.text
         skips = self.build.turns
-        may_skip = skips is not None and skips.enter((*path, name), statement, turns)
+        if skips is not None:
+            skips.enter((*path, name), statement)
         try:
             for turn in turns:
                 number = number_of(turn) if turn is not UNKNOWN else 0
                 self.path = (*path, name, f"{turn if number is None else number}".replace(".", "_"))
                 self.frames = (*frames, Frame(name, int(number or 0), statement.span))
                 self.scope.bind(name, turn)
-                start = self.scope.snapshot() if may_skip else {}
-                self.run(statement.body)
-                self.scope.leave_loop({**before, name: turn}, statement.span)
-                if may_skip and skips is not None and alike(start, self.scope.bound):
+                start = self.scope.snapshot()
+                is_plain = self._turn(statement, {**before, name: turn}, start)
+                if skips is not None and is_plain and alike(start, self.scope.bound):
                     skips.skipped(start, self.scope.bound)
                     break
         finally:
@@ -289,6 +290,34 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
                 self.scope.bind(name, before[name])
             else:
                 self.scope.bound.pop(name, None)
+
+    def _turn(self, statement: syntax.For, before: dict[str, object], start: dict[str, object]) -> bool:
+        """One turn of a loop. `before`: the names that outlive it; `start`: those that are bound. Whether another does
+        the same if it starts from like values."""
+        text = self.build.loop_texts.get(id(statement))
+        if text is None:
+            is_counted = isinstance(start[statement.variable.text], int)
+            text = self.build.loop_texts[id(statement)] = LoopText.of(statement, is_counted)
+
+        def run() -> dict[str, object]:
+            self.run(statement.body)
+            self.scope.leave_loop(before, statement.span)
+            bound = self.scope.bound
+            names = dict.fromkeys((*start, *bound))
+            return {name: bound.get(name) for name in names if bound.get(name) is not start.get(name)}
+
+        if not text.is_plain:
+            run()
+            return False
+        # A block that is given to an operator may read any value of the scope; a family that is not written in the body
+        # gets no members, and a number is not looked at.
+        given = {
+            name: value for name, value in start.items() if name in text.words or isinstance(value, Value | Record)
+        }
+        call = Call(statement, self.home, given, self.path, self.frames, self.users_place(statement.span))
+        changed = self.build.expansions.made(self, call, run)
+        self.scope.bound.update({name: value for name, value in changed.items() if value is not None})
+        return True
 
     def _if(self, statement: syntax.If) -> None:
         condition = self.evaluate(statement.condition)

@@ -29,6 +29,23 @@ class Rule:
     where: tuple[str, str] | None = None
 
 
+@record(eq=False)
+class Made:
+    """What `WeightBook.make` was asked for, and gave. `depth`: of calls of models around it."""
+
+    path: str
+    type: ValueType
+    init: Distribution
+    outputs: int
+    span: Span
+    at_site: bool
+    name: str
+    site: Span
+    kernel: int
+    depth: int
+    weight: Weight
+
+
 class WeightBook:
     """Makes weights. `evaluate` turns an init expression into a Distribution for a weight of given fan-in and fan-out,
     made in a given turn of the innermost loop around it."""
@@ -45,6 +62,20 @@ class WeightBook:
         self._evaluate = evaluate
         self._sites: list[dict[str, Span]] = [{}]
         self.arms: list[ArmOf] = []  # around the call that makes weights
+        self.made: list[Made] = []
+
+    @property
+    def depth(self) -> int:
+        """How many calls of models are around."""
+        return len(self._sites)
+
+    def is_free(self, path: str) -> bool:
+        """Whether nothing around has a weight of this path."""
+        return path not in self._sites[-1] and path not in self.weights
+
+    def again(self, one: Made, path: str, site: Span) -> Weight:
+        """A weight like another, at another path."""
+        return self.make(path, one.type, one.init, one.outputs, one.span, one.at_site, one.name, site, one.kernel)
 
     @contextmanager
     def instance(self):
@@ -66,6 +97,14 @@ class WeightBook:
         if path in sites:
             raise Mistake(DuplicatePath(site, path, sites[path]))
         sites[path] = site
+        weight = self._weight(path, type, init, outputs, span, at_site, name, kernel)
+        self.made.append(Made(path, type, init, outputs, span, at_site, name, site, kernel, self.depth, weight))
+        return weight
+
+    def _weight(
+        self, path: str, type: ValueType, init: Distribution, outputs: int, span: Span, at_site: bool, name: str,
+        kernel: int,
+    ) -> Weight:  # fmt: skip
         weight = Weight(name, type, span, path, init, outputs, arms=tuple(self.arms), kernel=kernel)
         known = self.weights.get(path)
         if known is not None:
