@@ -62,12 +62,12 @@ def compared(source: Source, size: str | None, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("name", "size", "among"),
     [
-        ("olmo2", "32b", "layer"),
-        ("memory_layers", "8b", "rms_norm"),
+        ("olmo2", "1b", "layer"),
+        ("memory_layers", "tiny", "rms_norm"),
         ("blt", "tiny", "rms_norm"),
         ("lmfusion", "tiny", "norm"),
-        ("unet", "8b", "resnet"),
-        ("vae", "tiny", "resnet"),
+        ("unet", "tiny", "silu"),
+        ("vae", "digits", "silu"),
         ("entropy_lm", "100m", "layer"),
     ],
 )
@@ -78,14 +78,14 @@ def test_shipped_specs(name: str, size: str, among: str, monkeypatch: pytest.Mon
 
 def test_random_specs(monkeypatch: pytest.MonkeyPatch) -> None:
     copied = 0
-    for seed in range(40):
+    for seed in range(24):
         source = Source("random.weft", random_spec(seed, 4 + seed % 12).text)
         copied += len(compared(source, None, monkeypatch))
-    assert copied > 40
+    assert copied > 24
 
 
 def of(text: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return compared(Source("m.weft", HEAD + text + "init **.weight = normal(0.1)\n"), None, monkeypatch)
+    return compared(Source("m.weft", HEAD + text), None, monkeypatch)
 
 
 def test_a_call_is_copied_only_for_like_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +111,9 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_axes_of_a_call_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A size that is given as a number is an axis of that call: the results of two calls have two."""
     block = "block f(x: real[seq, dim], width: size) -> real[..]:\n    return linear(x, dim -> width)\n"
-    calls = "    a = f(x, 4)\n    b = f(x, 4)\n    return linear(concat((a, b), (static_axis(a), static_axis(b)) -> dim)"
-    assert codes(f"{HEAD}{block}{MODEL}    a = f(x, 4) as a\n    b = f(x, 4) as b\n    y = a + b\n    return x\n") == []
-    with each_elaborated(monkeypatch):
-        assert codes(f"{HEAD}{block}{MODEL}    a = f(x, 4) as a\n    b = f(x, 4) as b\n    y = a + b\n    return x\n") == []
-    assert calls
+    with counted(monkeypatch) as copied:
+        assert codes(f"{HEAD}{block}{MODEL}    a = f(x, 4)\n    b = f(x, 4)\n    return a * b\n") == ["E202"]
+    assert not copied
 
 
 def test_families_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +136,6 @@ def test_a_path_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("unet", "size blocks = 2", "size blocks = 90"),
         ("unet", "size blocks = 2", "size blocks = 320"),
         ("olmo2", "layers = 64", "layers = 1000"),
         ("olmo2", "layers = 4,", "layers = 900,"),
