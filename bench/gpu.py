@@ -72,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.device != "cpu" and not torch.cuda.is_available():
         print("there is no GPU here; --device cpu --tiny runs the same code in Triton's interpreter", file=sys.stderr)
         return 1
+    if given.device == "cpu":
+        from weft.codegen.quick_interpreter import quicken
+
+        quicken()
     if given.device == "cpu" and not given.tiny:
         print("a CPU needs --tiny: real sizes would take days in Triton's interpreter", file=sys.stderr)
         return USAGE

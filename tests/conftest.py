@@ -37,6 +37,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     _seed()
+    if "triton" in sys.modules:
+        from weft.codegen.quick_interpreter import quicken
+
+        quicken()
 
 
 @pytest.hookimpl(tryfirst=True)
