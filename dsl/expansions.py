@@ -153,14 +153,16 @@ def _token(value: object, slots: dict[Value, int], known: set[Value]) -> Hashabl
             return value
         case Constant():
             slots.setdefault(value, len(slots))
-            return "constant", value.type, type(value.number), value.number, slots[value]
+            return "constant", value.type, _number(value.number), slots[value]
         case Value():
             slots.setdefault(value, len(slots))
             # A tag, or the flags of a cut, is looked up by what it is.
             exact = value if isinstance(value.type.kind, Tag) or value in known else None
             return "value", value.type, slots[value], exact
-        case bool() | int() | float() | str():
-            return type(value), value
+        case bool() | int() | float():
+            return _number(value)
+        case str():
+            return "text", value
         case tuple():
             return tuple(_token(item, slots, known) for item in value)
         case Record():
@@ -176,6 +178,11 @@ def _token(value: object, slots: dict[Value, int], known: set[Value]) -> Hashabl
         case _ if value is NONE:
             return "none"
     raise _Unlike  # a family, for instance, to which a block may add members
+
+
+def _number(value: float) -> Hashable:
+    """True is not 1 here, nor is 0.0 the same as -0.0."""
+    return type(value), value.hex() if isinstance(value, float) else value
 
 
 def _leaves(value: object) -> Iterator[Value]:
