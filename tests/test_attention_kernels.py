@@ -65,6 +65,39 @@ def test_kernels_agree_with_float64(name: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_gradients_of_the_result_as_it_was_rounded(seed: int) -> None:
+    """In bfloat16 the one rounding that a gradient has besides those of other regions is that of the stored result,
+    which it reads (verify.py, READS_RESULT): from that result they are as close as any."""
+    lengths, heads, size = (1, 7, 3, 5), 4, 16
+    drawn = torch.Generator().manual_seed(seed)
+    rows = [torch.randn(sum(lengths), heads, size, generator=drawn).mul(1.3).bfloat16() for _ in range(4)]
+    q, k, v, d_out = rows
+    for one in (q, k, v):
+        one.requires_grad_()
+    offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    attend(q, k, v, offsets, offsets, size**-0.5, high=0).backward(d_out)
+    each = _gradients([x.detach().double() for x in rows], lengths)
+    want = [torch.cat(parts) for parts in zip(*each, strict=True)]
+    for found, exact in zip((q.grad, k.grad, v.grad), want, strict=True):
+        assert found is not None
+        assert (found.double() - exact).abs().max() <= TOLERANCES[torch.bfloat16][1] * exact.abs().max()
+
+
+def _gradients(rows: list[Tensor], lengths: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
+    """Of q, k and v, for each example, causal: exact but for the result, which is bfloat16. `rows`: q, k, v, d_out."""
+    found = []
+    for one in zip(*(x.split(lengths) for x in rows), strict=True):
+        q_HQD, k_HKD, v_HKD, d_HQD = (x.transpose(0, 1) for x in one)
+        scale, causal = q_HQD.shape[-1] ** -0.5, torch.ones(q_HQD.shape[1], q_HQD.shape[1]).tril().bool()
+        weights = (q_HQD @ k_HKD.mT * scale).masked_fill(~causal, -torch.inf).softmax(-1)
+        result = (weights @ v_HKD).bfloat16().double()
+        slopes = weights * (d_HQD @ v_HKD.mT - (result * d_HQD).sum(-1, keepdim=True)) * scale
+        made = (slopes @ k_HKD, slopes.mT @ q_HQD, weights.mT @ d_HQD)
+        found.append(tuple(x.transpose(0, 1) for x in made))
+    return found
+
+
 @pytest.mark.parametrize("name", CACHED)
 def test_cached_rows_agree_with_float64(name: str) -> None:
     found = cached_errors(CACHED[name])
