@@ -240,6 +240,14 @@ def slowdown() -> float:
     return max(1.0, sorted(times)[2] / REFERENCE)
 
 
+def failure_of(text: str, times: Times | None = None) -> Failure | None:
+    """Attempts one text; how long it may take goes by how fast the machine is now."""
+    found = attempt(text, times)
+    if found is not None and found.seconds:
+        found = attempt(text)  # a neighbour on the machine can slow a text down, rarely twice
+    return None if found is not None and 0 < found.seconds <= SLOW * slowdown() else found
+
+
 def failures(
     seed: int,
     count: int | None = None,
@@ -256,10 +264,8 @@ def failures(
         text = mutated(rng, texts)
         if before is not None:
             before(text)
-        found = attempt(text, times)
-        if found is not None and found.seconds:
-            found = attempt(text)  # a neighbour on the machine can slow a text down, rarely twice
-        if found is not None and not 0 < found.seconds <= SLOW * slowdown():
+        found = failure_of(text, times)
+        if found is not None:
             yield found
 
 

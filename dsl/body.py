@@ -31,20 +31,12 @@ from .static_math import Fact
 from .statics import BlockRef
 from .value_type import EnumType, Tag, ValueType
 from .weight_book import WeightBook
+from .work import Abandoned, went_through
 
 NESTING_LIMIT = 64
 AXES_LIMIT = 16
 OPERATION_LIMIT = 200_000
-# Of all programs of a check together, which is two seconds. With a mistake in one, what is left would mostly tell the
-# same again, and somebody waits for the first.
-WORK_LIMIT = 100_000
-LIMIT_WITH_MISTAKES = 20_000
 COPIED = 3  # operations that are copied in the time that one is elaborated in
-
-
-class Abandoned(Exception):
-    """Ends the elaboration of a program that grows past the limit although the count said otherwise, or that is large
-    and has a mistake."""
 
 
 @dataclass(eq=False)
@@ -98,13 +90,8 @@ class Build:
         if self.steps > 2 * OPERATION_LIMIT:
             problems.add(TooLarge(at, f"over {OPERATION_LIMIT:,} operations and statements, which is the limit"))
             raise Abandoned
-        problems.steps += work
-        if problems.steps > LIMIT_WITH_MISTAKES and problems:
-            raise Abandoned
-        if problems.steps > WORK_LIMIT:
-            what = f"the check goes through over {WORK_LIMIT:,} operations and statements, which is the limit"
-            problems.add(TooLarge(at, what, ("of all presets together: `--size NAME` checks one",)))
-            raise Abandoned
+        problems.built += steps
+        went_through(problems, work, at)
 
     def enum_axis(self, enum: EnumType) -> Axis:
         """The axis an enum's members count along: `embed(worth, ratio -> dim)`."""

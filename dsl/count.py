@@ -19,8 +19,10 @@ from .sizes import ChosenValues
 from .source import Span
 from .static_math import arithmetic, compare, is_static, number_of
 from .statics import BlockRef
+from .work import went_through
 
 Statics = dict[str, object]
+COUNTED = 2  # statements that are counted in the time that one is elaborated in
 
 
 class _Counter:
@@ -30,10 +32,14 @@ class _Counter:
         self.mentions: dict[int, frozenset[str]] = {}
         self.open: set[int] = set()
         self.largest: tuple[int, Span] | None = None
+        self.statements = 0  # that were gone through
 
     def body(self, statements: tuple[syntax.Statement, ...], env: Statics, home: Instance) -> int:
         total = 0
         for statement in statements:
+            self.statements += 1
+            if self.statements % COUNTED == 0:
+                went_through(self.library.problems, 1, statement.span)
             total += self._statement(statement, env, home)
             if total > OPERATION_LIMIT:
                 break

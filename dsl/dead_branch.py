@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from . import syntax
 from .axes import Axis
-from .body import OPERATION_LIMIT, Abandoned, Build
+from .body import OPERATION_LIMIT, Build
 from .diagnostics import Mistake, Noted, Problems
 from .errors.axes import (
     AxisMissing,
@@ -42,6 +42,7 @@ from .scope import Scope
 from .shared_calls import DEFAULT_INIT
 from .statics import NONE, UNKNOWN, Family, Member
 from .weight_book import WeightBook
+from .work import Abandoned
 
 if TYPE_CHECKING:
     from .statements import Elaboration

@@ -115,7 +115,8 @@ class Problems:
 
     def __init__(self) -> None:
         self._errors: dict[tuple[str, int, str], SpecError] = {}
-        self.steps = 0  # statements and operations that were gone through to find them
+        self.work = 0  # statements and operations that were gone through to find them, see work.py
+        self.built = 0  # those of programs, rather than of counting how large one will be
 
     def add(self, error: SpecError) -> None:
         self._errors.setdefault((error.at.source.name, error.at.start, error.code), error)

@@ -8,7 +8,7 @@ from dataclasses import field
 
 from . import syntax
 from .axes import Axis, Cut, Selected
-from .body import Abandoned, Build
+from .body import Build
 from .count import check_size
 from .diagnostics import Mistake
 from .distributions import distribution
@@ -32,6 +32,7 @@ from .source import Span
 from .statements import Elaboration
 from .statics import NONE, UNKNOWN, Record
 from .weight_book import Rule, WeightBook
+from .work import Abandoned
 
 
 @record(eq=False)
@@ -177,6 +178,8 @@ def _begin(spec: Spec, declaration: syntax.Block | syntax.Objective, body: Elabo
         check_size(declaration, spec.root, spec.library)
     except Mistake as mistake:
         problems.add(mistake.error)
+        return None
+    except Abandoned:
         return None
     inputs: list[Value] = []
     for parameter in declaration.parameters:
