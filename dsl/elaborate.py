@@ -274,16 +274,20 @@ def check_shared(spec: Spec) -> None:
 def check_copies(spec: Spec, program: Program) -> None:
     """Every weight that starts as a copy has a weight of its shape to copy."""
     weights = {weight.path: weight for weight in program.weights}
+    told: set[Span] = set()  # a line is told of once, and near names are searched for once
     for weight in program.weights:
         source = weight.init.source
-        if source is None:
+        if source is None or (source in weights and weights[source].shape == weight.shape):
             continue
         at = _copied_at(spec, weight)
+        if at in told:
+            continue
+        told.add(at)
         others = tuple(path for path in weights if path != weight.path)
         if source not in weights:
             what = f"`{weight.path}` starts as a copy of `{source}`, which is no weight"
             spec.library.problems.add(BadDistribution(at, what, did_you_mean(source, others)))
-        elif weights[source].shape != weight.shape:
+        else:
             what = f"`{weight.path}` has shape {weight.shape}, its source `{source}` {weights[source].shape}"
             spec.library.problems.add(BadDistribution(at, what))
 

@@ -91,6 +91,9 @@ model m(x: real[seq, dim]) -> real[seq, dim]:
     .replace(
         "22, dim = 2048, heads = 16, ffn = 5632, half = 8192", "22,headsdim = 2048, heads = 16, ffn = 5632, half = 8192"
     ),
+    "copies of weights that are not there, in every layer": (ROOT / "specs" / "lmfusion.weft")
+    .read_text("utf-8")
+    .replace("ffn_apart, feed) as feed", "ffn_apart, feed) as image"),
     "an objective declared two hundred times": (ROOT / "specs" / "llama.weft").read_text("utf-8")
     + 200
     * "\nobjective next_token(tokens: id[seq] in vocab):\n    loss text = cross_entropy(llama(tokens), next(tokens))\n",
