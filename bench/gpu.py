@@ -72,10 +72,6 @@ def main(arguments: list[str] | None = None) -> int:
     if given.device != "cpu" and not torch.cuda.is_available():
         print("there is no GPU here; --device cpu --tiny runs the same code in Triton's interpreter", file=sys.stderr)
         return 1
-    if given.device == "cpu":
-        from weft.codegen.quick_interpreter import quicken
-
-        quicken()
     if given.device == "cpu" and not given.tiny:
         print("a CPU needs --tiny: real sizes would take days in Triton's interpreter", file=sys.stderr)
         return USAGE
@@ -129,6 +125,10 @@ def section(given: argparse.Namespace, name: str) -> int:
     device = torch.device(given.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        from weft.codegen.quick_interpreter import quicken
+
+        quicken()
     names = {"all": PEER_NAMES, "none": ()}.get(given.peers, tuple(given.peers.split(",")))
     results = results_of(given, name, given.run)
     context = Context(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from . import syntax
@@ -100,20 +100,16 @@ class BlockCalls(Signatures, Expressions, OpCalls):
 
         def elaborated() -> object:
             self._bind_parameters(body, declaration, arguments, spans, at)
-            body.run(declaration.body)
+            with self.build.book.instance() if is_model else nullcontext():
+                body.run(declaration.body)
+            for name, (_, where) in body.given_inputs.items():
+                raise Mistake(BadArguments(where, block.name, f"has no input `{name}` as its options are set"))
             return body.checked_result(declaration)
 
         with self._entered(block, at):
             if id(declaration) in self.build.failed:
                 return UNKNOWN  # its mistakes are known, and are said once
-            if is_model:
-                self._bind_parameters(body, declaration, arguments, spans, at)
-                with self.build.book.instance():
-                    body.run(declaration.body)
-                for name, (_, where) in body.given_inputs.items():
-                    raise Mistake(BadArguments(where, block.name, f"has no input `{name}` as its options are set"))
-                result = body.checked_result(declaration)
-            elif visible:
+            if is_model or visible:
                 result = elaborated()
             else:
                 call = Call(declaration, home, arguments, path, body.frames, self.users_place(at))
