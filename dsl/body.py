@@ -36,7 +36,7 @@ from .work import Abandoned, went_through
 NESTING_LIMIT = 64
 AXES_LIMIT = 16
 OPERATION_LIMIT = 200_000
-COPIED = 3  # operations that are copied in the time that one is elaborated in
+COPIED = 5  # operations that are copied in the time that one is elaborated in
 
 
 @dataclass(eq=False)

@@ -17,8 +17,9 @@ Whatever has no weight in it can learn nothing, so its look ahead (a length, a m
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 
 from .axes import Axis, Joined
 from .diagnostics import Problems
@@ -29,20 +30,54 @@ from .program import Node, Program, Value, Weight
 from .record import record
 from .source import Span
 from .value_type import Flag
+from .work import went_through
+
+# Nodes whose frontiers are found in the time that one operation is elaborated in.
+WALKED = 4
 
 
-def frontiers(program: Program, source: Value, axis: Axis | None = None) -> dict[Value, Frontier]:
-    """F(value | source) of every value. `axis` is the source's ordered axis, where its type does not say."""
+def frontiers(
+    program: Program, source: Value, axis: Axis | None = None, work: Problems | None = None
+) -> dict[Value, Frontier]:
+    """F(value | source) of every value. `axis` is the source's ordered axis, where its type does not say. `work`: those
+    of a check, which goes through the nodes. Raises Abandoned at its limit."""
     axis = axis or source.type.rows
     start = ALL if axis is None else row(axis)
-    known: dict[Value, Frontier] = dict.fromkeys((*program.inputs, *program.weights), NONE)
+    known: dict[Value, Frontier] = dict.fromkeys(_values(program), NONE)
     known[source] = start
+    reached = {source}
+    silent = _silent(program)
     for node in program.nodes:
+        if reached.isdisjoint(node.inputs) and node in silent:
+            continue
         found = node.op.frontier(node, tuple(known.get(value, NONE) for value in node.inputs))
         per_output = found if isinstance(found, tuple) else (found,) * len(node.outputs)
         for output, f in zip(node.outputs, per_output, strict=True):
-            known[output] = start if output is source else settle(f, output.type.axes, axis)
+            if output is not source:
+                known[output] = f = settle(f, output.type.axes, axis)
+                if not f.is_none:
+                    reached.add(output)
+    if work is not None:
+        went_through(work, 1 + len(reached) // WALKED, source.span)
     return known
+
+
+def _values(program: Program) -> Iterator[Value]:
+    yield from program.inputs
+    yield from program.weights
+    for node in program.nodes:
+        yield from node.outputs
+
+
+@lru_cache(maxsize=8)
+def _silent(program: Program) -> frozenset[Node]:
+    """Nodes whose results have nothing of a source where their inputs have nothing of it. Others count rows."""
+    return frozenset(node for node in program.nodes if not _says(node))
+
+
+def _says(node: Node) -> bool:
+    found = node.op.frontier(node, (NONE,) * len(node.inputs))
+    return not all(f.is_none for f in (found if isinstance(found, tuple) else (found,)))
 
 
 @record
@@ -128,18 +163,22 @@ class _Claim:
         return self.node.outputs[0].type.rows or self.source.type.rows
 
 
-def check_targets(program: Program, targets: Sequence[tuple[Value, int, Node]], problems: Problems) -> None:
-    """Every prediction that meets a target sees no row of it yet. `targets`: source, k, and the `next` node."""
+def check_targets(
+    program: Program, targets: Sequence[tuple[Value, int, Node]], problems: Problems, work: Problems | None = None
+) -> None:
+    """Every prediction that meets a target sees no row of it yet. `targets`: source, k, and the `next` node. `work`: as
+    of `frontiers`."""
     if not targets:
         return
     claims = [_Claim(*target) for target in targets]
     learned = _learned(program)
+    maker = {output: node for node in program.nodes for output in node.outputs}
     known: dict[tuple[Value, Axis | None], dict[Value, Frontier]] = {}
     for claim in claims:
-        for source in _origins(program, claim.source, learned):
+        for source in _origins(claim.source, maker, learned):
             key = (source, source.type.rows or claim.axis)
             if key not in known:
-                known[key] = frontiers(program, *key)
+                known[key] = frontiers(program, *key, work)
             _check_claim(program, claim, source, known[key], learned, problems)
 
 
@@ -152,9 +191,8 @@ def _learned(program: Program) -> set[Value]:
     return result
 
 
-def _origins(program: Program, source: Value, learned: set[Value]) -> list[Value]:
+def _origins(source: Value, maker: Mapping[Value, Node], learned: set[Value]) -> list[Value]:
     """The source, and what it rewrites: the model may read `tokens` while the target is `next(rename(tokens))`."""
-    maker = {output: node for node in program.nodes for output in node.outputs}
     result = [source]
     while (node := maker.get(result[-1])) is not None and node.op.is_row_wise(node) and result[-1] not in learned:
         rows = [value for value in node.inputs if value.type.rows is not None]
@@ -180,11 +218,9 @@ def _check_claim(
     bound = row(axis, claim.shift - 1)
     made: dict[Value, _Made] = dict.fromkeys(claim.node.outputs, _Made.TARGET)
     for node in program.nodes:
-        if node is claim.node or not node.op.is_row_wise(node):
+        if made.keys().isdisjoint(node.inputs) or node is claim.node or not node.op.is_row_wise(node):
             continue
         kinds = {made.get(value, _Made.OTHER) for value in node.inputs}
-        if kinds <= {_Made.OTHER}:
-            continue
         result = max(kinds, key=lambda kind: kind.value)
         predictions = [v for v in node.inputs if v in learned and made.get(v, _Made.OTHER) is _Made.OTHER]
         if _Made.TARGET in kinds:
@@ -230,13 +266,14 @@ def _seen(path: Iterable[Step]) -> tuple[Seen, ...]:
 
 
 def check_generates(
-    program: Program, output: Value, sources: Iterable[Value], found: dict[Value, dict[Value, Frontier]] | None = None
-) -> NotGenerated | None:
+    program: Program, output: Value, sources: Iterable[Value],
+    found: dict[Value, dict[Value, Frontier]] | None = None, work: Problems | None = None,
+) -> NotGenerated | None:  # fmt: skip
     """Why rows of `output` cannot be generated one by one; None when they can.
 
     Only sources along the generated axis ask for it: a prompt in front and inputs on other axes are there at once. An
     output without rows has a result only when all rows are there, so every source it reads is asked about. `found`:
-    frontiers by source, for several outputs.
+    frontiers by source, for several outputs. `work`: as of `frontiers`.
     """
     found = {} if found is None else found
     for source in sources:
@@ -249,7 +286,7 @@ def check_generates(
         if not _grows_with(program, along, generated):
             continue
         if source not in found:
-            found[source] = frontiers(program, source, axis)
+            found[source] = frontiers(program, source, axis, work)
         known = found[source]
         bound = row(generated if is_part_of(along, generated) else along) if owner is None else last(owner)
         f = known.get(output, NONE)
@@ -269,10 +306,11 @@ def _comes_whole(program: Program, f: Frontier, generated: Axis) -> bool:
     return f.kind is Kind.END and whole.issuperset(f.cuts)
 
 
-def why_not_generated(program: Program) -> NotGenerated | None:
-    """The first reason why a model's outputs cannot be generated row by row; None when they can."""
+def why_not_generated(program: Program, work: Problems | None = None) -> NotGenerated | None:
+    """The first reason why a model's outputs cannot be generated row by row; None when they can. `work`: as of
+    `frontiers`."""
     found: dict[Value, dict[Value, Frontier]] = {}
-    errors = (check_generates(program, output, program.inputs, found) for _, output in program.outputs)
+    errors = (check_generates(program, output, program.inputs, found, work) for _, output in program.outputs)
     return next((error for error in errors if error is not None), None)
 
 

@@ -35,6 +35,7 @@ from .repeats import Turns
 from .sizes import asked_for, check_choice, check_settings
 from .source import Source
 from .weight_map import WeightMap, weight_maps
+from .work import Abandoned
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -177,6 +178,15 @@ def _check(
     library: Library, source: Source, ops: OpTable, size: str | None, overrides: Mapping[str, object],
     shorten: bool = False,
 ) -> Result:  # fmt: skip
+    try:
+        return _checked(library, source, ops, size, overrides, shorten)
+    except Abandoned:
+        return Result(None, library.problems)
+
+
+def _checked(
+    library: Library, source: Source, ops: OpTable, size: str | None, overrides: Mapping[str, object], shorten: bool
+) -> Result:
     problems = library.problems
     module = library.module(source)
     given = asked_for(size, overrides)
@@ -195,7 +205,7 @@ def _check(
     told = _generations(spec, module, models)
     if problems:
         return Result(None, problems)
-    if any(not _is_like_whole(program, turns) for program, turns in spec.shortened):
+    if any(not _is_like_whole(program, turns, problems) for program, turns in spec.shortened):
         raise _TurnsDiffer
     built = {name: program for name, program in models.items() if program is not None}
     aims = {name: program for name, program in objectives.items() if program is not None}
@@ -245,7 +255,7 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
             if node.op.target_shift is not None
         ]
         leaks = Problems()
-        check_targets(program, targets, leaks)
+        check_targets(program, targets, leaks, problems)
         for leak in leaks.errors:
             # Where it meets in the standard library, the call in the user's text is shown.
             scope = next((node.scope for node in program.nodes if node.span == leak.at), ())
@@ -267,7 +277,7 @@ def _check_whole(spec: Spec, models: Mapping[str, Program], objectives: Mapping[
     book.check_rules(matched)
 
 
-def _is_like_whole(program: Program, turns: Turns) -> bool:
+def _is_like_whole(program: Program, turns: Turns, work: Problems) -> bool:
     """Whether a shortened program shows every mistake of the whole one: each turn left out would start where the last
     one run ended, also as to what it may look at, whether weights or targets are in it."""
     if not turns.is_sound:
@@ -283,7 +293,7 @@ def _is_like_whole(program: Program, turns: Turns) -> bool:
         if node in targets.values() or any(value in from_target for value in node.inputs):
             from_target.update(node.outputs)
     sources = dict.fromkeys((*targets, *program.inputs))
-    known = [frontiers(program, source) for source in sources]
+    known = [frontiers(program, source, work=work) for source in sources]
     return all(
         before not in from_target
         and after not in from_target

@@ -332,12 +332,12 @@ def elaborate_generate(
     settings = _settings(body, declaration, given)
     try:
         body.run(declaration.body)
+        error = why_not_generated(model, problems) if not (problems or model is None or spec.shorten) else None
     except Abandoned:
         return None
     if problems or model is None:
         return None
     tokens = tokens_of(model)
-    error = why_not_generated(model) if not spec.shorten else None
     if error is not None:
         problems.add(error)
         return None

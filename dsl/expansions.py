@@ -71,6 +71,14 @@ class Expansions:
     """The expansions of one program, by what makes calls alike."""
 
     known: dict[Hashable, Expansion] = field(default_factory=dict)
+    holders: dict[Node, bool] = field(default_factory=dict)  # whether a node's attributes hold values
+
+    def holds_values(self, node: Node) -> bool:
+        """Remembered: a node is asked about for every call that it is inside of."""
+        found = self.holders.get(node)
+        if found is None:
+            found = self.holders[node] = _holds_values(node.attrs)
+        return found
 
     def made(self, body: BlockCalls, call: Call, make: Callable[[], T]) -> T:
         """The result of a call: copied from an earlier one, or what `make` elaborates."""
@@ -108,7 +116,7 @@ class _Mark:
         start = "".join(f"{part}." for part in call.path)
         if any(one.depth != self.depth or not one.path.startswith(start) for one in weights):
             return None  # of a model or of something shared
-        if any(_holds_values(node.attrs) for node in nodes) or not _is_copied(build, call, result):
+        if any(map(build.expansions.holds_values, nodes)) or not _is_copied(build, call, result):
             return None
         turns = build.turns
         loops = tuple(turns.loops.items())[self.loops :] if turns is not None else ()

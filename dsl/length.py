@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import gcd, lcm
 from typing import Any
 
@@ -346,6 +346,7 @@ def _divide(left: Length, right: Length, whole: bool) -> tuple[Length, Length]:
                 work[m] = work.get(m, 0) - amount * c
 
 
+@lru_cache(maxsize=1024)
 def _floor(numerator: Length, denominator: Length) -> Length:
     """The normal form of `numerator // denominator`."""
     if not denominator.terms:

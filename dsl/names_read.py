@@ -6,7 +6,7 @@ For branches that are not taken, blocks that nothing calls, sizes that nothing r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 from . import syntax
 from .source import Span
@@ -79,6 +79,12 @@ def names_read(node: object) -> Iterator[syntax.Name]:
         case _ if type(node).__module__ == syntax.__name__:
             for field in _children(type(node)):
                 yield from names_read(getattr(node, field))
+
+
+@lru_cache(maxsize=4096)
+def set_of_names_read(node: syntax.Expression) -> frozenset[str]:
+    """Those of an expression that is run again and again."""
+    return frozenset(name.text for name in names_read(node))
 
 
 def all_words(node: object, callees: bool = True) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from . import syntax
 from .axes import Axis
 from .body import Body
@@ -33,6 +35,7 @@ OTHER_LANGUAGES = {word: kind for kind, words in _ELSEWHERE.items() for word in 
 HOST_KINDS = ("example", "text", "folder", "table", "checkpoint")
 
 
+@lru_cache(maxsize=4096)
 def parameter(written: syntax.Parameter) -> Param:
     """A block's parameter as a Param, so that blocks and primitives bind their arguments alike."""
     kind = written.type.kind.text if written.type else "real"

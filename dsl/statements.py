@@ -23,7 +23,7 @@ from .expansions import Call
 from .facts import facts
 from .mask_calls import MaskCalls
 from .modules import Instance
-from .names_read import MASK_WORDS, bound_names, family_names, first_line, names_read
+from .names_read import MASK_WORDS, bound_names, family_names, first_line, names_read, set_of_names_read
 from .op_call import as_value
 from .opdef import OpDef
 from .program import Constant, Distribution, Frame, LossTerm, Value
@@ -232,8 +232,9 @@ class Elaboration(SharedCalls, MaskCalls, SideCalls):
 
     def _pass_on_doubt(self, statement: syntax.Bind) -> None:
         names = {target.name.text for target in statement.targets}
-        doubted = any(name.text in self.scope.uncertain for name in names_read(statement.value))
-        self.scope.uncertain = self.scope.uncertain | names if doubted else self.scope.uncertain - names
+        uncertain = self.scope.uncertain
+        is_sure = uncertain.isdisjoint(set_of_names_read(statement.value))
+        self.scope.uncertain = uncertain - names if is_sure else uncertain | names
 
     def _bind_target(self, target: syntax.Target, value: object) -> None:
         if target.index is None:

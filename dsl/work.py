@@ -8,7 +8,7 @@ from .source import Span
 
 # Statements and operations of all programs of a check together, which is two seconds. With a mistake in one, what is
 # left would mostly tell the same again.
-LIMIT = 50_000
+LIMIT = 25_000
 LIMIT_WITH_MISTAKES = 20_000
 
 

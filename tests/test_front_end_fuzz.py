@@ -74,6 +74,24 @@ def test_hostile(text: str, fuzz: ModuleType) -> None:
 
 
 # Found by long runs, cut down.
+CALL = """    drawn = normal(like=latent)
+    found = unet(noised(latent, drawn, cosine_left(time, steps)), time)
+"""
+OBJECTIVE = """objective next_token(tokens: id[seq] in vocab):
+    loss cross_entropy = cross_entropy(llama(tokens), next(tokens))
+"""
+
+
+def inputs(count: int) -> str:
+    return ", ".join(f"t{number}: id[seq] in vocab" for number in range(count))
+
+
+def objective(count: int) -> str:
+    """Of one prediction and so many targets."""
+    losses = "".join(f"    loss of_{number} = cross_entropy(y, next(t{number}))\n" for number in range(count))
+    return f"objective many(tokens: id[seq] in vocab, {inputs(count)}):\n    y = llama(tokens)\n{losses}"
+
+
 FOUND = {
     "an axis of a broken size, read by an `if` on that size": """
 size tiny: dim = 4, ffn
@@ -94,6 +112,23 @@ model m(x: real[seq, dim]) -> real[seq, dim]:
     "copies of weights that are not there, in every layer": (ROOT / "specs" / "lmfusion.weft")
     .read_text("utf-8")
     .replace("ffn_apart, feed) as feed", "ffn_apart, feed) as image"),
+    "a hundred and twenty-eight routed layers under the first preset": (ROOT / "specs" / "lmfusion.weft")
+    .read_text("utf-8")
+    .replace("layers = 4, ", "layers = 128, ", 1),
+    "a model called sixty times": (ROOT / "specs" / "unet.weft").read_text("utf-8").replace(CALL, 60 * CALL),
+    "two hundred targets of a prediction": (ROOT / "specs" / "llama.weft")
+    .read_text("utf-8")
+    .replace(OBJECTIVE, objective(200)),
+    "two hundred inputs of a model, each a target": (ROOT / "specs" / "llama.weft")
+    .read_text("utf-8")
+    .replace("tokens: id[seq] in vocab) -> ", f"tokens: id[seq] in vocab, {inputs(200)}) -> ")
+    .replace(
+        " as embed\n",
+        " as embed\n" + "".join(f"    x = x + embed(t{n}, vocab -> dim) as more_{n}\n" for n in range(200)),
+    )
+    .replace(
+        OBJECTIVE, objective(200).replace("llama(tokens", "llama(tokens, " + ", ".join(f"t{n}" for n in range(200)))
+    ),
     "an objective declared two hundred times": (ROOT / "specs" / "llama.weft").read_text("utf-8")
     + 200
     * "\nobjective next_token(tokens: id[seq] in vocab):\n    loss text = cross_entropy(llama(tokens), next(tokens))\n",

@@ -169,7 +169,7 @@ class TooLarge(SpecError, code="E506"):
     """The program would be larger than the limits: 200,000 operations, 64 nested calls, 16 axes of one value.
 
     Loops and blocks are unrolled, so the size is counted before anything is built. Blocks that call blocks twice grow
-    as a power of two. A check may go through 50,000 operations and statements, those of all presets together; calls
+    as a power of two. A check may go through 25,000 operations and statements, those of all presets together; calls
     of a block and turns of a loop that are like earlier ones count a third.
 
     Wrong:
