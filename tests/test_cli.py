@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.command_server import CommandServer
 from weft.cli import COMMANDS, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,17 +37,23 @@ BAD = GOOD.replace("embed(tokens", "embed(token")
 LEAK = GOOD.replace(", mask=causal", "")
 
 
+@cache
+def _server() -> CommandServer:
+    return CommandServer(_environment())
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), **os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+
+
 def weft(*arguments: str, stdin: str | bytes | None = None, cwd: Path = ROOT, **environment: str):
     """Runs the command in a process of its own; the result has returncode, stdout and stderr."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    run = subprocess.run(
-        [sys.executable, "-m", "weft", *arguments],
-        input=data,
-        capture_output=True,
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), **os.environ, "COLUMNS": "100", "NO_COLOR": "1", **environment},
-        timeout=120,
-    )
+    if environment:  # which may say what is imported, and what imports do
+        command, whole = [sys.executable, "-m", "weft", *arguments], _environment() | environment
+        run = subprocess.run(command, input=data, capture_output=True, cwd=cwd, env=whole, timeout=120)
+    else:
+        run = _server().run(arguments, cwd, _environment(), data)
     out, err = run.stdout.decode(), run.stderr.decode()
     assert "Traceback" not in out + err, err
     return subprocess.CompletedProcess(run.args, run.returncode, out, err)
