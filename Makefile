@@ -47,6 +47,9 @@ demo: $(VENV)/.train.stamp
 digits: $(VENV)/.digits.stamp
 	@WEFT=$(BIN)/weft PYTHON=$(BIN)/python OUT=$(DIGITS) STEPS=$(DIGITS_STEPS) bash docs/digits.sh
 
+# Hundreds of processes import the checkout, which an environment may forbid Python to keep compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not timing" $(TESTFLAGS)
 	$(BIN)/python -m pytest -q -m timing $(TESTFLAGS)

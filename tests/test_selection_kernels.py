@@ -196,7 +196,7 @@ def test_planned_bytes_at_real_size() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("target", ["cuda:90", "hip:gfx942"])  # two of four, for time
 def test_no_spills_at_real_size(target: str) -> None:
     launched = ((REAL, 1), (REAL, TOKENS), (WIDEST, TOKENS))
     texts = dict.fromkeys(text for call, rows in launched for text in selection_kernels(call, target, rows))
