@@ -24,13 +24,12 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .errors import RuntimeFault
+from .rank_place import SILENT, Place
 
 CPU = torch.device("cpu")
-SILENT = 3  # exit code of a rank that leaves the word to another
 PATIENCE = timedelta(minutes=30)  # with ranks that are connected: the first writes checkpoints alone
 ROLL_CALL = 4.0  # seconds in which every rank that is alive answers
 LISTENING = 0.3  # seconds between looks whether the roll is called
-BY_THE_ENVIRONMENT = "env://"  # how torchrun has ranks meet
 
 # What the store of a run holds.
 _WORD, _CALLED, _HERE = "weft/word", "weft/called", "weft/here/{}"
@@ -38,17 +37,6 @@ _WORD, _CALLED, _HERE = "weft/word", "weft/called", "weft/here/{}"
 
 class RankLost(RuntimeFault):
     """Another rank has ended."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of how many processes this is, on this machine too, and where they meet: an address as
-    `torch.distributed.init_process_group` takes it."""
-
-    number: int
-    count: int
-    on_machine: int
-    meeting: str = BY_THE_ENVIRONMENT
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,8 @@ import torch._dynamo
 
 from weft.faults import report
 from weft.runtime import shards, train_step  # noqa: F401
-from weft.runtime.ranks import Place, joined
+from weft.runtime.rank_place import Place
+from weft.runtime.ranks import joined
 from weft.runtime.run_config import make_config
 from weft.runtime.train import train
 

@@ -56,6 +56,13 @@ class CommandFault(Exception):
         self.code = code
 
 
+def want_checkpoint(path: str) -> None:
+    """Raises CommandFault where there can be none. For commands to call before they import torch, which takes
+    seconds."""
+    if not Path(path).is_dir():
+        raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
+
+
 def report(error: BaseException) -> int:
     """Say on stderr what went wrong; the exit code."""
     match error:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from weft.faults import CommandFault
-from weft.runtime.ranks import SILENT, Place
+from weft.runtime.rank_place import SILENT, Place
 
 MEETING = "WEFT_MEETING"  # where the processes that are started here meet; torchrun has variables of its own
 GRACE = 15.0  # seconds for the others to end by themselves

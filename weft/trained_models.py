@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from weft.faults import CommandFault
+from weft.faults import CommandFault, want_checkpoint
 from weft.runtime.checkpoint import Manifest, read_manifest
 from weft.runtime.model import Model, load
 from weft.runtime.run_folder import latest_checkpoint
@@ -31,8 +31,7 @@ def open_checkpoint(
     hot: float | None = None,
 ) -> TrainedModel:
     """The checkpoint meant by a path, or one line on why there is none."""
-    if not Path(path).is_dir():
-        raise CommandFault(f"{path}: a folder was wanted, a checkpoint or a run that `weft train` wrote", 2)
+    want_checkpoint(path)
     folder = latest_checkpoint(Path(path))
     manifest = read_manifest(folder)
     stays = mapped and hot is None and device in (None, "auto")

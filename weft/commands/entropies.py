@@ -53,7 +53,7 @@ def run(
     """
     from pathlib import Path
 
-    from weft.faults import CommandFault
+    from weft.faults import CommandFault, want_checkpoint
 
     if not data:
         raise CommandFault("give --data PATH...", 2)
@@ -63,6 +63,7 @@ def run(
         raise CommandFault(f"a patch has at least one token: --patch-bytes {patch_bytes:g} is none", 2)
     if out is not None and (Path(out).is_dir() or not Path(out).resolve().parent.is_dir()):
         raise CommandFault(f"{out}: a file in a folder that is there was wanted", 2)
+    want_checkpoint(checkpoint)
 
     import numpy as np
     import torch

@@ -50,13 +50,14 @@ def run(
 
     The step-by-step decoder is derived from the spec in the checkpoint: nobody wrote one.
     """
-    from weft.faults import CommandFault
+    from weft.faults import CommandFault, want_checkpoint
 
     prompts = [sys.stdin.read() if text == "-" else text for text in prompt or []]
     if hot is not None and not mapped:
         raise CommandFault("--hot keeps rows of tables that stay in their file: give --map too", 2)
     if not prompts:
         raise CommandFault('give a --prompt "..." (or --prompt - for standard input)', 2)
+    want_checkpoint(checkpoint)
 
     from weft.text_generation import continue_text, open_text_model
 

@@ -34,10 +34,11 @@ def run(
     """
     from pathlib import Path
 
-    from weft.faults import CommandFault
+    from weft.faults import CommandFault, want_checkpoint
 
     if not data:
         raise CommandFault("give --data PATH...", 2)
+    want_checkpoint(checkpoint)
 
     import torch
 

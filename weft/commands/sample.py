@@ -72,11 +72,14 @@ def run(
     --decoder all are latents, and the model `decode` of that checkpoint makes pixels of them.
     """
     from weft import spec_files
-    from weft.faults import CommandFault
+    from weft.faults import CommandFault, want_checkpoint
 
     prompts = [sys.stdin.read() if text == "-" else text for text in prompt or ([""] if picture else [])]
     if not prompts:
         raise CommandFault('give a --prompt "...", or --picture for one without a prompt', 2)
+    for folder in (checkpoint, decoder):
+        if folder is not None:
+            want_checkpoint(folder)
     settings = spec_files.overrides(set_ or [])
 
     from weft.answers import open_answering, tell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -123,17 +124,21 @@ def run(
         spec_files.checked(file, size, spec_files.overrides(set_ or []))
 
     from weft.processes import place_in, start, stop_with_the_starter
-    from weft.runtime.progress import Reporter
-    from weft.runtime.ranks import joined
+    from weft.runtime.documents import find_files
     from weft.runtime.run_config import make_config, read_config_file
 
     layers = [read_config_file(config)] if config else []
     place = place_in(os.environ)
     started = {} if place is None else {"processes": place.count}
     whole = make_config(*layers, settings, started)
+    for source in whole.data:
+        if not Path(source).expanduser().exists():
+            find_files((source,))  # a pattern, or it says what is not there
     if place is None and whole.processes > 1:
         raise SystemExit(start(whole.processes))
     stop_with_the_starter(os.environ)
+    from weft.runtime.progress import Reporter
+    from weft.runtime.ranks import joined
     from weft.runtime.train import train
 
     with Reporter(sys.stderr) as reporter, joined(place, whole.device) as ranks:
