@@ -16,6 +16,9 @@ from .timing import microseconds
 
 Function = Callable[..., Any]
 
+# More entries than this are not compared with float64, which would need the memory of several GPUs.
+MOST_COMPARED = 1 << 28
+
 
 @dataclass(frozen=True)
 class Work:

@@ -37,15 +37,13 @@ from weft.runtime.model import check_file
 from weft.runtime.sample_inputs import equal_examples
 
 from . import memories, patches, peers, routed
-from .contest import Contest, Work, run
+from .contest import MOST_COMPARED, Contest, Work, run
 from .context import Context, DeviceLost
 from .results import Row
 from .timing import ceilings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = ROOT / "specs" / "olmo2.weft"
-# More entries than this are not compared with float64, which would need the memory of several GPUs.
-_MOST_COMPARED = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def _of_rows(context: Context, name: str, labels: Row, op: FusedOp, call: Call) 
     forward = row_work(op.forward, count)
     both = forward.bytes + (0.0 if op.backward is None else row_work(op.backward, count).bytes)
     truth = None
-    if sum(x.numel() for x in operands) <= _MOST_COMPARED:
+    if sum(x.numel() for x in operands) <= MOST_COMPARED:
         truth = lambda *given: run_wide(op.meaning, given, {})  # noqa: E731
     ours: Any = call.node.target
     return Contest(
@@ -213,7 +211,7 @@ def _of_attention(context: Context, name: str, labels: Row, call: Call, key: Any
     # As others count: backward is two and a half times forward, whatever it computes again.
     flops = float(costs["attention_forward"].flops)
     both = Work(float(sum(cost.bytes for cost in costs.values())), 3.5 * flops)
-    is_small = pairs * q.shape[1] <= _MOST_COMPARED >> 3
+    is_small = pairs * q.shape[1] <= MOST_COMPARED >> 3
     return Contest(
         name, labels, (q, k, v), frozenset((0, 1, 2)), ours, compared,
         Work(float(costs["attention_forward"].bytes), flops), both, reference if is_small else None,
@@ -244,7 +242,7 @@ def _of_loss(context: Context, name: str, labels: Row, op: LogitsOp, call: Call)
     size = weight.element_size()
     operands = (x.numel() + weight.numel()) * size
     product = 2.0 * x.shape[0] * x.shape[1] * weight.shape[0]
-    is_small = x.shape[0] * weight.shape[0] <= _MOST_COMPARED
+    is_small = x.shape[0] * weight.shape[0] <= MOST_COMPARED
     return Contest(
         name, labels, (x, weight, ids), frozenset((0, 1)), ours, peers.of_loss(context), Work(operands, product),
         Work(2.0 * operands, 3.0 * product), _loss_in_float64 if is_small else None,

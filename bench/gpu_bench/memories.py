@@ -27,14 +27,12 @@ from weft.dsl.source import Source
 from weft.runtime.kernels import launchable
 
 from . import peers
-from .contest import Contest, Work, contests
+from .contest import MOST_COMPARED, Contest, Work, contests
 from .context import Context
 from .patches import compared
 from .results import Row
 
 DTYPE = torch.bfloat16
-# More entries than this are not compared with float64.
-_MOST_COMPARED = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def _bag(ids: Callable[[Shape], Tensor], context: Context, shape: Shape, name: s
     def plain(table: Tensor, weight: Tensor) -> Tensor:
         return gathers.bag(table, index, weight)
 
-    truth = plain if table.numel() <= _MOST_COMPARED else None
+    truth = plain if table.numel() <= MOST_COMPARED else None
     return Contest(
         name, labels, (table, weight), frozenset((0, 1)), ours, compared(context, plain) | peers.of_bag(context, index),
         Work(forward, 0.0), Work(both, 0.0), truth,
@@ -134,7 +132,7 @@ def _scored_bag(context: Context, shape: Shape, name: str, labels: Row) -> Conte
         weight = torch.softmax(score, -1, dtype=torch.promote_types(score.dtype, torch.float32)).to(table.dtype)
         return gathers.bag(table, index, weight.flatten(1))
 
-    truth = plain if table.numel() <= _MOST_COMPARED else None
+    truth = plain if table.numel() <= MOST_COMPARED else None
     return Contest(
         name, labels, (table, score), frozenset((0, 1)), ours, compared(context, plain), Work(forward, 0.0),
         Work(both, 0.0), truth,
@@ -161,7 +159,7 @@ def _selection(context: Context, shape: Shape, name: str, labels: Row) -> Contes
         scores = torch.einsum("rgsd,gsnd->rgsn", x, keys)
         return gathers.top_pairs(scores[:, :, 0], scores[:, :, 1], shape.top)[0]
 
-    is_small = 2 * shape.rows * shape.lookups * shape.half <= _MOST_COMPARED
+    is_small = 2 * shape.rows * shape.lookups * shape.half <= MOST_COMPARED
     return Contest(
         name, labels, (x, keys), frozenset((0, 1)), ours, compared(context, plain), Work(moved, product),
         Work(moved + backward, product), plain if is_small else None,

@@ -27,14 +27,12 @@ from weft.codegen.score.load import connect
 from weft.runtime.kernels import launchable
 
 from . import peers
-from .contest import Contest, Work, contests
+from .contest import MOST_COMPARED, Contest, Work, contests
 from .context import Context
 from .patches import compared
 from .results import Row
 
 DTYPE = torch.bfloat16
-# More entries than this are not compared with float64.
-_MOST_COMPARED = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def _linear(form: Callable[[Shape], GroupedForm], context: Context, shape: Shape
     return Contest(
         name, labels, operands, frozenset(range(len(operands))), ours, theirs, Work(forward.bytes, forward.matmul),
         Work(sum(one.bytes for one in both), sum(one.matmul for one in both)),
-        slabs if sum(one.numel() for one in operands) <= _MOST_COMPARED else None,
+        slabs if sum(one.numel() for one in operands) <= MOST_COMPARED else None,
     )  # fmt: skip
 
 
