@@ -31,8 +31,8 @@ class CommandServer:
     """Started with an environment, which is each command's too but for what is read when it runs."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._server = subprocess.Popen([sys.executable, __file__], env=dict(environment), text=True, **pipes)
+        command, pipe = [sys.executable, __file__], subprocess.PIPE
+        self._server = subprocess.Popen(command, env=dict(environment), text=True, stdin=pipe, stdout=pipe)
 
     def run(
         self, arguments: tuple[str, ...], cwd: Path, environment: Mapping[str, str], data: bytes | None

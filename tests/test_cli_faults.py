@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import BAD, GOOD, says, weft
+from tests.commands import says, weft
+from tests.test_cli import BAD, GOOD
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_utf16_is_called_by_its_name(data: bytes, tmp_path: Path) -> None:
         ("", ("inspect", "graph")),
         ('"""Only a docstring."""', ("inspect", "decode")),
         ("# only a comment", ("compile", "-o", "out")),
-        ("\n\n", ("train", "--data", "x", "--out", "r")),
+        ("\n\n", ("train", "--data", "x.weft", "--out", "r")),
     ],
 )
 def test_a_spec_without_a_model(text: str, command: tuple[str, ...], tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands import weft
 from tests.patch_runs import documents, run_blt, run_entropy_model
-from tests.test_cli import weft
 from weft.runtime.checkpoint import read_manifest
 from weft.runtime.columns import Column, ColumnOrigin, read_column, write_column
 from weft.runtime.data import Corpus, DataOptions, encode_documents, load_corpus

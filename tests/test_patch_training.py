@@ -286,7 +286,7 @@ def test_a_saved_state_goes_on_in_the_middle_of_an_example(tmp_path: Path) -> No
 
 
 def test_stored_entropies_are_packed_by_patches_in_a_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    from tests.test_cli import weft
+    from tests.commands import weft
 
     data, entropy = trained
     made = weft(

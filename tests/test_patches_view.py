@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from tests.blt_models import tiny
+from tests.commands import weft
 from tests.patch_runs import SPECS, documents, run_entropy_model
-from tests.test_cli import weft
 from weft.faults import CommandFault
 from weft.runtime.model import Model, load
 from weft.runtime.tokens import ByteTokens, MarkedByteTokens

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.commands import says, weft
 from tests.small_models import model
 from tests.test_answers import DDIM, ORACLE
-from tests.test_cli import says, weft
 from weft.picture_files import PictureForm, picture_input, pixels, sheet
 from weft.runtime.checkpoint import WEIGHTS, ModelIdentity, SpecText, TrainingState, read_manifest, save_checkpoint
 from weft.runtime.latent_scale import LatentScale

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import weft
 from tests.small_models import DECODER, LEVELS, checked
-from tests.test_cli import weft
 from weft.codegen.rowwise import functions
 from weft.runtime.verify import NotCompared, Part, verify
 
