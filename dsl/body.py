@@ -31,12 +31,11 @@ from .static_math import Fact
 from .statics import BlockRef
 from .value_type import EnumType, Tag, ValueType
 from .weight_book import WeightBook
-from .work import Abandoned, went_through
+from .work import COPIED, Abandoned, went_through
 
 NESTING_LIMIT = 64
 AXES_LIMIT = 16
 OPERATION_LIMIT = 200_000
-COPIED = 5  # operations that are copied in the time that one is elaborated in
 
 
 @dataclass(eq=False)

@@ -30,10 +30,7 @@ from .program import Node, Program, Value, Weight
 from .record import record
 from .source import Span
 from .value_type import Flag
-from .work import went_through
-
-# Nodes whose frontiers are found in the time that one operation is elaborated in.
-WALKED = 4
+from .work import WALKED, went_through
 
 
 def frontiers(
@@ -50,9 +47,8 @@ def frontiers(
     for node in program.nodes:
         if reached.isdisjoint(node.inputs) and node in silent:
             continue
-        found = node.op.frontier(node, tuple(known.get(value, NONE) for value in node.inputs))
-        per_output = found if isinstance(found, tuple) else (found,) * len(node.outputs)
-        for output, f in zip(node.outputs, per_output, strict=True):
+        found = _of_outputs(node, tuple(known.get(value, NONE) for value in node.inputs))
+        for output, f in zip(node.outputs, found, strict=True):
             if output is not source:
                 known[output] = f = settle(f, output.type.axes, axis)
                 if not f.is_none:
@@ -60,6 +56,10 @@ def frontiers(
     if work is not None:
         went_through(work, 1 + len(reached) // WALKED, source.span)
     return known
+
+
+def _makers(program: Program) -> dict[Value, Node]:
+    return {output: node for node in program.nodes for output in node.outputs}
 
 
 def _values(program: Program) -> Iterator[Value]:
@@ -72,12 +72,15 @@ def _values(program: Program) -> Iterator[Value]:
 @lru_cache(maxsize=8)
 def _silent(program: Program) -> frozenset[Node]:
     """Nodes whose results have nothing of a source where their inputs have nothing of it. Others count rows."""
-    return frozenset(node for node in program.nodes if not _says(node))
+    return frozenset(
+        node for node in program.nodes if all(f.is_none for f in _of_outputs(node, (NONE,) * len(node.inputs)))
+    )
 
 
-def _says(node: Node) -> bool:
-    found = node.op.frontier(node, (NONE,) * len(node.inputs))
-    return not all(f.is_none for f in (found if isinstance(found, tuple) else (found,)))
+def _of_outputs(node: Node, inputs: tuple[Frontier, ...]) -> tuple[Frontier, ...]:
+    """What each result of a node has, by its operator's rule, given what its inputs have."""
+    found = node.op.frontier(node, inputs)
+    return found if isinstance(found, tuple) else (found,) * len(node.outputs)
 
 
 @record
@@ -115,7 +118,7 @@ def leak_path(
     It starts with what is read there while it still keeps the bound, or with the source.
     """
     known = known if known is not None else frontiers(program, source)
-    maker = {output: node for node in program.nodes for output in node.outputs}
+    maker = _makers(program)
     reader: dict[Value, Value | None] = {value: None}
     queue = deque([value])
     while queue:
@@ -172,7 +175,7 @@ def check_targets(
         return
     claims = [_Claim(*target) for target in targets]
     learned = _learned(program)
-    maker = {output: node for node in program.nodes for output in node.outputs}
+    maker = _makers(program)
     known: dict[tuple[Value, Axis | None], dict[Value, Frontier]] = {}
     for claim in claims:
         for source in _origins(claim.source, maker, learned):

@@ -19,10 +19,9 @@ from .sizes import ChosenValues
 from .source import Span
 from .static_math import arithmetic, compare, is_static, number_of
 from .statics import BlockRef
-from .work import went_through
+from .work import COUNTED, went_through
 
 Statics = dict[str, object]
-COUNTED = 2  # statements that are counted in the time that one is elaborated in
 
 
 class _Counter:

@@ -332,10 +332,10 @@ def elaborate_generate(
     settings = _settings(body, declaration, given)
     try:
         body.run(declaration.body)
-        error = why_not_generated(model, problems) if not (problems or model is None or spec.shorten) else None
+        if problems or model is None:
+            return None
+        error = why_not_generated(model, problems) if not spec.shorten else None
     except Abandoned:
-        return None
-    if problems or model is None:
         return None
     tokens = tokens_of(model)
     if error is not None:

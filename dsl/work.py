@@ -6,10 +6,14 @@ from .diagnostics import Problems
 from .errors.weights import TooLarge
 from .source import Span
 
-# Statements and operations of all programs of a check together, which is two seconds. With a mistake in one, what is
-# left would mostly tell the same again.
+# Statements and operations of all programs of a check together: two seconds are enough for as many of any sort. With a
+# mistake in one, what is left would mostly tell the same again.
 LIMIT = 25_000
 LIMIT_WITH_MISTAKES = 20_000
+# What is done in the time that one operation is elaborated in:
+COPIED = 5  # operations that are copied
+COUNTED = 2  # statements that are counted
+WALKED = 4  # values whose frontiers are found
 
 
 class Abandoned(Exception):

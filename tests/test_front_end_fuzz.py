@@ -73,7 +73,6 @@ def test_hostile(text: str, fuzz: ModuleType) -> None:
     assert failure is None, failure.why
 
 
-# Found by long runs, cut down.
 CALL = """    drawn = normal(like=latent)
     found = unet(noised(latent, drawn, cosine_left(time, steps)), time)
 """
@@ -92,6 +91,7 @@ def objective(count: int) -> str:
     return f"objective many(tokens: id[seq] in vocab, {inputs(count)}):\n    y = llama(tokens)\n{losses}"
 
 
+# Found by long runs, cut down, and by hand.
 FOUND = {
     "an axis of a broken size, read by an `if` on that size": """
 size tiny: dim = 4, ffn

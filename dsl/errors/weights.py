@@ -170,7 +170,7 @@ class TooLarge(SpecError, code="E506"):
 
     Loops and blocks are unrolled, so the size is counted before anything is built. Blocks that call blocks twice grow
     as a power of two. A check may go through 25,000 operations and statements, those of all presets together; calls
-    of a block and turns of a loop that are like earlier ones count a third.
+    of a block and turns of a loop that are like earlier ones count a fifth.
 
     Wrong:
         size dim = 8
