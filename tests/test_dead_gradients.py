@@ -66,18 +66,16 @@ def test_what_somebody_trains_after_all_has_its_gradient() -> None:
 
 
 def saved_rows(built: Model, documents: Sequence[Document]) -> list[tuple[int, ...]]:
-    """Shapes of the real tensors that a step keeps for backward; weights are no activations."""
-    weights = {weight.data_ptr() for weight in built.parameters()}
-    shapes: list[tuple[int, ...]] = []
+    """Shapes of the real tensors that a step keeps for backward; weights are no activations.
 
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and tensor.data_ptr() not in weights:
-            shapes.append(tuple(tensor.shape))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    Which are weights is asked behind the step: the first call of a program may give weights a new place in memory, and
+    what the step computes may then lie where they were.
+    """
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         built.loss(**of_objective(documents))
-    return shapes
+    weights = {weight.data_ptr() for weight in built.parameters()}
+    return [tuple(one.shape) for one in kept if one.is_floating_point() and one.data_ptr() not in weights]
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "cpu"])
