@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..functions.row_tables import add_factors, sum_of_rows
 from ..functions.taken_scores import backward_of_pairs, backward_of_top, save
-from .selection import places_of_pairs, places_of_top
+from .selection import largest, largest_pairs
 
 LIBRARY = re.sub(r"\W", "_", __name__)
 
@@ -51,9 +51,8 @@ def _alike(x: Tensor, keys: Tensor, groups: tuple[int, ...]) -> tuple[Tensor, Te
 @torch.library.custom_op(f"{LIBRARY}::top", mutates_args=())
 def _top(x: Tensor, keys: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor]:
     """`x [R, G, D]`, `keys [G, n, D]` of one type: `[R, G, count]` twice."""
-    scores = _all_scores(x, keys, scale)
-    index = places_of_top(scores, count)
-    return scores.gather(-1, index), index
+    scores, index = largest(_all_scores(x, keys, scale), count)
+    return scores.transpose(0, 1).contiguous(), index.transpose(0, 1).contiguous()
 
 
 @_top.register_fake
@@ -65,12 +64,9 @@ def _shapes(x: Tensor, keys: Tensor, count: int, scale: float) -> tuple[Tensor, 
 @torch.library.custom_op(f"{LIBRARY}::pairs", mutates_args=())
 def _pairs(x: Tensor, keys: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor]:
     """`x [R, G, 2, D]`, `keys [G, 2, n, D]` of one type: `[R, G, count]` twice."""
-    scores = _all_scores(x.flatten(1, 2), keys.flatten(0, 1), scale).unflatten(1, x.shape[1:3])
-    first, second = scores[..., 0, :], scores[..., 1, :]
-    slot = places_of_pairs(first, second, count)
-    entries = keys.shape[-2]
-    i = torch.div(slot, entries, rounding_mode="floor")
-    return first.gather(-1, i) + second.gather(-1, slot % entries), slot
+    both = _all_scores(x.flatten(1, 2), keys.flatten(0, 1), scale).unflatten(0, (-1, 2))
+    scores, slot = largest_pairs(*both.unbind(1), count)
+    return scores.transpose(0, 1).contiguous(), slot.transpose(0, 1).contiguous()
 
 
 _pairs.register_fake(_shapes)
@@ -103,8 +99,9 @@ _pairs.register_autograd(backward_of_pairs(_gradient_of_x, _gradient_of_keys), s
 
 
 def _all_scores(x: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """`x [R, G, D]`, `keys [G, n, D]`: `[G, R, n]`, as the matrix library lays them out."""
     wide = _wide(x)
-    scores = torch.einsum("rgd,gnd->rgn", x.to(wide), keys.to(wide))
+    scores = torch.bmm(x.to(wide).transpose(0, 1), keys.to(wide).transpose(1, 2))
     return scores if scale == 1.0 else scores.mul_(scale)
 
 

@@ -21,12 +21,7 @@ LIBRARY = re.sub(r"\W", "_", __name__)
 @torch.library.custom_op(f"{LIBRARY}::places_of_top", mutates_args=())
 def places_of_top(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest of the last dimension, largest first, ties to the lowest: int64 `[..., count]`."""
-    values, place = _largest(scores, min(count + 1, scores.shape[-1]))
-    place = place[..., :count].contiguous()
-    tied = _has_equal(values)
-    if tied.any():
-        place[tied] = gathers.top(scores[tied], count)[1]
-    return place
+    return largest(scores, count)[1]
 
 
 @places_of_top.register_fake
@@ -37,23 +32,38 @@ def _(scores: Tensor, count: int) -> Tensor:
 @torch.library.custom_op(f"{LIBRARY}::places_of_pairs", mutates_args=())
 def places_of_pairs(first: Tensor, second: Tensor, count: int) -> Tensor:
     """`i * entries + j` of the `count` largest sums `first[..., i] + second[..., j]`: int64 `[..., count]`."""
-    entries = second.shape[-1]
-    (values_i, i), (values_j, j) = (_largest(side, min(count + 1, side.shape[-1])) for side in (first, second))
-    rows, columns = _staircase(values_i.shape[-1], values_j.shape[-1], count + 1)
-    rows, columns = rows.to(first.device), columns.to(first.device)
-    sums = values_i[..., rows] + values_j[..., columns]
-    values, best = sums.topk(min(count + 1, sums.shape[-1]), -1)
-    best = best[..., :count]
-    slot = i.gather(-1, rows[best]).mul_(entries).add_(j.gather(-1, columns[best]))
-    tied = _has_equal(values)
-    if tied.any():
-        slot[tied] = gathers.top_pairs(first[tied], second[tied], count)[1]
-    return slot
+    return largest_pairs(first, second, count)[1]
 
 
 @places_of_pairs.register_fake
 def _(first: Tensor, second: Tensor, count: int) -> Tensor:
     return first.new_empty((*first.shape[:-1], count), dtype=torch.int64)
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `gathers.top`, without a gradient."""
+    values, place = _largest(scores, min(count + 1, scores.shape[-1]))
+    tied = _has_equal(values)
+    values, place = values[..., :count].contiguous(), place[..., :count].contiguous()
+    if tied.any():
+        values[tied], place[tied] = gathers.top(scores[tied], count)
+    return values, place
+
+
+def largest_pairs(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest sums `first[..., i] + second[..., j]` and `i * entries + j`, without a gradient."""
+    entries = second.shape[-1]
+    (values_i, i), (values_j, j) = (_largest(side, min(count + 1, side.shape[-1])) for side in (first, second))
+    rows, columns = _staircase(values_i.shape[-1], values_j.shape[-1], count + 1)
+    sums = values_i.index_select(-1, rows).add_(values_j.index_select(-1, columns))
+    values, best = sums.topk(min(count + 1, sums.shape[-1]), -1)
+    best = best[..., :count]
+    slot = i.gather(-1, rows[best]).mul_(entries).add_(j.gather(-1, columns[best]))
+    tied = _has_equal(values)
+    values = values[..., :count]
+    if tied.any():
+        values[tied], slot[tied] = gathers.top_pairs(first[tied], second[tied], count)
+    return values, slot
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
