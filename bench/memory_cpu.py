@@ -13,14 +13,18 @@ shape of memory_layers.md's CPU measurements. The layer is query projection, pro
              by row     the same with one moment for each row and no first ones (moments=row), another optimiser too
              dense      torch's autograd with a gradient as large as the table, fused AdamW
              sparse     embedding_bag(sparse=True) and SparseAdam, which is another optimiser
+             products   the matrix products alone that each of these makes, of queries and of half scores
     lookup   forward alone: all half scores, topk, 1,024 sums, topk, embedding_bag against ours
+             common     what both make: the products, and embedding_bag of the rows that were found
     memory   what a training step needs above weights and moments, each side in a process of its own
 
-Sides take turns within one process; a row gives medians and ratios of times to ours, and to ours by row (above 1: we
-are faster).
+Sides take turns within one process, at most three of them with a table, so that 24 GiB are enough; a row gives medians
+and ratios of times to ours, and to ours by row (above 1: we are faster). No way to compute the layer is faster than
+`products` and `common`.
 """
 
 import argparse
+import gc
 import statistics
 import subprocess
 import sys
@@ -137,8 +141,8 @@ class Plain:
             )
 
     def lookup(self, x: Tensor) -> Tensor:
-        q = functional.linear(x, self.query, self.bias).view(len(x), HEADS * 2, KEY // 2)
-        sides = torch.bmm(q.transpose(0, 1), self.keys.transpose(1, 2)).view(HEADS, 2, len(x), self.half)
+        q = self.queries(x)
+        sides = self.half_scores(q).view(HEADS, 2, len(x), self.half)
         score, place = sides.topk(TOP, -1)
         sums = (score[:, 0, :, :, None] + score[:, 1, :, None, :]).flatten(-2)
         slots = (place[:, 0, :, :, None] * self.half + place[:, 1, :, None, :]).flatten(-2)
@@ -146,6 +150,23 @@ class Plain:
         index = slots.gather(-1, at).transpose(0, 1).flatten(1)
         weight = best.softmax(-1).transpose(0, 1).flatten(1)
         return functional.embedding_bag(index, self.table, mode="sum", per_sample_weights=weight, sparse=self.sparse)
+
+    def queries(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.query, self.bias).view(len(x), HEADS * 2, KEY // 2)
+
+    def half_scores(self, q: Tensor) -> Tensor:
+        return torch.bmm(q.transpose(0, 1), self.keys.transpose(1, 2))
+
+    def products(self, step: Step) -> None:
+        """Of a training step: the gradient of half scores is a few numbers for each row, so no product."""
+        with torch.no_grad():
+            q = self.queries(step.x)
+            self.half_scores(q)
+            torch.mm(q.flatten(1).t(), step.x)
+
+    def common(self, step: Step, index: Tensor, weight: Tensor) -> None:
+        self.half_scores(self.queries(step.x))
+        functional.embedding_bag(index, self.table, mode="sum", per_sample_weights=weight)
 
     def train(self, step: Step) -> None:
         self.optimizer.zero_grad()
@@ -195,9 +216,15 @@ def report(what: str, times: dict[str, float]) -> None:
         print(f"{what:8} {name:8} {1e3 * seconds:9.1f} ms  {ratios}")
 
 
-def compare_training(half: int, rounds: int) -> None:
-    made = {name: make(half) for name, make in SIDES.items()}
-    report("train", alternate({name: side.train for name, side in made.items()}, steps(1), rounds))
+def compare_training(half: int, rounds: int, other: str) -> None:
+    made = {name: SIDES[name](half) for name in ("ours", "by row", other)}
+    sides: dict[str, Callable[[Step], object]] = {name: side.train for name, side in made.items()}
+    plain = made[other]
+    if isinstance(plain, Plain):
+        sides["products"] = plain.products
+    report("train", alternate(sides, steps(1), rounds))
+    del sides, made, plain
+    gc.collect()  # a table and the rows that its optimiser keeps know each other
 
 
 def compare_lookup(half: int, rounds: int) -> None:
@@ -206,7 +233,12 @@ def compare_lookup(half: int, rounds: int) -> None:
     with torch.no_grad():
         x = draw().x
         assert (ours.lookup(x) - plain.lookup(x)).abs().max() < 1e-5
-        sides = {"ours": lambda step: ours.lookup(step.x), "plain": lambda step: plain.lookup(step.x)}
+        index = torch.randint(half * half, (TOKENS, HEADS * TOP))
+        sides = {
+            "ours": lambda step: ours.lookup(step.x),
+            "plain": lambda step: plain.lookup(step.x),
+            "common": lambda step: plain.common(step, index, torch.ones(index.shape)),
+        }
         times = alternate(sides, draw, rounds)
     report("lookup", times)
 
@@ -251,7 +283,8 @@ def main() -> None:
         return
     if options.only in (None, "train"):
         check_equal(min(options.half, 128), 20)
-        compare_training(options.half, options.rounds)
+        compare_training(options.half, options.rounds, "dense")
+        compare_training(options.half, options.rounds, "sparse")
     if options.only in (None, "lookup"):
         compare_lookup(options.half, options.rounds)
     if options.only in (None, "memory"):
