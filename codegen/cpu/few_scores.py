@@ -65,7 +65,7 @@ def _shapes(x: Tensor, keys: Tensor, count: int, scale: float) -> tuple[Tensor, 
 def _pairs(x: Tensor, keys: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor]:
     """`x [R, G, 2, D]`, `keys [G, 2, n, D]` of one type: `[R, G, count]` twice."""
     both = _all_scores(x.flatten(1, 2), keys.flatten(0, 1), scale).unflatten(0, (-1, 2))
-    scores, slot = largest_pairs(*both.unbind(1), count)
+    scores, slot = largest_pairs(both[:, 0], both[:, 1], count)
     return scores.transpose(0, 1).contiguous(), slot.transpose(0, 1).contiguous()
 
 
