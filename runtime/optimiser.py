@@ -4,9 +4,9 @@
         embed: decay=0                  the first line whose pattern matches a weight decides
         head: lr=1e-4, clip=0.5         its own peak rate, and its own gradient norm
 
-Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `lr_scale` (of the peak rate),
-`schedule`, `lazy` and `moments`. A rate given when a run is started replaces the spec's `lr` and keeps the proportion
-of each line to it. Decay is decoupled: w <- w * (1 - lr * decay).
+Settings: `lr`, `betas`, `eps`, `decay`, `clip` (0: no clipping); in a line also `schedule`, `lazy` and `moments`. A
+rate given when a run is started replaces the spec's `lr` and keeps the proportion of each line to it. Decay is
+decoupled: w <- w * (1 - lr * decay).
 
     schedule=shared      the rate follows the run's schedule, as all others do
     schedule=constant    it stays at the peak
@@ -320,21 +320,20 @@ def _check_patterns(spec: OptimiserSpec | None, trains: Sequence[str], paths: tu
 
 def _line_settings(settings: Settings, pattern: str, spec_base: AdamWSettings, base: AdamWSettings) -> AdamWSettings:
     named = dict(settings)
-    scale = named.pop("lr_scale", 1.0)
     own = named.pop("lr", None)
-    if not isinstance(scale, int | float) or (own is not None and not isinstance(own, int | float)):
-        raise RuntimeFault(f"optimise {pattern}: lr and lr_scale are numbers")
     if own is not None:
+        if not isinstance(own, int | float):
+            raise RuntimeFault(f"optimise {pattern}: lr is a number")
         # In proportion to the spec's own rate, so that a run's --lr moves every group alike.
-        scale *= own / spec_base.lr
-    return _read_settings(named.items(), replace(base, lr=base.lr * scale), f"optimise {pattern}")
+        base = replace(base, lr=base.lr * own / spec_base.lr if spec_base.lr else own)
+    return _read_settings(named.items(), base, f"optimise {pattern}")
 
 
 def _read_settings(settings: Settings, base: AdamWSettings, where: str) -> AdamWSettings:
     known = [entry.name for entry in fields(AdamWSettings)]
     for name, value in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, "lr_scale"], n=1)
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
             raise RuntimeFault(f"{where}: no setting {name} ({hint})")
         if name in ("lazy", "schedule", "moments"):

@@ -100,8 +100,6 @@ def test_first_matching_line_wins():
 def test_a_runs_rate_keeps_proportions():
     groups = make_groups(spec(("head", {"lr": 1e-4}), lr=1e-3), PATHS, lr=2e-3)
     assert [group.settings.lr for group in groups] == pytest.approx([2e-4, 2e-3])
-    groups = make_groups(spec(("head", {"lr_scale": 0.5}), lr=1e-3), PATHS)
-    assert [group.settings.lr for group in groups] == pytest.approx([5e-4, 1e-3])
 
 
 def test_left_out_and_trains():
