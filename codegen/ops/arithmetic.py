@@ -57,6 +57,7 @@ def _binary(name: str, symbol: str, infer: Callable[..., Inferred], doc: str, *s
         lower=row_by_row(lambda: _FUNCTIONS[name]),
         doc=f"`a {symbol} b`: {doc} One operand's static axes contain the other's.",
         cost=cost_per_entry(1),
+        decides=name in ("floordiv", "mod"),
         samples=samples,
     )
 

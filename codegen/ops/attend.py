@@ -404,6 +404,7 @@ ATTEND = OpDef(
         "result has the axes of q without D, and v's own."
     ),
     cost=_cost,
+    multiplies=True,
     samples=(
         (
             "q: real[seq, heads, head_dim], k: real[seq, heads, head_dim], v: real[seq, heads, head_dim] => "

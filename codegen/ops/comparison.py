@@ -61,6 +61,7 @@ def _comparison(name: str, symbol: str, function: Callable[..., object], *sample
         lower=row_by_row(lambda: function),
         doc=f"`a {symbol} b`: a flag. One operand's static axes contain the other's.",
         cost=cost_per_entry(1),
+        decides=True,
         samples=samples,
     )
 

@@ -185,6 +185,7 @@ CONV = OpDef(
         "if `size` is even), and zeros where there is no place; with `causal` it ends there, with `after` it begins "
         "there."
     ),
+    multiplies=True,
     samples=(
         "x: real[seq, cell, dim] => conv(x, cell -> cell, dim -> ffn, size=3)",
         "x: real[seq, cell, dim] => conv(x, cell -> half_cell, dim -> ffn, size=3, stride=2, bias=true)",

@@ -124,6 +124,7 @@ INT = OpDef(
     lower=_lower_int,
     doc="`int(x)`: a real (its fraction dropped), an id, a tag or a flag as an int. Axes are kept.",
     cost=cost_per_entry(1),
+    decides=True,
     samples=("x: real[seq, dim] => int(10 * x)", "x: real[seq] => int(x > 0)"),
 )
 WRAP = OpDef(

@@ -147,6 +147,7 @@ BERNOULLI = OpDef(
     ),
     cost=cost_per_entry(8),
     is_random=True,
+    decides=True,
     samples=("x: real[seq, dim] => bernoulli(0.3, like=x)",),
 )
 

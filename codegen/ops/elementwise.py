@@ -24,7 +24,12 @@ X, A, B = Param("x", Accepts.VALUE), Param("a", Accepts.VALUE), Param("b", Accep
 
 
 def _of_real(
-    name: str, function: Callable[[], Callable[..., object]], doc: str, sample: str | None = None, flops: float = 1
+    name: str,
+    function: Callable[[], Callable[..., object]],
+    doc: str,
+    sample: str | None = None,
+    flops: float = 1,
+    decides: bool = False,
 ) -> OpDef:
     def infer(call: OpCall, x: Value) -> Inferred:
         want_real(call, name, x=x)
@@ -38,11 +43,12 @@ def _of_real(
         lower=row_by_row(function),
         doc=f"`{name}(x)`: {doc} of a real, row by row. Axes are kept.",
         cost=cost_per_entry(flops),
+        decides=decides,
         samples=(sample or f"x: real[seq, dim] => {name}(x)",),
     )
 
 
-def _of_number(name: str, function: Callable[[], Callable[..., object]], doc: str) -> OpDef:
+def _of_number(name: str, function: Callable[[], Callable[..., object]], doc: str, decides: bool = False) -> OpDef:
     def infer(call: OpCall, x: Value) -> Inferred:
         kind = number_kind(call, name, x=x)
         return Inferred(NoAttrs(), (x,), (join(call, name, operands(call, x=x)).type(kind),))
@@ -55,6 +61,7 @@ def _of_number(name: str, function: Callable[[], Callable[..., object]], doc: st
         lower=row_by_row(function),
         doc=f"`{name}(x)`: {doc} of a real or an int, row by row. Axes are kept.",
         cost=cost_per_entry(1),
+        decides=decides,
         samples=(f"x: real[seq, dim] => {name}(x)", f"i: int[seq] => {name}(i - 2)"),
     )
 
@@ -80,9 +87,9 @@ EXP = _of_real("exp", lambda: torch.exp, "e to the power", flops=4)
 LOG = _of_real("log", lambda: torch.log, "the natural logarithm", "x: real[seq, dim] => log(x^2 + 1)", 4)
 SQRT = _of_real("sqrt", lambda: torch.sqrt, "the square root", "x: real[seq, dim] => sqrt(x^2 + 1)", 2)
 RSQRT = _of_real("rsqrt", lambda: torch.rsqrt, "1 over the square root", "x: real[seq, dim] => rsqrt(x^2 + 1)", 2)
-FLOOR = _of_real("floor", lambda: torch.floor, "the next whole number below")
-CEIL = _of_real("ceil", lambda: torch.ceil, "the next whole number above")
-ROUND = _of_real("round", lambda: torch.round, "the nearest whole number, halves to even,")
+FLOOR = _of_real("floor", lambda: torch.floor, "the next whole number below", decides=True)
+CEIL = _of_real("ceil", lambda: torch.ceil, "the next whole number above", decides=True)
+ROUND = _of_real("round", lambda: torch.round, "the nearest whole number, halves to even,", decides=True)
 SIN = _of_real("sin", lambda: torch.sin, "the sine", flops=8)
 COS = _of_real("cos", lambda: torch.cos, "the cosine", flops=8)
 TANH = _of_real("tanh", lambda: torch.tanh, "the hyperbolic tangent", flops=8)
@@ -91,7 +98,7 @@ ERF = _of_real("erf", lambda: torch.erf, "the error function", flops=8)
 SOFTPLUS = _of_real("softplus", lambda: functional.softplus, "log(1 + exp(x))", flops=8)
 RELU = _of_real("relu", lambda: torch.relu, "the larger of x and 0")
 ABS = _of_number("abs", lambda: torch.abs, "the size without its sign")
-SIGN = _of_number("sign", lambda: torch.sign, "-1, 0 or 1")
+SIGN = _of_number("sign", lambda: torch.sign, "-1, 0 or 1", decides=True)
 MAXIMUM = _of_two("maximum", lambda: pointwise.maximum, "the larger of two numbers")
 MINIMUM = _of_two("minimum", lambda: pointwise.minimum, "the smaller of two numbers")
 

@@ -366,6 +366,7 @@ BAG = OpDef(
         "axis of t that i counts is replaced by the other axes of i."
     ),
     cost=_cost_bag,
+    multiplies=True,
     samples=(
         (
             "x: real[seq, heads, vocab]; param t: real[vocab, dim]; best = topk(x, over=vocab, k=three) => bag(t, "
@@ -391,6 +392,7 @@ NEAREST = OpDef(
         "measured over D: `.index in K`, `.score` (the distance) and `.value` (the entry)."
     ),
     cost=_cost_nearest,
+    multiplies=True,
     samples=("x: real[seq, dim]; param t: real[vocab, dim] => nearest(x, t, over=dim, along=vocab).value",),
 )
 

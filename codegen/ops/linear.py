@@ -175,6 +175,7 @@ LINEAR = OpDef(
         "one {vocab, dim} table serves `embed` and the head."
     ),
     cost=_cost_linear,
+    multiplies=True,
     samples=(
         "x: real[seq, dim] => linear(x, dim -> ffn)",
         "x: real[seq, dim] => linear(x, dim -> (heads, head_dim), bias=true)",
@@ -195,6 +196,7 @@ DOT = OpDef(
         "operand needs to contain the other."
     ),
     cost=_cost_dot,
+    multiplies=True,
     samples=(
         "x: real[seq, heads, dim], y: real[seq, dim, ffn] => dot(x, y, over=dim)",
         "x: real[seq, dim], y: real[dim] => dot(x, y, over=dim)",

@@ -302,6 +302,7 @@ ARGMAX = OpDef(
     cost=cost_per_entry(1),
     row_wise=False,
     row_wise_when=is_static_only,
+    decides=True,
     samples=("x: real[seq, heads, dim] => argmax(x, over=heads)", "x: real[seq, dim] => int(argmax(x, over=seq))"),
 )
 BEST = OpDef(
@@ -314,6 +315,7 @@ BEST = OpDef(
     cost=cost_per_entry(1),
     row_wise=False,
     row_wise_when=is_static_only,
+    decides=True,
     samples=("x: real[seq, heads, dim] => best(x, over=dim).score", "x: real[seq, dim] => best(x, over=seq).score"),
 )
 

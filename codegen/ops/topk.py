@@ -94,6 +94,7 @@ TOPK = OpDef(
         "in A`, both with the axis N in place of A. Ties go to the lowest index."
     ),
     cost=cost_per_entry(4),
+    decides=True,
     samples=(
         "x: real[seq, heads, dim] => topk(x, over=dim, k=three).score",
         "x: real[seq, heads, dim] => topk(x, over=heads, k=three).index",
@@ -111,6 +112,7 @@ TOPK_PAIRS = OpDef(
         "formed."
     ),
     cost=cost_per_entry(4),
+    decides=True,
     samples=("x: real[seq, two, heads, dim] => topk_pairs(x, over=dim, pair=two, k=three, into=dim_pair).score",),
 )
 
