@@ -51,7 +51,7 @@ digits: $(VENV)/.digits.stamp
 unexport PYTHONDONTWRITEBYTECODE
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not timing" $(TESTFLAGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not timing" $(TESTFLAGS)
 	$(BIN)/python -m pytest -q -m timing $(TESTFLAGS)
 
 lint: $(VENV)/.dev.stamp links
