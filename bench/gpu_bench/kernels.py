@@ -48,16 +48,23 @@ SPEC = ROOT / "specs" / "olmo2.weft"
 
 @dataclass(frozen=True)
 class Size:
-    """A preset with two layers, which have all kernels of any number; `rows` of a step in examples of `length`."""
+    """A preset with two layers, which have all kernels of any number; `rows` of a step in examples of `length`, or in
+    `documents` of several lengths, for attention alone: nothing else knows where examples end."""
 
     preset: str
     rows: int
     length: int
     settings: tuple[tuple[str, int], ...] = (("layers", 2),)
+    documents: tuple[int, ...] = ()
+
+    def name(self, kernel: str) -> str:
+        return f"{self.preset}: {kernel}{', packed documents' if self.documents else ''}"
 
 
-SIZES = (Size("7b", 16384, 4096), Size("tiny", 16384, 1024))
-TINY = (Size("tiny", 24, 13, (("layers", 1), ("dim", 32), ("heads", 2), ("kv_heads", 1), ("ffn", 48), ("vocab", 40))),)
+PACKED = (2048, 1024, 512, 1536, 768, 1280, 256, 768) * 2
+SIZES = (Size("7b", 16384, 4096), Size("7b", 16384, 4096, documents=PACKED), Size("tiny", 16384, 1024))
+FEW = (("layers", 1), ("dim", 32), ("heads", 2), ("kv_heads", 1), ("ffn", 48), ("vocab", 40))
+TINY = (Size("tiny", 24, 13, FEW), Size("tiny", 24, 13, FEW, documents=(9, 1, 14)))
 
 
 def rows(context: Context) -> Iterator[Row]:
@@ -73,7 +80,7 @@ def rows(context: Context) -> Iterator[Row]:
         except DeviceLost:
             raise
         except Exception as error:  # noqa: BLE001  the next size may do
-            yield {"name": f"{size.preset}: the walk", "failure": f"{type(error).__name__}: {error}"[:300]}
+            yield {"name": size.name("the walk"), "failure": f"{type(error).__name__}: {error}"[:300]}
             context.free()
     yield from patches.rows(context, found)
     yield from memories.rows(context, found)
@@ -95,16 +102,18 @@ def _of_size(context: Context, size: Size, found: dict[str, float]) -> Iterator[
     meanings = meanings_of(module)
     attach_kernels(module)
     lengths = equal_examples(signature(module), size.rows, size.length)
+    if size.documents:
+        lengths = dict.fromkeys(lengths, size.documents)
     walk = GraphWalk(module, lengths, context.device, dtype, meanings)
     seen: set[object] = set()
     for call in walk.calls():
         op = ops[call.node]
         key = op.key if isinstance(op, FusedOp | LogitsOp) else (op, keys.get(call.node))
         is_kernel = isinstance(op, FusedOp | LogitsOp) or op in (attend, tables.embedding, tables.read_rows)
-        if not is_kernel or key in seen:
+        if not is_kernel or key in seen or (size.documents and op is not attend):
             continue
         seen.add(key)
-        name = f"{size.preset}: {_name(op)}"
+        name = size.name(_name(op))
         if name in context.done:
             continue
         labels = {
