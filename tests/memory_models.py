@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weft.codegen.ops import OPS
-from weft.dsl.check import check, read_source
+from weft.dsl.check import check
 from weft.dsl.source import Source
 from weft.runtime.model import Model
 
