@@ -4,6 +4,7 @@ float64; readers that share a table; how they compile and what they move."""
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,49 @@ def test_bags(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     assert torch.equal(got, again)
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-14), (torch.float32, 2e-6)], ids=str)
+@EACH_SIZE
+def test_bags_are_those_of_torch(sizes: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
+    """Check 3: torch's embedding_bag, and a sum of what is gathered, one read after another."""
+    lines, n, width, count = sizes
+    index, table = lists(lines, n, count), random(count, width, dtype=dtype)
+    if lines and n > 2:
+        assert all(len(line.unique()) < n for line in index), "no id repeats in a line"
+    for weight in (random(lines, n, dtype=dtype), None):
+        with counted() as launches:
+            got = bags.bag_op(table, index, weight)
+        assert launches or not index.numel()
+        of_torch = torch.zeros(lines, width, dtype=dtype)
+        if n:  # torch has none of no reads
+            of_torch = torch.nn.functional.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+        gathered = torch.zeros(lines, width, dtype=dtype)
+        for read in range(n):
+            row = table[index[:, read]]
+            gathered += row if weight is None else weight[:, read, None] * row
+        assert_equal(got, of_torch, "sums by embedding_bag", limit)
+        assert_equal(got, gathered, "sums of what is gathered", limit)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-14), (torch.float32, 2e-6)], ids=str)
+@EACH_SIZE
+def test_gradients_of_tables_are_sparse_products(sizes: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
+    """Check 5: index_add of all terms, and a product with the matrix [rows, lines] of weights, in CSR; of the kernels,
+    and of the CPU's sums by sorted rows."""
+    lines, n, width, count = sizes
+    index, weight, grad = lists(lines, n, count), random(lines, n, dtype=dtype), random(lines, width, dtype=dtype)
+    terms = (weight[..., None] * grad[:, None]).flatten(0, 1)
+    added = torch.zeros(count, width, dtype=dtype).index_add_(0, index.flatten(), terms)
+    line = torch.arange(lines).repeat_interleave(n)
+    places = torch.stack([index.flatten(), line])
+    matrix = torch.sparse_coo_tensor(places, weight.flatten(), (count, lines), check_invariants=True)
+    product = matrix.coalesce().to_sparse_csr() @ grad
+    for got in (bags.add_op(index, weight, grad, count), row_tables.add_factors([(index, weight, grad)], count)):
+        assert got.dtype == dtype
+        assert_equal(got, added, "sums by index_add", limit)
+        assert_equal(got, product, "the sparse product", limit)
+
+
 @EACH_TYPE
 @EACH_SIZE
 def test_products(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -153,6 +197,37 @@ def test_readers_share_one_sum() -> None:
     sum((y.sin().sum() for y in want), torch.zeros(())).backward()
     check_gradients([table, a, b, x], wide, 1e-14)
     assert [launch.kernel for launch in launches].count("sum_runs") == 1
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("reads", [shared_tables.bag, row_tables.bag], ids=["kernels", "CPU"])
+def test_readers_add_up_to_the_last_bit(dtype: torch.dtype, reads: Callable[..., Tensor]) -> None:
+    """Check 7: of numbers whose sums are exact, three readers' gradient is that of three tables, in whatever order."""
+    table = random(20, 24, dtype=dtype)
+    index = [lists(6, n, 20) for n in (5, 3, 7)]
+
+    def numbers(*shape: int, seed: int) -> Tensor:
+        return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).to(dtype) / 4
+
+    weight, grad = (
+        [numbers(*i.shape, seed=j) for j, i in enumerate(index)],
+        [numbers(6, 24, seed=9 + j) for j in range(3)],
+    )
+    shared_table = table.clone().requires_grad_()
+    given = {"shared": shared_tables.share(shared_table, 3)} if reads is shared_tables.bag else {}
+    made = [reads(shared_table, index[j], weight[j], **given, **({"reader": j} if given else {})) for j in range(3)]
+    torch.autograd.backward(made, grad)
+    apart = [table.clone().requires_grad_() for _ in range(3)]
+    torch.autograd.backward([reads(apart[j], index[j], weight[j]) for j in range(3)], grad)
+    want = torch.zeros(20, 24, dtype=torch.float64)
+    for j in range(3):
+        terms = weight[j].double()[..., None] * grad[j].double()[:, None]
+        want.index_add_(0, index[j].flatten(), terms.flatten(0, 1))
+    parts = torch.stack([one.grad for one in apart if one.grad is not None])
+    assert shared_table.grad is not None
+    assert ((parts != 0).sum(0) == 3).any(), "no entry that all three read"
+    torch.testing.assert_close(shared_table.grad, parts.sum(0), rtol=0, atol=0)
+    torch.testing.assert_close(shared_table.grad, want.to(dtype), rtol=0, atol=0)
 
 
 def test_a_pass_that_leaves_readers_out() -> None:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.counted_memory import allocated
+from tests.memory_models import SPEC, alone, weights_of
 from weft.codegen.cpu import selection
 from weft.codegen.functions import gathers
 from weft.codegen.ops import OPS
 from weft.codegen.pipeline import CPU_PASSES, optimise
 from weft.dsl.check import Checked, check, read_source
+from weft.runtime.checkpoint import OPTIMISER, WEIGHTS, read_training
 from weft.runtime.model import Model, load
 from weft.runtime.optimiser import Moment, WeightOptimiser, make_groups
+from weft.runtime.run_config import make_config
+from weft.runtime.run_folder import latest_checkpoint
+from weft.runtime.table_usage import bags_of
+from weft.runtime.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = ROOT / "specs" / "memory_layers.weft"
 
 
 @cache
@@ -36,10 +43,6 @@ def tiny(choices: dict[str, object] | None = None) -> Model:
     return model
 
 
-def weights_of(model: Model) -> dict[str, torch.nn.Parameter]:
-    return dict(model.by_path())
-
-
 def batch(*lengths: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     ids = torch.randint(260, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
     return ids, torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
@@ -50,12 +53,13 @@ def batch(*lengths: int, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Total:
-    """Billions as the sheet prints them (2.8): of matrices, without norms' gains and biases. `biases` are the rest."""
+    """Billions as the sheet (2.8) and the manual print them: of matrices, without norms' gains and biases."""
 
     size: str
     matrices: str
     layers: tuple[int, ...]
     values: int
+    width: int = 2048
 
 
 TOTALS = (
@@ -65,6 +69,8 @@ TOTALS = (
     Total("64m", "138.747576", (3, 11, 19), 8192**2),
     Total("vanilla", "3.377463", (11,), 1024**2),
     Total("peer", "3.645637", (11,), 768**2),
+    Total("373m", "1.440481", (4, 12, 20), 1024**2, 1024),
+    Total("8b", "76.522979", (8, 16, 24), 4096**2, 4096),
 )
 
 
@@ -78,7 +84,30 @@ def test_published_totals(total: Total) -> None:
     ) + sum(prod(w.shape) for path, w in weights.items() if path.endswith("query.bias"))
     found = tuple(int(path.split(".")[1]) for path in weights if path.endswith(".keys"))
     assert found == total.layers
-    assert weights["values"].shape == (total.values, 2048)
+    assert weights["values"].shape == (total.values, total.width)
+
+
+def test_the_manual_prints_these_totals() -> None:
+    """Every size of the spec but the one for trying things, and nothing else."""
+    section = (ROOT / "docs" / "manual.md").read_text("utf-8").split("weft train specs/memory_layers.weft")[1]
+    printed: dict[str, str] = {}
+    for names, numbers in re.findall(r"^\| (`.*`) \| .* \| ([\d., ]+) B \|$", section.split("\n## ")[0], re.MULTILINE):
+        printed |= dict(zip(re.findall(r"`(\w+)`", names), numbers.split(", "), strict=True))
+    assert printed == {total.size: total.matrices for total in TOTALS}
+    assert {"tiny", *printed} == set(re.findall(r"^size (\w+):", SPEC.read_text("utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("total", [total for total in TOTALS if total.size in ("373m", "64m")], ids=lambda x: x.size)
+def test_a_built_model_has_so_many(total: Total) -> None:
+    """On the meta device, all of its 1.4 and 139 billion weights, with gains and biases; none twice."""
+    model = load(SPEC, total.size, device="meta")
+    assert isinstance(model, Model)
+    large = [w for path, w in model.by_path() if not path.endswith((".gain", ".bias"))]
+    assert f"{sum(w.numel() for w in large) / 1e9:.6f}" == total.matrices
+    every = list(model.parameters())
+    assert sum(w.numel() for w in every) == sum(prod(w.shape) for w in checked(total.size).weights.values())
+    assert sum(w.shape == (total.values, total.width) for w in every) == 1
+    assert all(w.device.type == "meta" for w in every)
 
 
 def test_the_three_biases() -> None:
@@ -169,12 +198,7 @@ def test_a_memory_layer_is_the_published_formula() -> None:
         for path, weight in weights_of(model).items():
             if path.endswith(".bias"):  # zeros at the start
                 weight.normal_()
-    source = SPEC.read_text("utf-8").split("model memory_layers")[0]
-    alone = check(
-        type(read_source(SPEC))("alone.weft", source + "model alone(x: real[seq, dim]) -> real[seq, dim]:\n"
-                                "    return memory(x) as layer_1\n"), OPS, "tiny"
-    ).value()  # fmt: skip
-    one = Model(alone, torch.float64, torch.device("cpu"))
+    one = alone()
     with torch.no_grad():
         for path, weight in weights_of(one).items():
             name = path if path == "values" else path.replace("layer_1", "layer.1.memory")
@@ -215,6 +239,40 @@ def test_three_layers_read_one_table() -> None:
     parts = [gradient for path, gradient in separate.items() if path.endswith("values")]
     assert len(parts) == 3
     torch.testing.assert_close(gradients["values"], torch.stack(parts).sum(0), rtol=0, atol=1e-14)
+    # A row's terms are added in their order: to the last bit where only one layer reads it.
+    by_one = torch.stack(parts).any(-1).sum(0) == 1
+    assert by_one.sum() > 20
+    assert torch.equal(gradients["values"][by_one], torch.stack(parts).sum(0)[by_one])
+
+
+def test_a_trained_table_is_kept_once(tmp_path: Path) -> None:
+    """In a run's weights, in its optimiser and in what is loaded from it: three readers, one entry, one state."""
+    (tmp_path / "text.txt").write_text("over and under\n" * 40)
+    settings = {
+        "spec": str(SPEC), "size": "tiny", "overrides": {"dim": 32, "ffn": 48}, "data": [str(tmp_path / "text.txt")],
+        "max_length": 32, "tokens_per_step": 64, "steps": 2, "eval_every": 0, "threads": 1, "tensorboard": "off",
+        "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    train(make_config({}, settings))
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    saved, kept = (load_file(checkpoint / name) for name in (WEIGHTS, OPTIMISER))
+
+    def of_the_table(tensors: Mapping[str, Tensor | None]) -> list[str]:
+        return sorted(path for path, x in tensors.items() if x is not None and x.shape == (16 * 16, 32))
+
+    assert sum(path.endswith(".keys") for path in saved) == 3
+    assert of_the_table(saved) == ["values"]
+    assert of_the_table(kept) == ["moments/first/values", "moments/second/values"]
+    assert all(kept[path].count_nonzero() > 0 for path in of_the_table(kept))
+    model = load(checkpoint)
+    assert isinstance(model, Model)
+    assert of_the_table(model.state_dict()) == ["values"]
+    weights = weights_of(model)
+    optimiser = WeightOptimiser(make_groups(model.checked.optimiser, weights), weights)
+    optimiser.load_state(read_training(checkpoint).optimiser)
+    assert of_the_table({path: first for path, (first, _) in optimiser.state().moments.items()}) == ["values"]
+    assert list(optimiser.lazy) == ["values"]
+    torch.testing.assert_close(weights["values"].detach(), saved["values"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("choices", [{}, {"gated": False}, {"experts": True, "gated": False}], ids=str)
@@ -264,11 +322,13 @@ def test_start() -> None:
     bound = (6 / (64 + 4 * 256)) ** 0.5
     assert query.abs().max() <= bound
     assert query.std() == pytest.approx(bound / 3**0.5, rel=0.02)
-    x = torch.randn(400, 64, dtype=torch.float64)
-    sides = torch.einsum("thsc,hsnc->thsn", (x @ query.reshape(-1, 64).T).reshape(-1, 4, 2, 128), keys)
-    score, slot = gathers.top_pairs(sides[:, :, 0], sides[:, :, 1], 32)
-    y = gathers.bag(table, slot.flatten(1), score.softmax(-1).flatten(1))
-    assert y.square().mean().sqrt() == pytest.approx((4 / (32 * 512)) ** 0.5, rel=0.02)
+    program = model.objective()
+    bags = bags_of(program)
+    assert len(bags) == 3
+    read = replace(program, outputs=tuple((f"bag {i}", bag.outputs[0]) for i, bag in enumerate(bags)), losses=())
+    for y in model.run(read, batch(400)).values():
+        assert y.values.shape == (400, 512)
+        assert y.values.detach().square().mean().sqrt() == pytest.approx((4 / (32 * 512)) ** 0.5, rel=0.02)
 
 
 # --- 13, 14: learning, memory ----------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from weft.runtime.run_folder import latest_checkpoint
 ROOT = Path(__file__).parent.parent
 MODELS = ("olmo2", "blt", "memory_layers")
 TABLES = ("columns", "rows")
+# Memory+ by columns is among the models.
+MEMORIES = (("memory_layers", "rows"), ("peer", "columns"), ("peer", "rows"))
 STEPS = 3
 # A weight of every kind: dense, of turns of a loop, one number, and a table by rows; losses that count different rows.
 # Widths that a processor's vectors divide, or a part would be rounded otherwise than the whole.
@@ -113,6 +115,12 @@ def done(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Done:
         for ranks in (1, 2, 4):
             add(f"{name}-{ranks}", ranks, spec=f"specs/{name}.weft", **settings)
 
+    memory = {"spec": "specs/memory_layers.weft", **of_models["memory_layers"]}
+    peer = {**memory, "overrides": {**of_models["memory_layers"]["overrides"], "experts": True, "gated": False}}
+    add("peer-1", 1, **peer)
+    for name, tables in MEMORIES:
+        add(f"{name}-{tables}", 2, tables=tables, **(peer if name == "peer" else memory))
+
     single = {"spec": spec(folder, 0.0), "tokens_per_step": None, "examples_per_step": 1, "steps": 6, "eval_every": 0}
     add("single", 1, save_every=2, **single)
     for tables in TABLES:
@@ -149,7 +157,25 @@ def done(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Done:
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_are_those_of_one_process(done: Done, name: str, ranks: int) -> None:
-    one, many = lines(done.out(f"{name}-1")), lines(done.out(f"{name}-{ranks}"))
+    check_losses(done, f"{name}-1", f"{name}-{ranks}")
+
+
+@pytest.mark.parametrize(("name", "tables"), MEMORIES, ids=str)
+def test_memories_in_parts_of_either_kind(done: Done, name: str, tables: str) -> None:
+    """Memory+ by rows: bags with weights. PEER by columns and by rows: products with the rows of a second table too.
+    Beside the losses the tables' moments, as three losses tell little of a small gradient."""
+    check_losses(done, f"{name}-1", f"{name}-{tables}")
+    one, many = (read_training(latest_checkpoint(done.out(f"{name}-{form}"))).optimiser for form in ("1", tables))
+    for path in ("values", *(["readers"] if name == "peer" else [])):
+        for wanted, found in zip(one.moments[path], many.moments[path], strict=True):
+            assert wanted is not None
+            assert found is not None
+            assert wanted.count_nonzero() > 0
+            assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max(), path
+
+
+def check_losses(done: Done, alone: str, together: str) -> None:
+    one, many = lines(done.out(alone)), lines(done.out(together))
     assert [line["kind"] for line in many] == ["train"] * STEPS + ["held_out"]
     for wanted, found in zip(one, many, strict=True):
         assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-6, abs=0)
@@ -157,7 +183,9 @@ def test_losses_are_those_of_one_process(done: Done, name: str, ranks: int) -> N
         assert found.get("cuts") == wanted.get("cuts")
         assert found.get("gradient_norm", 0) == pytest.approx(wanted.get("gradient_norm", 0), rel=1e-5)
     for wanted, found in zip(one[-1].get("tables", {}).values(), many[-1].get("tables", {}).values(), strict=True):
-        assert found == {**wanted, "kl_weights": pytest.approx(wanted["kl_weights"], rel=1e-5)}
+        # PEER's weights may be negative, which are no shares.
+        weighed = pytest.approx(wanted["kl_weights"], rel=1e-5, nan_ok=alone == "peer-1")
+        assert found == {**wanted, "kl_weights": weighed}
 
 
 def test_what_is_compared_is_there(done: Done) -> None:
