@@ -49,9 +49,9 @@ def llama():
 
 
 class _Norm(nn.Module):
-    def __init__(self, theirs: nn.Module) -> None:
+    def __init__(self, theirs: Any) -> None:
         super().__init__()
-        self.weight = theirs.weight
+        self.weight: Tensor = theirs.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (x * x).mean(-1, keepdim=True).add(1e-5).rsqrt() * self.weight
