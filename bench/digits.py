@@ -2,7 +2,7 @@
 
     python bench/digits.py data FOLDER                 pictures, digits.jsonl and captions.jsonl
     python bench/digits.py unchanged BEFORE AFTER      the logits of texts, bit for bit
-    python bench/digits.py losses RUN                  how the losses of held-out examples fell
+    python bench/digits.py losses RUN MOST             how the losses of held-out examples fell
     python bench/digits.py judge FOLDER                how well the classifier of pictures reads the real ones
     python bench/digits.py drawn FOLDER ANSWERS LEAST  which share of drawings it reads as their prompts say
 
@@ -35,7 +35,7 @@ def main() -> None:
     for name, function, words in (
         ("data", write_data, ("folder",)),
         ("unchanged", show_unchanged, ("before", "after")),
-        ("losses", show_losses, ("run",)),
+        ("losses", show_losses, ("run", "most")),
         ("judge", show_judge, ("folder",)),
         ("drawn", show_drawn, ("folder", "answers", "least")),
     ):
@@ -94,14 +94,18 @@ def _text_logits(model: Any, texts: list[Any]) -> list[Any]:
         return model(kinds, texts, pictures, [torch.zeros(0, dtype=torch.int64) for _ in texts])["logits"]
 
 
-def show_losses(run: Path) -> None:
-    """A line for each evaluation, with a bar as long as the picture's loss."""
+def show_losses(run: Path, most: Path) -> None:
+    """A line for each evaluation, with a bar as long as the picture's loss. Fails where that of the last is not below
+    MOST of the first."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = [(line["step"], line["losses"]) for line in lines if line["kind"] == "held_out"]
-    most = max(losses["image"] for _, losses in found)
+    largest = max(losses["image"] for _, losses in found)
     for step, losses in found:
-        bar = "#" * round(40 * losses["image"] / most)
+        bar = "#" * round(40 * losses["image"] / largest)
         print(f"step {step:>6}  text {losses['text']:.4f}  image {losses['image']:.4f}  {bar}")
+    first, last = found[0][1]["image"], found[-1][1]["image"]
+    if not last < float(str(most)) * first:
+        sys.exit(f"the loss of held-out pictures has not fallen: from {first:.4f} to {last:.4f}")
 
 
 def show_judge(folder: Path) -> None:

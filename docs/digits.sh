@@ -2,7 +2,7 @@
 # What `make digits` shows: a model of text learns to draw. A small Llama learns captions of handwritten digits; its weights
 # become LMFusion, whose tower for pictures then learns the digits, while the words stay as they are to the last bit.
 set -euo pipefail
-: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}" "${TURNS:=50}" "${GUIDE:=1.55}" "${LEAST:=0.2}"
+: "${WEFT:=weft}" "${PYTHON:=python3}" "${OUT:=build/digits}" "${TEXT_STEPS:=100}" "${STEPS:=800}" "${TURNS:=50}" "${GUIDE:=1.55}" "${MOST:=1}" "${LEAST:=0.2}"
 
 say() { printf '\n== %s\n' "$1"; }
 # Prints a command as it would be typed, then runs it.
@@ -31,7 +31,7 @@ show train "$OUT/start" --data "$OUT/data/digits.jsonl" --steps "$STEPS" --max-l
     --lr 2e-3 --eval-every 100 --log-every 50 --out "$OUT/run"
 
 say "5. What it has learned, and what it has not forgotten"
-"$PYTHON" bench/digits.py losses "$OUT/run"
+"$PYTHON" bench/digits.py losses "$OUT/run" "$MOST"
 "$PYTHON" bench/digits.py unchanged "$OUT/start" "$OUT/run"
 
 say "6. Who will judge its drawings: a classifier of pixels"

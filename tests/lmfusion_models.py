@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weft.codegen.ops import OPS
 from weft.codegen.pipeline import Pass
@@ -45,6 +46,48 @@ def llama():
             if weight.dim() == 1:
                 weight.copy_(1 + 0.3 * torch.randn_like(weight))  # gains of one would hide mistakes
     return model
+
+
+class _Norm(nn.Module):
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.weight: Tensor = theirs.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x * x).mean(-1, keepdim=True).add(1e-5).rsqrt() * self.weight
+
+
+class _Angles(nn.Module):
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angle = position_ids[..., None].double() * 5e5 ** (-torch.arange(4, dtype=torch.float64) / 4)
+        return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+
+
+def in_float64(theirs: Any) -> Any:
+    """Transformers' norms, softmax and angles are float32 whatever a model's type: the same Llama without that."""
+    theirs = copy.deepcopy(theirs).double()
+    for layer in theirs.model.layers:
+        layer.input_layernorm = _Norm(layer.input_layernorm)
+        layer.post_attention_layernorm = _Norm(layer.post_attention_layernorm)
+    theirs.model.norm, theirs.model.rotary_emb = _Norm(theirs.model.norm), _Angles()
+    theirs.config._attn_implementation = "sdpa"
+    return theirs
+
+
+def in_another_order(theirs: Any, seed: int) -> Any:
+    """The same Llama, whose products add up in another order: entries of its rows and of its layers' are shuffled."""
+    theirs, generator = copy.deepcopy(theirs), torch.Generator().manual_seed(seed)
+    rows = torch.randperm(64, generator=generator)
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            makes_rows = weight.dim() == 1 or name.endswith(("o_proj.weight", "down_proj.weight"))
+            weight.copy_(weight[rows] if makes_rows else weight[:, rows])
+        for layer in theirs.model.layers:
+            inner = torch.randperm(160, generator=generator)
+            for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                part.weight.copy_(part.weight[inner])
+            layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight[:, inner])
+    return theirs
 
 
 def spec_text(*edits: tuple[str, str]) -> str:

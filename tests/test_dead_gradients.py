@@ -103,7 +103,8 @@ def test_words_in_front_of_a_picture_have_no_products_backward() -> None:
     weights = {"text": 0, "image": 0}
     built = model(passes=CPU_PASSES)
     losses = built.loss(**of_objective(CAPTIONS))
-    frozen = {weight.data_ptr() for path, weight in built.by_path() if ".text." in path}
+    frozen = {weight.data_ptr() for path, weight in built.by_path() if ".text." in path or not weight.requires_grad}
+    assert {weight.data_ptr() for path, weight in built.by_path() if path in ("head.weight", "embed.weight")} <= frozen
     total = torch.stack([value for value, _ in losses.values()]).sum()
 
     class Counted(TorchDispatchMode):

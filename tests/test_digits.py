@@ -74,16 +74,43 @@ def test_a_changed_bit_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         digits.show_unchanged(Path("before"), Path("after"))
 
 
-def test_losses_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def metrics(run: Path, *losses: float) -> Path:
+    """A run whose held-out pictures had these losses, every five steps."""
     lines: list[Any] = [{"kind": "train", "step": 1, "losses": {"text": 9, "image": 9}}]
     lines += [
-        {"kind": "held_out", "step": step, "losses": {"text": 1.0, "image": loss}} for step, loss in ((5, 2.0), (10, 1))
+        {"kind": "held_out", "step": 5 * number, "losses": {"text": 1.0, "image": loss}}
+        for number, loss in enumerate(losses, 1)
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    digits.show_losses(tmp_path)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_losses_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits.show_losses(metrics(tmp_path, 2.0, 1), Path("1"))
     shown = capsys.readouterr().out.splitlines()
     assert [line.count("#") for line in shown] == [40, 20]
     assert shown[0].startswith("step      5  text 1.0000  image 2.0000  ####")
+
+
+@pytest.mark.parametrize(
+    ("losses", "most"),
+    [((2.0, 1.0, 2.0), "1"), ((2.0, 1.0, 2.5), "1"), ((2.0, 1.0), "0.5"), ((2.0,), "1")],
+    ids=["as much", "more", "too little", "one evaluation"],
+)
+def test_losses_that_do_not_fall_end_the_script(
+    tmp_path: Path, losses: tuple[float, ...], most: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the lines have been shown: one line on stderr, and 1. With another setting it goes on."""
+    command = [sys.executable, "bench/digits.py", "losses", str(metrics(tmp_path, *losses)), most]
+    if most == "0.5":
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, len(done.stdout.splitlines())) == (1, len(losses))
+        assert done.stderr == "the loss of held-out pictures has not fallen: from 2.0000 to 1.0000\n"
+    with pytest.raises(SystemExit, match="the loss of held-out pictures has not fallen: from 2"):
+        digits.show_losses(tmp_path, Path(most))
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == len(losses)
+    digits.show_losses(tmp_path, Path("inf"))
 
 
 @pytest.mark.slow
@@ -95,7 +122,7 @@ def test_the_whole_script(tmp_path: Path) -> None:
     command.chmod(0o755)
     environment = {
         **os.environ, "WEFT": str(command), "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "STEPS": "2",
-        "TEXT_STEPS": "2", "TURNS": "2", "LEAST": "0",
+        "TEXT_STEPS": "2", "TURNS": "2", "MOST": "inf", "LEAST": "0",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
     }  # fmt: skip
     done = subprocess.run(["bash", "docs/digits.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)

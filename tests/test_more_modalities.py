@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tests.lmfusion_models import checked, document, model, of_objective, spec_text
 from weft.runtime.model import Model
+from weft.runtime.optimiser import Moment, WeightOptimiser, make_groups
 
 # A tag more: rows of sound, whose loss is nobody's business here.
 FOURTH = (
@@ -99,3 +101,59 @@ def test_pictures_to_understand_are_no_pictures_to_make(name: str) -> None:
     assert torch.equal(later["noise"][0], found["noise"][0])
     assert torch.equal(later["logits"][0][:3], found["logits"][0][:3])
     assert not torch.equal(later["logits"][0][3:], found["logits"][0][3:])
+
+
+# LLaVAFusion has three kinds of rows. Of a fourth: what tags there are, which rows it is among, how its tower begins.
+# What is embedded or projected is handed in with what the rows it is among are: no input is new.
+BEGINS = "init **.understanding.** = copy(**.text.**)\n"
+FOURTHS = {
+    "code": (
+        ("enum modality: text, understanding, image", "enum modality: text, understanding, image, code"),
+        ("axis word = seq where kind == text", "axis word = seq where kind == text or kind == code"),
+        (BEGINS, BEGINS + "init **.code.** = copy(**.text.**)\n"),
+    ),
+    "sound": (
+        ("enum modality: text, understanding, image", "enum modality: text, understanding, image, sound"),
+        ("axis look = seq where kind == understanding", "axis look = seq where kind == understanding or kind == sound"),
+        (BEGINS, BEGINS + "init **.sound.** = copy(**.text.**)\n"),
+    ),
+}  # fmt: skip
+
+
+def lines_of_an_edit(before: str, after: str) -> int:
+    """Lines that are other than they were, or were not there."""
+    marks = [line[0] for line in difflib.ndiff(before.splitlines(), after.splitlines())]
+    return max(marks.count("+"), marks.count("-"))
+
+
+@pytest.mark.parametrize("name", FOURTHS)
+def test_a_fourth_modality_is_three_lines_and_trains(name: str) -> None:
+    """Words of another kind, and what another encoder made: a tower of its own, whose steps make both losses fall."""
+    three = spec_text(*LLAVA, *TOWERS["a tower of its own"])
+    four = spec_text(*LLAVA, *TOWERS["a tower of its own"], *FOURTHS[name])
+    assert lines_of_an_edit(three, four) == 3
+    built = model(four, dtype=torch.float32, layers=2)
+    weights: dict[str, Tensor] = dict(built.by_path())
+    frozen = {path for path, weight in weights.items() if not weight.requires_grad}
+    assert {path for path in weights if ".text." in path} | {"embed.weight", "head.weight"} == frozen
+    # Words, two things to look at, four rows of the fourth kind, a picture, words; nothing but the fourth is trained.
+    kind = torch.tensor([0, 0, 1, 1, 0, 3, 3, 3, 3, 0, *[2] * 9, 0, 0])
+    features = torch.randn(6 if name == "sound" else 2, 64, generator=torch.Generator().manual_seed(3))
+    given = {**of_objective([document(10 if name == "code" else 6, "p")]), "kind": [kind], "features": [features]}
+    own = {path for path in weights if f".{name}." in path}
+    assert len(own) == 2 * 9 + 1
+    before = {path: weight.detach().clone() for path, weight in weights.items()}
+    groups = make_groups(built.checked.optimiser, weights, set(weights) - own, lr=1e-2)
+    optimiser, found = WeightOptimiser(groups, {path: weights[path] for path in own}), []
+    for _ in range(6):
+        losses = {part: total / count for part, (total, count) in built.loss("joint", **given).items()}
+        found.append({part: float(loss.detach()) for part, loss in losses.items()})
+        torch.stack(list(losses.values())).sum().backward()
+        optimiser.step(Moment(), optimiser.gradient_norms())
+        for weight in weights.values():
+            weight.grad = None
+    assert found[-1]["text"] < 0.9 * found[0]["text"], found
+    assert found[-1]["image"] < found[0]["image"], found
+    moved = {path for path, weight in weights.items() if not torch.equal(weight, before[path])}
+    assert moved <= own
+    assert {path for path in own if path.startswith("layer.0.")} <= moved

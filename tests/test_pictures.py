@@ -194,8 +194,25 @@ def test_cosine_schedule() -> None:
     graph = op_samples.module(checked(source).value().models["m"])
     found = graph(torch.arange(steps), torch.tensor([0, steps], dtype=torch.int32))[0]
     torch.testing.assert_close(found, torch.tensor(left, dtype=torch.float64), rtol=1e-9, atol=1e-15)
-    sheet = {0: 0.99996, 100: 0.972, 250: 0.846, 500: 0.492, 750: 0.143, 900: 0.0236, 990: 2.0e-4, 999: 2.4e-9}
+    sheet = {
+        0: 0.99996, 100: 0.972, 250: 0.846, 500: 0.492, 750: 0.143, 900: 0.0236, 990: 2.0e-4, 998: 2.4e-6, 999: 2.4e-9
+    }  # fmt: skip
     assert found[list(sheet)].tolist() == pytest.approx(list(sheet.values()), rel=0.02)
+    logs = {0: 10.1, 100: 3.53, 250: 1.70, 500: -0.03, 750: -1.79, 900: -3.72, 990: -8.5, 998: -12.9, 999: -19.8}
+    assert (found / (1 - found)).log()[list(logs)].tolist() == pytest.approx(list(logs.values()), rel=6e-3, abs=5e-3)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
+def test_cosine_schedule_in_closed_form(dtype: torch.dtype, most: float) -> None:
+    """f((t + 1) / T) / f(0) at every t but the last, whose step is clipped, and to a part of itself: of the last steps
+    little is left."""
+    source = "axis picture\nmodel m(t: int[picture]) -> real[picture]:\n    return cosine_left(t)\n"
+    graph = op_samples.module(checked(source).value().models["m"], dtype)
+    found = graph(torch.arange(1000), torch.tensor([0, 1000], dtype=torch.int32))[0]
+    f = [math.cos((s / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for s in range(1000)]
+    want = torch.tensor([*(one / f[0] for one in f[1:]), 0.001 * f[-1] / f[0]], dtype=torch.float64)
+    assert want[998] == pytest.approx(2.43e-6, rel=0.01)
+    torch.testing.assert_close(found.double(), want, rtol=most, atol=0)
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -209,24 +226,34 @@ SHAPES = [
         id="three-levels",
     ),
     pytest.param({"levels": 1, "side": 5}, (4, 64, 32, (1,), (False,), 2, 8, 16, 64), 5, id="one-level"),
+    # Latents of 8 x 32 x 32 and the layout of 0.27 B: widths alone are smaller.
+    pytest.param(
+        {"size": "8b", "dim": 48, "base": 8, "groups": 4, "head_size": 16, "time_width": 24},
+        (8, 48, 8, (1, 4), (False, True), 2, 4, 16, 24),
+        32,
+        id="published",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("overrides", "shape", "side"), SHAPES)
 def test_unet_is_torchs(overrides: dict, shape: tuple, side: int) -> None:
     """One text for any depth: a loop over families of axes, kept values and widths."""
-    model: Any = weft.load(UNET, size="tiny", overrides=overrides, dtype=torch.float64)
+    size, *sizes = {"size": "tiny", **overrides}.items()
+    model: Any = weft.load(UNET, size=size[1], overrides=dict(sizes), dtype=torch.float64)
     theirs = UNet(*shape).double()
+    torch.manual_seed(0)
     weights: dict[str, torch.nn.Parameter] = dict(model.by_path())
     with torch.no_grad():
         for weight in weights.values():
             weight.copy_(torch.randn(weight.shape, dtype=torch.float64) * weight[0].numel() ** -0.5)
     load(theirs, weights, lambda path: torch_name(path, shape[5]))
-    pictures = [torch.randn(n, side * side, 4, dtype=torch.float64) for n in (2, 1)]
+    pictures = [torch.randn(n, side * side, shape[0], dtype=torch.float64) for n in (2, 1)]
     times = [torch.tensor([3, 71]), torch.tensor([99])]
     found = torch.cat(model(pictures, times))
     expected = as_ours(theirs(as_torch(torch.cat(pictures), side, side), torch.cat(times)))
     assert expected.abs().max() > 0.1
+    assert found.shape == (3, side * side, shape[0])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     grad = torch.randn(found.shape, dtype=torch.float64)
     found.backward(grad)

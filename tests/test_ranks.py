@@ -18,7 +18,9 @@ import torch
 
 from weft.runtime.checkpoint import OPTIMISER, WEIGHTS, read_manifest, read_training, read_weights
 from weft.runtime.model import load
+from weft.runtime.run_config import make_config
 from weft.runtime.run_folder import latest_checkpoint
+from weft.runtime.train import train
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("olmo2", "blt", "memory_layers")
@@ -307,13 +309,45 @@ def test_the_command_with_processes(tmp_path: Path, text: Path) -> None:
     assert all(after == before + 1 for before, after in pairwise(steps))
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
 def test_torchrun(tmp_path: Path, text: Path) -> None:
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    own = command(text, tmp_path / "run", spec(tmp_path, clip=1.0), "--steps", "2")[1:]
-    done = subprocess.run([*starter, *own], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300)
+    """Its losses are those of one process."""
+    toy = spec(tmp_path, clip=1.0)
+    start = [*TORCHRUN, *command(text, tmp_path / "run", toy, "--steps", "4")[1:]]
+    done = subprocess.run(start, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("finished after 2 steps") == 1
+    assert done.stderr.count("finished after 4 steps") == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    alone = {
+        "spec": toy, "size": "tiny", "data": [str(text)], "max_length": 48, "tokens_per_step": 200, "steps": 4,
+        "eval_every": 0, "log_every": 1, "tensorboard": "off", "device": "cpu", "out": str(tmp_path / "alone"),
+    }  # fmt: skip
+    train(make_config(alone))
+    want, found = lines(tmp_path / "alone"), lines(tmp_path / "run")
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    for one, other in zip(want, found, strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-6, abs=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank by what Linux says of processes")
+def test_torchrun_and_a_rank_that_is_killed(tmp_path: Path, text: Path) -> None:
+    """One line of ours says so, beside torchrun's own report, and names the last checkpoint."""
+    own = command(text, tmp_path / "run", spec(tmp_path, clip=1.0), "--steps", "100000", "--save-every", "2")[1:]
+    with subprocess.Popen([*TORCHRUN, *own], stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT) as running:
+        assert running.stderr is not None
+        _wait_for(running, r"step 3/")
+        os.kill(_child(running.pid, 1), signal.SIGKILL)
+        said = running.stderr.read()
+    assert running.returncode == 1
+    (ours,) = [line for line in said.splitlines() if line.startswith("weft: ")]
+    last = latest_checkpoint(tmp_path / "run")
+    assert ours == (
+        "weft: process 1 of 2 (counted from 0) has died, killed or out of memory, so all stopped: the same command "
+        f"with --resume goes on, on any number of processes; the last good checkpoint is {last}"
+    )
+    assert said.count("Traceback") == said.count("ChildFailedError: ") == 1, said  # torchrun's
 
 
 def _wait_for(running: subprocess.Popen[str], pattern: str) -> None:
