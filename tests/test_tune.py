@@ -346,6 +346,9 @@ def test_a_linear_in_tiles_is_an_operator() -> None:
     x, w = torch.randn(9, 20, requires_grad=True), torch.randn(7, 20, requires_grad=True)
     tiles = [16, 16, 16, 4, 2]
     torch.library.opcheck(linear_tiles._linear, (x, w, tiles, tiles, []))
+    # As its backward calls it, whose first operand is not contiguous.
+    for chosen in (tiles, []):
+        torch.library.opcheck(linear_tiles._product, (torch.randn(9, 7).t(), x.detach(), chosen))
     whole = torch.compile(linear_tiles.linear, fullgraph=True, backend="aot_eager")
     assert_equal(whole(x, w, forward=(16, 16, 16, 4, 2)), torch.nn.functional.linear(x, w), "y", 1e-6)
 
