@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,13 @@ from weft.codegen.configuration import Configuration
 from weft.codegen.functions.attention import attend_packed
 from weft.codegen.gpu import linear_tiles, scatter
 from weft.codegen.gpu.attention import attend
+from weft.codegen.gpu.attention_kernels import forget
 from weft.codegen.gpu.attention_library import attend_by_torch
 from weft.codegen.linear_text import linear_kernel
 from weft.codegen.lower import empty_weights, lower
 from weft.codegen.pipeline import GPU_PASSES, optimise, with_choices
 from weft.codegen.rowwise.fused import FusedOp
+from weft.codegen.score import load as score_load
 from weft.runtime.ahead_of_time import compile_each, problems
 from weft.runtime.compiled import open_artifact
 from weft.runtime.errors import LoadFault
@@ -60,9 +62,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def measured_tilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test puts into use ends with it, however it ends: sums of tables are the process's own."""
+def own_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test puts into use ends with it, however it ends: tilings of tables and attention's choices are the whole
+    process's."""
     monkeypatch.setattr(scatter, "_measured", {})
+    monkeypatch.setattr(score_load, "_choices", [])
+    yield
+    forget()
 
 
 @pytest.fixture(scope="module")
