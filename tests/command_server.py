@@ -19,7 +19,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-LIMIT = 120  # seconds of a command, then it gets a signal
+LIMIT = 300  # seconds of a command, then it gets a signal; those beside it may have the cores meanwhile
 IMPORTED = (
     "weft.cli", "torch", "torch.distributed.checkpoint", "torch.utils.data", "triton", "pydantic", "safetensors.torch",
     "tokenizers", "torchdata.nodes", "torch.utils.tensorboard", "PIL.Image", "weft.codegen.pipeline",

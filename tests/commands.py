@@ -8,18 +8,22 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from tests.command_server import CommandServer
+from tests.command_server import LIMIT, CommandServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@cache
-def _server() -> CommandServer:
-    return CommandServer(_environment())
-
-
 def _environment() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), **os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+# Before any test runs: what one of them sets for a while is not what the server keeps for all behind it.
+STARTED_WITH = _environment()
+
+
+@cache
+def _server() -> CommandServer:
+    return CommandServer(STARTED_WITH)
 
 
 def weft(*arguments: str, stdin: str | bytes | None = None, cwd: Path = ROOT, **environment: str):
@@ -27,7 +31,7 @@ def weft(*arguments: str, stdin: str | bytes | None = None, cwd: Path = ROOT, **
     data = stdin.encode() if isinstance(stdin, str) else stdin
     if environment:  # which may say what is imported, and what imports do
         command, whole = [sys.executable, "-m", "weft", *arguments], _environment() | environment
-        run = subprocess.run(command, input=data, capture_output=True, cwd=cwd, env=whole, timeout=120)
+        run = subprocess.run(command, input=data, capture_output=True, cwd=cwd, env=whole, timeout=LIMIT)
     else:
         run = _server().run(arguments, cwd, _environment(), data)
     out, err = run.stdout.decode(), run.stderr.decode()

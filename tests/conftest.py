@@ -10,16 +10,27 @@ from pathlib import Path
 
 import pytest
 
-# Sums in torch depend on how many threads split them. Fixed before torch is imported anywhere.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("MKL_NUM_THREADS", "2")
-# Kernels run on this machine's CPU, whether it has a GPU or not; read when triton is imported.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# Sums in torch depend on how many threads split them, whatever the shell says. Fixed before torch is imported anywhere.
+# One is what people ask for who share the machine: no split at all, which is the same everywhere too.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1" if os.environ.get(_name) == "1" else "2"
+# Kernels run on this machine's CPU, whether it has a GPU or not; read when triton is imported. Not to be chosen: the
+# tests give their kernels tensors on a CPU, which nothing else takes.
+os.environ["TRITON_INTERPRET"] = "1"
 # No test may reach for a hub or a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if importlib.util.find_spec("hypothesis") is not None:  # the front end's tests can do without
+    from hypothesis import HealthCheck, settings
+
+    # The same examples in every run, and none of it goes by the clock: bench/ looks for new ones.
+    settings.register_profile(
+        "same", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -185,9 +185,12 @@ def test_registers_are_limited_where_a_kernel_says_so() -> None:
 @needs_triton
 def test_a_kernel_that_takes_too_long_is_given_up(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    endless, behind = compile_ahead([ENDLESS, NOTHING], ["cuda:90"], tmp_path / "cache", timeout=1.5)
-    assert endless.error == "not compiled within 1.5 s"
-    assert 1.5 <= endless.seconds < 30
+    for limit in (1.5, 6.0, 24.0):  # where others have the cores, the kernel behind needs longer too
+        endless, behind = compile_ahead([ENDLESS, NOTHING], ["cuda:90"], tmp_path / "cache", timeout=limit)
+        assert endless.error == f"not compiled within {limit:g} s"
+        assert limit <= endless.seconds < limit + 60
+        if behind.error != endless.error:
+            break
     assert behind.error == "ValueError: the text defines no jitted function `nothing`"
     # Nothing stays behind, and only what would be the same again is kept.
     assert [item.name for item in tmp_path.iterdir()] == ["cache"]

@@ -237,6 +237,10 @@ def test_operators() -> None:
     _, call = call_of("softmax of each head")
     table, index, score = given(3)
     torch.library.opcheck(call.operator, (table[:, :4].contiguous().requires_grad_(), index, score.requires_grad_()))
+    grad = torch.randn(index.shape[0], 4, dtype=table.dtype)
+    for stores in (False, True):
+        given_back = (table[:, :4].contiguous(), index, grad, stores, score.detach())
+        torch.library.opcheck(call.backward_operator, given_back)
 
     def run(table: Tensor, index: Tensor, score: Tensor) -> Tensor:
         return call(table, index, score).sin()

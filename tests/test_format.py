@@ -50,13 +50,13 @@ def test_corpus(path: Path) -> None:
         check(untidy(text, Random(seed)))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(specs())
 def test_generated_specs(text: str) -> None:
     check(text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(specs(messy=True))
 def test_untidy_specs(text: str) -> None:
     check(text)

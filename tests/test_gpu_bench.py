@@ -30,6 +30,9 @@ def context(**more: Any) -> Context:
 
 # ---- all of it -----------------------------------------------------------------------------------
 
+# Whichever test reads them first, alone or in any order, waits for all measurements.
+WAITS = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def rows(measured: dict[str, Any], section: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # the first test that reads them waits for all measurements
+@WAITS
 def test_every_section_says_with_what_it_was_measured(measured: dict[str, Any]) -> None:
     assert measured["device"] == "CPU with Triton's interpreter"
     assert list(measured["sections"]) == ["verify", "kernels", "step"]
@@ -57,6 +60,7 @@ def test_every_section_says_with_what_it_was_measured(measured: dict[str, Any]) 
 
 
 @pytest.mark.slow
+@WAITS
 def test_kernels_of_every_spec_agree_with_float64(measured: dict[str, Any]) -> None:
     found = {row["name"]: row for row in rows(measured, "verify")}
     # A file of blocks alone has nothing to run. The interpreter takes each in one type, in turn.
@@ -71,6 +75,7 @@ def test_kernels_of_every_spec_agree_with_float64(measured: dict[str, Any]) -> N
 
 
 @pytest.mark.slow
+@WAITS
 def test_every_kernel_is_timed_beside_its_peers(measured: dict[str, Any]) -> None:
     ceilings, *kernels = rows(measured, "kernels")
     assert ceilings["copy_bytes_per_s"] > 0
@@ -122,6 +127,7 @@ def test_every_kernel_is_timed_beside_its_peers(measured: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
+@WAITS
 def test_both_sides_train_and_decode_the_same(measured: dict[str, Any]) -> None:
     steps = rows(measured, "step")
     assert not [row for row in steps if "failure" in row]
@@ -139,6 +145,7 @@ def test_both_sides_train_and_decode_the_same(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@WAITS
 def test_the_page_shows_every_row(measured: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "cpu.json"
     file.write_text(json.dumps(measured))

@@ -49,6 +49,7 @@ def test_which_they_are(texts: list[dict[str, KernelText]]) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("place", range(len(TARGETS)), ids=TARGETS)
+@pytest.mark.timeout(1500)
 def test_nothing_is_spilled(texts: list[dict[str, KernelText]], place: int) -> None:
     """Each kernel for one target in turn, and what the row programs are printed in for both; bench/aot.py compiles all
     for all."""

@@ -188,6 +188,22 @@ def test_operators() -> None:
     torch.library.opcheck(call_of(form, torch.float32).operator, tuple(given))
 
 
+@pytest.mark.parametrize("moves", [False, True], ids=["in place", "moved"])
+def test_operators_of_gradients(moves: bool) -> None:
+    """As a compiled backward calls them: where everything wants a gradient, and where a group wants none."""
+    form = GroupedForm(2, 24, (16, 8), moves, moves, True)
+    given = [x.detach() for x in case(form, (3, 6), torch.float32).of_type(torch.float32)]
+    call = call_of(form, torch.float32)
+    grads = [torch.randn_like(one) for one in listed(call(*given))]
+    operators = getattr(torch.ops, call.library)
+    of_x, of_weights = (getattr(operators, f"{call.name}_{which}_gradient") for which in ("x", "weight"))
+    for wanted in ([True] * form.tensors_of_x, [False, True][: form.tensors_of_x]):
+        if any(wanted):
+            torch.library.opcheck(of_x, (*grads, *given, wanted))
+    for wanted in ([True] * 4, [False, False, True, True], [False, True, False, False]):
+        torch.library.opcheck(of_weights, (*grads, *given, wanted))
+
+
 def test_by_the_matrix_library() -> None:
     """Each product by itself: what its kernel computes."""
     detached = GroupedForm(2, 24, (16, 8), gathers=True, detached=(0,))

@@ -87,7 +87,7 @@ def value_or_none(length: Length, env: dict[str, int]) -> int | None:
         return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(trees(division=True), environments)
 def test_evaluation_agrees_with_plain_arithmetic(text: str, env: dict[str, int]) -> None:
     written = Written(text)
@@ -97,7 +97,7 @@ def test_evaluation_agrees_with_plain_arithmetic(text: str, env: dict[str, int])
     assert found == (expected if 0 <= expected <= 1 << 48 else None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(trees(division=True), trees(division=True), st.lists(environments, min_size=3, max_size=3))
 def test_equal_normal_forms_evaluate_equally(one: str, other: str, envs: list[dict[str, int]]) -> None:
     a, b = Written(one).length(), Written(other).length()
@@ -107,7 +107,7 @@ def test_equal_normal_forms_evaluate_equally(one: str, other: str, envs: list[di
         assert [Written(one).plain(env) for env in envs] == [Written(other).plain(env) for env in envs]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(trees(division=False), trees(division=False), trees(division=False))
 def test_polynomials_are_a_ring(a: str, b: str, c: str) -> None:
     x, y, z = (Written(text).length() for text in (a, b, c))
@@ -120,7 +120,7 @@ def test_polynomials_are_a_ring(a: str, b: str, c: str) -> None:
     assert (x + y) ** 2 == x * x + 2 * x * y + y * y
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(trees(division=False), trees(division=False), trees(division=False), environments)
 def test_exact_division_undoes_multiplication(a: str, b: str, c: str, env: dict[str, int]) -> None:
     x, y, z = (Written(text).length() for text in (a, b, c))
@@ -135,7 +135,7 @@ def test_exact_division_undoes_multiplication(a: str, b: str, c: str, env: dict[
     assert x.divided_exactly(dim) + z.divided_exactly(dim) == (x + z).divided_exactly(dim)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(trees(division=False), small, small)
 def test_nested_divisions_are_one(text: str, a: int, b: int) -> None:
     x = Written(text).length()

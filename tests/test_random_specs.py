@@ -45,7 +45,7 @@ def test_seeds_with_pictures(first: int) -> None:
         assert failure is None, f"seed {seed}: {failure.why}\n{spec.text}\n{spec.documents}"
 
 
-@settings(deadline=None, max_examples=6, derandomize=True, database=None)
+@settings(max_examples=6)
 @given(random_specs(most=6))
 def test_drawn(spec: RandomSpec) -> None:
     run(spec, artifact=False, seen=Seen())

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,13 @@ from weft.codegen.configuration import Configuration
 from weft.codegen.functions.attention import attend_packed
 from weft.codegen.gpu import linear_tiles, scatter
 from weft.codegen.gpu.attention import attend
+from weft.codegen.gpu.attention_kernels import forget
 from weft.codegen.gpu.attention_library import attend_by_torch
 from weft.codegen.linear_text import linear_kernel
 from weft.codegen.lower import empty_weights, lower
 from weft.codegen.pipeline import GPU_PASSES, optimise, with_choices
 from weft.codegen.rowwise.fused import FusedOp
+from weft.codegen.score import load as score_load
 from weft.runtime.ahead_of_time import compile_each, problems
 from weft.runtime.compiled import open_artifact
 from weft.runtime.errors import LoadFault
@@ -57,6 +59,16 @@ objective next_token(tokens: id[seq] in vocab):
     loss text = cross_entropy(small(tokens), next(tokens))
 """
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test puts into use ends with it, however it ends: tilings of tables and attention's choices are the whole
+    process's."""
+    monkeypatch.setattr(scatter, "_measured", {})
+    monkeypatch.setattr(score_load, "_choices", [])
+    yield
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +145,6 @@ def test_what_was_measured_is_what_runs(spec: Path, tuned: tuple[Table, list[Ans
         assert op.forward.block_rows != ops["plain"][name].forward.block_rows
     attach_kernels(chosen)
     assert scatter.tiling_of(32, torch.float32) != scatter.Tiling(scatter.TILE, 32, scatter.WARPS)
-    scatter._measured.clear()
     tokens = torch.randint(40, (33,), generator=torch.Generator().manual_seed(0))
     offsets = torch.tensor([0, 13, 14, 33], dtype=torch.int32)
     want, want_gradients = gradients(reference, [tokens, offsets])
@@ -151,7 +162,6 @@ def test_verify_names_what_was_chosen(spec: Path, tuned: tuple[Table, list[Answe
     regions = [part.name for part in parts if part.kind == "region"]
     assert [name for name in regions if name.startswith("linear")]
     assert "mixed" in regions
-    scatter._measured.clear()
 
 
 def test_a_default_is_kept_on_a_device_that_nobody_measured(spec: Path, tuned: tuple[Table, list[Answer]]) -> None:
@@ -342,6 +352,9 @@ def test_a_linear_in_tiles_is_an_operator() -> None:
     x, w = torch.randn(9, 20, requires_grad=True), torch.randn(7, 20, requires_grad=True)
     tiles = [16, 16, 16, 4, 2]
     torch.library.opcheck(linear_tiles._linear, (x, w, tiles, tiles, []))
+    # As its backward calls it, whose first operand is not contiguous.
+    for chosen in (tiles, []):
+        torch.library.opcheck(linear_tiles._product, (torch.randn(9, 7).t(), x.detach(), chosen))
     whole = torch.compile(linear_tiles.linear, fullgraph=True, backend="aot_eager")
     assert_equal(whole(x, w, forward=(16, 16, 16, 4, 2)), torch.nn.functional.linear(x, w), "y", 1e-6)
 
