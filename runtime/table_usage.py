@@ -1,6 +1,6 @@
 """Which rows of its memory tables a model reads, and how evenly (memory_layers.md 7.5, 7.6).
 
-A table of N rows, read L times: shares are p = reads of a row / L, and by weight the same of summed weights. Their
+A table of N rows, read L times: shares are p = reads of a row / L, and by weight the same of the sizes of weights. Their
 distance to all rows alike is KL = ln N + sum p ln p nats. Few reads look uneven even where each row is as likely as
 any other, so that distance is given beside it (`floor`); only what is above it says something.
 """
@@ -25,7 +25,8 @@ SHARES = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class Reads:
-    """Counts that can be added: how often each row was read, and with what weight in all. `[entries]`."""
+    """Counts that can be added: how often each row was read, and with what weight in all, without signs.
+    `[entries]`."""
 
     counts: Tensor  # int64
     weights: Tensor  # float64
@@ -118,7 +119,7 @@ def reads_of(bags: Sequence[Node], values: Sequence[Tensor]) -> dict[str, Reads]
             weight = _beside(bag.inputs[2], given[1], bag.inputs[1], given[0])
         entries = bag.attrs.axis.size or 0
         weights = torch.zeros(entries, dtype=torch.float64, device=index.device)
-        weights.index_add_(0, index, weight.reshape(-1).double())
+        weights.index_add_(0, index, weight.reshape(-1).double().abs())
         found.append({table.path: Reads(torch.bincount(index, minlength=entries), weights)})
     return add_counts(found)
 
