@@ -185,7 +185,6 @@ def check_losses(done: Done, alone: str, together: str) -> None:
         assert found.get("cuts") == wanted.get("cuts")
         assert found.get("gradient_norm", 0) == pytest.approx(wanted.get("gradient_norm", 0), rel=1e-5)
     for wanted, found in zip(one[-1].get("tables", {}).values(), many[-1].get("tables", {}).values(), strict=True):
-        # PEER's weights may be negative, which are no shares.
         weighed = pytest.approx(wanted["kl_weights"], rel=1e-5)
         assert found == {**wanted, "kl_weights": weighed}
 
