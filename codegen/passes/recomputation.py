@@ -46,9 +46,13 @@ def mark_turns(module: fx.GraphModule) -> None:
     wanted = needs_gradient(module, facts(module))
     numbers: dict[Scope, int] = {}
     for node in module.graph.nodes:
-        place = _outermost_turn(origin(node).scope)
-        if place is not None and node in wanted and node.op == "call_function" and not _is_kept(node):
-            node.meta[_TURN] = numbers.setdefault(place, len(numbers))
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            turn = turn_of(node.args[0])  # one of several results stays with the call, wherever it is read
+        else:
+            place = _outermost_turn(origin(node).scope)
+            is_marked = place is not None and node.op == "call_function" and node in wanted and not _is_kept(node)
+            turn = numbers.setdefault(place, len(numbers)) if is_marked else None
+        node.meta[_TURN] = turn
 
 
 def turn_of(node: fx.Node) -> int | None:
@@ -65,9 +69,6 @@ def _outermost_turn(scope: Scope) -> Scope | None:
 
 
 def _is_kept(node: fx.Node) -> bool:
-    if node.target is operator.getitem:  # one of several results stays with the call
-        call = node.args[0]
-        return isinstance(call, fx.Node) and turn_of(call) is None
     if node.target in SELECTIONS or isinstance(node.target, BagOp):
         return True
     place = READERS.get(node.target)
