@@ -177,7 +177,9 @@ CPU_STEP_PASSES: tuple[Pass, ...] = (
 
 
 # For a training step that has little memory; `recompute.recompute_turns` then cuts out what is marked.
-RECOMPUTATION = Pass("recomputation", mark_turns, "what a backward computes again; last, when the calls are what they stay")
+RECOMPUTATION = Pass(
+    "recomputation", mark_turns, "what a backward computes again; last, when the calls are what they stay"
+)
 
 
 def passes_for(device: torch.device) -> tuple[Pass, ...]:

@@ -46,13 +46,11 @@ def mark_turns(module: fx.GraphModule) -> None:
     wanted = needs_gradient(module, facts(module))
     numbers: dict[Scope, int] = {}
     for node in module.graph.nodes:
+        place = _outermost_turn(origin(node).scope)
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-            turn = turn_of(node.args[0])  # one of several results stays with the call, wherever it is read
-        else:
-            place = _outermost_turn(origin(node).scope)
-            is_marked = place is not None and node.op == "call_function" and node in wanted and not _is_kept(node)
-            turn = numbers.setdefault(place, len(numbers)) if is_marked else None
-        node.meta[_TURN] = turn
+            node.meta[_TURN] = turn_of(node.args[0])  # one of several results stays with the call, whoever reads it
+        elif place is not None and node.op == "call_function" and node in wanted and not _is_kept(node):
+            node.meta[_TURN] = numbers.setdefault(place, len(numbers))
 
 
 def turn_of(node: fx.Node) -> int | None:
