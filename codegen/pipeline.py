@@ -46,6 +46,7 @@ from .passes.grouped_linears import group_linears
 from .passes.joined_linears import join_linears_on_gpu
 from .passes.measured_choices import use_choices
 from .passes.packed_linears import pack_linears
+from .passes.recomputation import mark_turns
 from .passes.reshapes import cancel_reshapes
 from .passes.rotary import recognise_rotary
 from .passes.row_norms import join_residuals, recognise_rms_norms
@@ -172,6 +173,12 @@ CPU_STEP_PASSES: tuple[Pass, ...] = (
     Pass(
         "fixed-norms", fix_norms, "what depends on a gain alone is computed once; after constants, which gains then are"
     ),
+)
+
+
+# For a training step that has little memory; `recompute.recompute_turns` then cuts out what is marked.
+RECOMPUTATION = Pass(
+    "recomputation", mark_turns, "what a backward computes again; last, when the calls are what they stay"
 )
 
 

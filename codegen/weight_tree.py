@@ -17,8 +17,8 @@ PREFIX = "part_"
 # objective makes is below `objective`.
 OF_ROOTS = frozenset({
     "add", "by_path", "checked", "decoders", "device", "dtype", "given", "graph", "hot_reads", "let_go", "load",
-    "loss", "loss_and_cuts", "loss_and_reads", "objective", "parameter_count", "passes", "program", "reference",
-    "reset", "run", "run_in_stages", "signature", "values", "weights", "within",
+    "loss", "loss_and_cuts", "loss_and_reads", "objective", "parameter_count", "passes", "program", "recompute",
+    "reference", "reset", "run", "run_in_stages", "signature", "values", "weights", "within",
 })  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from torch import Tensor, fx
 from ..codegen.graph_context import NotLowered
 from ..codegen.lower import empty_weights, lower, signature
 from ..codegen.ops import OPS
-from ..codegen.pipeline import Pass, asks_for_kernels, optimise, passes_for, with_choices
+from ..codegen.pipeline import RECOMPUTATION, Pass, asks_for_kernels, optimise, passes_for, with_choices
+from ..codegen.recompute import recompute_turns
 from ..codegen.signature import Signature
 from ..codegen.stages import cut_into_stages
 from ..codegen.weight_tree import WeightTree
@@ -80,6 +81,7 @@ class Model(WeightTree):
         self._graphs: dict[tuple[object, ...], fx.GraphModule] = {}
         self._given: dict[tuple[object, ...], Program] = {}
         self._levels: dict[str, WeightTree] | None = None
+        self._recomputes = False
         self.decoders: dict[torch.dtype, Any] = {}  # filled by decoder.decoder_of
         tree = empty_weights(self.weights.values(), dtype, device)
         self._parameters.update(tree._parameters)
@@ -136,17 +138,24 @@ class Model(WeightTree):
         passes = self.passes
         if self._has_frozen and any(one.requires_grad and self.weights[path].frozen for path, one in self.by_path()):
             passes = tuple(one for one in passes if not one.trusts_frozen)  # somebody trains what the spec freezes
+        if self._recomputes:
+            passes = (*passes, RECOMPUTATION)
         key = (program, self.dtype, working or self.dtype, passes)
         if key not in self._graphs:
             reference = self.reference(program, working)
             graph = run_passes(reference, passes) if passes else reference
-            self._graphs[key] = graph if self._levels is None else cut_into_stages(graph, self, self._levels)
+            graph = graph if self._levels is None else cut_into_stages(graph, self, self._levels)
+            self._graphs[key] = recompute_turns(graph) if self._recomputes else graph
         return self._graphs[key]
 
     def run_in_stages(self, levels: Mapping[str, WeightTree]) -> None:
         """From now on weights are read within the levels of the tree that hold them, by path (codegen/stages.py)."""
         self._levels = dict(levels)
         self._graphs.clear()
+
+    def recompute(self) -> None:
+        """From now on a backward computes turns of loops again, of which little is kept (codegen/recompute.py)."""
+        self._recomputes = True
 
     def let_go(self) -> None:
         """After a pass without gradients, which leaves weights of several ranks gathered for one that may follow."""

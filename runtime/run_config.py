@@ -91,6 +91,7 @@ class RunConfig(BaseModel):
         None, ge=1, description="patches (segments of the objective's cut) of one optimiser step, exactly"
     )
     accumulate: int = Field(1, ge=1, description="micro-batches a step's batch is cut into, to save memory")
+    recompute: bool = Field(False, description="compute activations of layers again in the backward, to save memory")
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of documents held out for evaluation")
 
     # The optimiser. None leaves the spec's own value

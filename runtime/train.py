@@ -253,6 +253,8 @@ def _load_model(config: RunConfig, ranks: Ranks) -> Model:
     model = load(config.spec, config.size, config.overrides or None, dtype, device, config.seed, tuning=config.tuning)
     if not isinstance(model, Model):
         raise RuntimeFault(f"{config.spec} is a compiled artifact, which has no objective: train its spec")
+    if config.recompute:
+        model.recompute()
     return model
 
 

@@ -62,6 +62,9 @@ def run(
         int | None, typer.Option(help="Patches of one step, exactly; --tokens-per-step then limits it only when given.")
     ] = None,
     accumulate: Annotated[int | None, typer.Option(help="Micro-batches per step, to save memory [default: 1].")] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compute activations of layers again in the backward, to save memory.")
+    ] = False,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: the spec's].")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, linear or constant [default: cosine].")] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="[default: 2% of the steps]")] = None,
@@ -103,7 +106,8 @@ def run(
         "size": size, "data": tuple(data) if data else None, "steps": steps, "out": out, "resume": resume or None,
         "objective": objective, "tokenizer": tokenizer, "begin_mark": begin_mark or None,
         "patches_per_step": patches_per_step, "field": field, "max_length": max_length,
-        "tokens_per_step": tokens_per_step, "accumulate": accumulate, "lr": lr, "schedule": schedule,
+        "tokens_per_step": tokens_per_step, "accumulate": accumulate, "recompute": recompute or None,
+        "lr": lr, "schedule": schedule,
         "warmup_steps": warmup_steps, "decay": decay, "clip": clip, "precision": precision, "device": device,
         "tuning": tuning, "threads": threads, "seed": seed, "eval_fraction": eval_fraction, "eval_every": eval_every,
         "eval_tokens": eval_tokens, "save_every": save_every, "keep": keep, "log_every": log_every,
