@@ -2,6 +2,7 @@
 
     python bench/aot.py [--targets cuda:90 hip:gfx942] [--size 7b] [--device h100] [--workers 2] [--cost] [--json OUT]
     python bench/aot.py --kernels tests.gpu_kernels:EXAMPLES      a list of KernelText of one's own
+    python bench/aot.py --heads [80 160] [--dtypes bf16]          causal attention of heads this wide, or of all WIDTHS
 
 Prints what each kernel takes, and ends with 1 when one does not compile, spills, or takes more shared memory than its
 target has. Results are kept in build/kernels, so that a second run compiles what has changed.
@@ -22,12 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from weft import spec_files  # noqa: E402
+from weft.codegen.gpu.attention_form import AttentionForm  # noqa: E402
+from weft.codegen.score.kernels import KERNELS, kernel_text  # noqa: E402
+from weft.codegen.score.plan import AttentionPlan  # noqa: E402
 from weft.codegen.targets import TARGETS, UnknownTarget, device  # noqa: E402
 from weft.dsl.check import presets_of  # noqa: E402
 from weft.faults import CommandFault  # noqa: E402
 from weft.runtime.ahead_of_time import problems  # noqa: E402
 from weft.views import kernels, planned_kernels  # noqa: E402
 from weft.views.kernels import Planned  # noqa: E402
+
+# Of heads: one part and two (`codegen.score.plan.parts`), with and without a mask.
+WIDTHS = (16, 24, 40, 64, 72, 80, 88, 96, 112, 128, 136, 144, 160, 176, 192, 224, 256)
 
 
 def of_all_specs(targets: list[str], only: str | None, rows: int) -> list[Planned]:
@@ -51,10 +58,27 @@ def of_a_list(name: str, targets: list[str]) -> list[Planned]:
     return [Planned(text, target, name, "forward") for text in texts for target in targets]
 
 
+def of_heads(widths: list[int], dtypes: list[str], targets: list[str]) -> list[Planned]:
+    """Attention without a formula in default configurations: each head with keys of its own, and the one kernel that
+    loops over heads that share keys also with four of them."""
+    found = []
+    for dtype in dtypes:
+        for width in widths:
+            for heads in (8, 32):
+                plan = AttentionPlan(AttentionForm(width**-0.5), dtype, heads, 8, width, width, None)
+                for name in KERNELS if heads == 8 else ("attention_key_gradient",):
+                    spec = f"{dtype}, {width} wide, {heads} heads"
+                    direction = "forward" if name == "attention_forward" else "backward"
+                    found += [Planned(kernel_text(plan, name, target), target, spec, direction) for target in targets]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), metavar="TARGET")
     parser.add_argument("--kernels", metavar="MODULE:NAME", help="instead of the kernels of all specs")
+    parser.add_argument("--heads", nargs="*", type=int, metavar="WIDTH", help="instead: attention of heads this wide")
+    parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], metavar="DTYPE", help="of --heads")
     parser.add_argument("--size", help="one preset [default: all of them]")
     parser.add_argument("--rows", type=int, default=16384, help="rows of a step, for bytes and operations")
     parser.add_argument("--device", help="for rooflines [default: the usual one of each target]")
@@ -67,6 +91,8 @@ def main() -> int:
 
     if given.kernels:
         planned = of_a_list(given.kernels, given.targets)
+    elif given.heads is not None:
+        planned = of_heads(given.heads or list(WIDTHS), given.dtypes, given.targets)
     else:
         planned = of_all_specs(given.targets, given.size, given.rows)
     if not planned:

@@ -129,6 +129,7 @@ CASES = {
     "band": Case(heads=(6, 6), low=-40, high=3),
     "band that misses the own row": Case(low=-40, high=-2),
     "wide heads": Case(heads=(1, 1), widths=(192, 256), lengths=((40, 3), (40, 3)), high=0),
+    "wide heads of two parts, bf16": Case(torch.bfloat16, (2, 1), (160, 160), ((40, 3), (40, 3)), high=0),
     "wider than kernels": Case(widths=(300, 16), lengths=((9, 2), (9, 2)), high=0),
     "other examples of keys": Case(lengths=(LENGTHS, OTHER_LENGTHS)),
     "other examples of keys, band": Case(torch.float64, lengths=(OTHER_LENGTHS, LENGTHS), low=-3, high=9),

@@ -24,9 +24,10 @@ from weft.codegen.gpu.formula import FUNCTIONS, Apply, Number, Row, Score, deriv
 from weft.codegen.score.configurations import candidate_configurations, default_configuration
 from weft.codegen.score.cost import Rows, decode_cost, kernel_cost
 from weft.codegen.score.decode import DECODE_KERNELS, DecodePlan
-from weft.codegen.score.kernels import KERNELS
+from weft.codegen.score.kernels import KERNELS, kernel_text
 from weft.codegen.score.load import connect
 from weft.codegen.score.plan import AttentionPlan
+from weft.runtime.ahead_of_time import compile_ahead, problems
 
 HERE = Path(__file__).resolve().parent
 # Of outputs and of gradients, relative to the largest entry.
@@ -329,6 +330,16 @@ def test_no_register_is_spilled_for_common_heads(target: str, form: tuple[str, .
         assert needs["products"] > 0 or name in ("attention_delta", "attention_merge"), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "target"), [(160, "cuda:80"), (160, "cuda:90"), (88, "cuda:100")])
+def test_no_register_is_spilled_for_heads_of_two_parts(width: int, target: str) -> None:
+    """The worst of those that did in the tile of a head of one part; `bench/aot.py --heads` compiles all widths."""
+    plan = AttentionPlan(AttentionForm(width**-0.5), "bf16", 32, 8, width, width, None)
+    kernels = [kernel_text(plan, name, target) for name in KERNELS if name != "attention_delta"]
+    for made in compile_ahead(kernels, [target]):
+        assert problems(made) == [], made.kernel
+
+
 def test_cost_counts_every_tensor_once() -> None:
     plan = AttentionPlan(AttentionForm(0.1), "bf16", 4, 2, 16, 8, "fp32")
     rows = Rows(queries=10, keys=7, pairs=30)
@@ -346,7 +357,7 @@ def test_cost_counts_every_tensor_once() -> None:
 @pytest.mark.parametrize("name", ["attention_forward", "attention_query_gradient", "attention_key_gradient"])
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:89", "cuda:90", "cuda:100", "hip:gfx942"])
 def test_candidates_begin_with_the_default(target: str, name: str) -> None:
-    for width in (64, 128, 256):
+    for width in (64, 80, 128, 160, 256):
         plan = AttentionPlan(AttentionForm(0.1), "bf16", 4, 2, width, width, None)
         candidates = candidate_configurations(plan, name, target)
         assert candidates[0] == default_configuration(plan, name, target)

@@ -1,7 +1,9 @@
 """Tile sizes and launch options of attention kernels: a safe default for each target, and candidates to measure.
 
-Defaults are chosen by what ahead-of-time compilation shows: no spilled register for 16-bit heads of up to 128 entries,
-and shared memory that the smallest device of a family has. None of them has been timed.
+Defaults are chosen by what ahead-of-time compilation shows: no spilled register for 16-bit heads without a formula
+(`bench/aot.py --heads` compiles them), and shared memory that the smallest device of a family has. On cuda:80 the
+gradient of keys still spills for heads of 129 to 144 entries, and in float32 for heads of two parts, of 65 to 80
+entries also that of queries. None of the defaults has been timed.
 """
 
 from __future__ import annotations
@@ -67,6 +69,22 @@ _WIDE: _Table = {
     _KEY: {64: Configuration(32, 32, 8, 1), 128: Configuration(32, 16, 8, 1), 256: Configuration(16, 16, 8, 1)},
 }
 _WIDEST = Configuration(16, 16, 4, 1)
+# Where a head of two parts (`plan.parts`: 80 is 64 and 16, 160 is 128 and 32), 16-bit, would spill in the tile of one.
+_OF_TWO_PARTS: dict[tuple[str, str, int], Configuration] = {
+    ("cuda:80", _QUERY, 128): Configuration(64, 16, 4, 2),
+    ("cuda:80", _KEY, 128): Configuration(16, 64, 8, 2),
+    ("cuda:100", _QUERY, 128): Configuration(128, 32, 8, 2),
+    ("cuda:100", _KEY, 128): Configuration(16, 64, 8, 1),
+    ("cuda:80", _FORWARD, 256): Configuration(64, 16, 8, 1),
+    ("cuda:80", _QUERY, 256): Configuration(32, 16, 4, 1),
+    ("cuda:80", _KEY, 256): Configuration(16, 32, 8, 2),
+    ("cuda:90", _QUERY, 256): Configuration(64, 16, 8, 2),
+    ("cuda:90", _KEY, 256): Configuration(16, 64, 8, 2),
+    ("cuda:100", _FORWARD, 256): Configuration(128, 64, 8, 1),
+    ("cuda:100", _QUERY, 256): Configuration(64, 32, 8, 1),
+    ("cuda:100", _KEY, 256): Configuration(16, 64, 8, 2),
+}
+
 # Where a formula or a mask that reads values of rows, 16-bit, would spill in the tile of others.
 _WITH_VALUES: dict[tuple[str, str, int], Configuration] = {
     ("cuda:80", _FORWARD, 128): Configuration(128, 16, 8, 2),
@@ -100,7 +118,13 @@ def default_configuration(plan: AttentionPlan, kernel: str, target: str) -> Conf
     if plan.dtype == "fp32":
         return _WIDE[kernel][size]
     family = _family(target)
-    chosen = _with_room(_DEFAULTS[family][kernel][size], plan, kernel)
+    chosen = _DEFAULTS[family][kernel][size]
+    if any(len(parts(*side)) > 1 for side in ((plan.q_width, "d"), (plan.v_width, "v"))):
+        chosen = _OF_TWO_PARTS.get((family, kernel, size), chosen)
+        if (family, kernel, size) == ("cuda:100", _KEY, 256) and plan.group > 1:
+            # Loading ahead would spill within the loop over heads that share keys; without that loop, not doing so.
+            chosen = replace(chosen, stages=1)
+    chosen = _with_room(chosen, plan, kernel)
     if any(captured.is_table for captured in plan.form.captured) and (family, kernel, size) in _WITH_TABLES:
         return _WITH_TABLES[family, kernel, size]
     if plan.form.captured and plan.form.score is None and (family, kernel, size) in _WITH_IDS:
