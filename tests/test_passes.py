@@ -57,7 +57,7 @@ init **.weight = normal(0.3)
 """
 SIZES: dict[str, dict[str, int]] = {
     "olmo2.weft": {"layers": 1, "dim": 32, "kv_heads": 2, "ffn": 40, "vocab": 40},
-    "memory_layers.weft": {"layers": 2, "memories": 1, "stride": 1, "half": 5, "dim": 32, "ffn": 40, "vocab": 40},
+    "memory_layers.weft": {"layers": 1, "memories": 1, "stride": 1, "half": 5, "dim": 32, "ffn": 40, "vocab": 40},
 }
 Inputs = dict[str, Any]
 
@@ -67,7 +67,7 @@ def small(name: str, passes: tuple[Pass, ...] = ()) -> tuple[Model, Inputs]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(high: int) -> list[Tensor]:
-        return [torch.randint(high, (count,), generator=generator) for count in (9, 1, 6)]
+        return [torch.randint(high, (count,), generator=generator) for count in (5, 1, 4)]
 
     if name in SIZES:
         built = load(ROOT / "specs" / name, "tiny", SIZES[name], torch.float64, passes=passes)
