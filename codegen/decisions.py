@@ -1,10 +1,12 @@
-"""What a decision reads is not rounded to the working type (SEMANTICS 10).
+"""What a decision reads is not rounded to the working type (SEMANTICS 10), nor is a whole number.
 
     top = topk(softmax(linear(x, dim -> n)), over=n, k=4)
 
 In bfloat16 the softmax would have few different values, and which four are largest would be a matter of rounding. So
 what is computed between the last product of matrices and a comparison, a selection or a step to whole numbers is
 computed as if it stood in `precise(...)`. Readers that decide nothing get it rounded as before.
+
+bfloat16 has no 301: `real(time)` is kept wide too, for readers that stand in `precise(...)`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from ..dsl.program import Node, Program, Value
 from ..dsl.value_type import Real
 
 
-def with_exact_decisions(program: Program, working: torch.dtype) -> Program:
-    """The program whose decisions read unrounded values; itself where `working` rounds nothing."""
+def with_wide_values(program: Program, working: torch.dtype) -> Program:
+    """The program whose decisions read unrounded values, as exact readers do whole numbers; itself where `working`
+    rounds nothing."""
     if torch.promote_types(working, torch.float32) == working:
         return program
     makers = {value: node for node in program.nodes for value in node.outputs}
-    exact: set[Node] = set()
+    exact = {node for node in program.nodes if node.op.counts}
     for node in program.nodes:
         if node.op.decides and not node.precise:
             chain = _behind_products(node, makers)

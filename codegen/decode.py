@@ -27,7 +27,7 @@ from torch import fx
 from ..dsl.causality import why_not_generated
 from ..dsl.diagnostics import Mistake
 from ..dsl.program import Program, Value
-from .decisions import with_exact_decisions
+from .decisions import with_wide_values
 from .decode_context import DecodeContext
 from .decode_plan import CacheSpec, DecodePlan, DecodeTypes, plan_decoding
 from .decode_stages import DecodeGraph, in_stages
@@ -81,7 +81,7 @@ def derive(
     error = why_not_generated(program)
     if error is not None:
         raise Mistake(error)
-    plan = plan_decoding(with_exact_decisions(program, working))
+    plan = plan_decoding(with_wide_values(program, working))
     stored = stored or working
     whole = signature_of(program)
     row_names = {value.name for value in plan.row_inputs}

@@ -17,7 +17,7 @@ from torch import fx
 
 from ..dsl.axes import Cut, Selected
 from ..dsl.program import Constant, LossTerm, Node, Program, Value, Weight
-from .decisions import with_exact_decisions
+from .decisions import with_wide_values
 from .facts import WORKING
 from .functions import packing
 from .graph_context import PER_EXAMPLE, CompilerBug, GraphContext
@@ -41,7 +41,7 @@ def lower(
     weights if it differs.
     """
     stored = stored or working
-    program = with_exact_decisions(program, working)
+    program = with_wide_values(program, working)
     context = GraphContext(program.inputs, program.ordered_axes, working, stored)
     results = (value for _, value in program.outputs)
     kept = live_nodes(program, (*results, *loss_values(program.losses)))

@@ -182,6 +182,7 @@ class OpDef:
     row_wise_when: Callable[[Node], bool] | None = None  # for an op that does so only with some arguments
     decides: bool = False  # the result jumps where an operand's last digit changes (SEMANTICS 10)
     multiplies: bool = False  # sums of products, of operands in the working type
+    counts: bool = False  # gives whole numbers as reals, which may have more digits than the working type
     table: int | None = None  # which operand, where it is a weight, is read by rows
     target_shift: Callable[[Node], int] | None = None  # `next`: by how many rows, which marks a target (SEMANTICS 6)
 

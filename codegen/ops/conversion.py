@@ -114,6 +114,7 @@ REAL = OpDef(
     lower=_lower_real,
     doc="`real(x)`: an int, an id or a flag (0 or 1) as a real. Axes are kept.",
     cost=cost_per_entry(1),
+    counts=True,
     samples=("i: int[seq, dim] => real(i)", "x: real[seq] => real(x > 0)", "i: id[seq] in vocab => real(i)"),
 )
 INT = OpDef(
