@@ -67,19 +67,19 @@ class Step:
 
 
 def step(model: Model, inputs: Mapping[str, Any], **settings: Any) -> Step:
-    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}
+    kept: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes(), x  # held, or another would lie where it was
+        kept[x.untyped_storage().data_ptr()] = x  # held, or another would lie where it was
         return x
 
     model.zero_grad()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         losses = model.loss(None, seed=3, step=5, **inputs, **settings)
-    size = sum(size for size, _ in kept.values())
+    # Asked for now, as the first call moves weights.
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    size = sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in weights)
+    kept.clear()
     torch.stack([total / count for total, count in losses.values()]).sum().backward()
     found = {path: None if one.grad is None else one.grad.clone() for path, one in model.by_path()}
     return Step(losses, found, size)
@@ -124,7 +124,7 @@ MODELS: dict[str, tuple[Callable[[], Model], Mapping[str, Any], float]] = {
     "PEER": (spec("memory_layers", experts=True, gated=False, **SMALL), {"tokens": TEXTS}, 0.3),
     "lmfusion": (partial(lmfusion_models.model, layers=2), lmfusion_models.of_objective(DOCUMENTS), 0.2),
     "draws, two streams": (
-        lambda: small_models.model(LOOPS, passes=CPU_PASSES), {"tokens": small_models.tokens((9, 4))}, 0.8
+        lambda: small_models.model(LOOPS, passes=CPU_PASSES), {"tokens": small_models.tokens((9, 4))}, 0.9
     ),
     "kernels": (
         spec("memory_layers", GPU_PASSES, dim=32, ffn=48, lookups=1, **SMALL | {"layers": 2}),
@@ -201,8 +201,8 @@ def test_without_gradients_it_is_the_graph() -> None:
 
 @pytest.mark.parametrize(
     ("lazy", "choices"),
-    [(True, {}), (False, {}), (False, {"half": 32}), (True, {"half": 32, "experts": True, "gated": False})],
-    ids=["lazy", "dense", "few of many scores", "PEER"],
+    [(True, {}), (False, {"half": 32}), (True, {"half": 32, "experts": True, "gated": False})],
+    ids=["lazy", "dense, few of many scores", "lazy, PEER"],
 )
 def test_what_may_run_once_runs_once(monkeypatch: pytest.MonkeyPatch, lazy: bool, choices: dict[str, object]) -> None:
     """Selections, reads of tables, and what an optimiser of rows is told, in two steps of training."""
