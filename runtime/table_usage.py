@@ -1,8 +1,8 @@
 """Which rows of its memory tables a model reads, and how evenly (memory_layers.md 7.5, 7.6).
 
-A table of N rows, read L times: shares are p = reads of a row / L, and by weight the same of the sizes of weights. Their
-distance to all rows alike is KL = ln N + sum p ln p nats. Few reads look uneven even where each row is as likely as
-any other, so that distance is given beside it (`floor`); only what is above it says something.
+A table of N rows, read L times: shares are p = reads of a row / L, and by weight the same of the sizes of weights.
+Their distance to all rows alike is KL = ln N + sum p ln p nats. Few reads look uneven even where each row is as likely
+as any other, so that distance is given beside it (`floor`); only what is above it says something.
 """
 
 from __future__ import annotations
