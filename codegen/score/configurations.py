@@ -1,10 +1,9 @@
 """Tile sizes and launch options of attention kernels: a safe default for each target, and candidates to measure.
 
-Defaults are chosen by what ahead-of-time compilation shows: no spilled register for 16-bit heads without a formula
-(`bench/aot.py --heads` compiles them), and shared memory that the smallest device of a family has. On cuda:80 the
-gradient of keys still spills for heads of 129 to 144 entries, and in float32 for heads of two parts, for 72 entries
-also that of queries; on cuda:100 that of keys of 88 entries spills 4 bytes where heads share keys. None of the defaults
-has been timed.
+Defaults are chosen by what ahead-of-time compilation shows: no spilled register for 16-bit heads of common widths up to
+256, without a formula (`bench/aot.py --heads` compiles them), and shared memory that the smallest device of a family
+has. Known to spill: on cuda:80 gradients of keys for heads of 136 and 144 entries, and in float32 gradients for heads
+of two parts; by a few bytes gradients for 88 entries on cuda:90 and cuda:100. None of the defaults has been timed.
 """
 
 from __future__ import annotations
