@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# Sums in torch depend on how many threads split them, whatever the shell says. Fixed before torch is imported anywhere.
-# One is what people ask for who share the machine: no split at all, which is the same everywhere too.
+# Sums in torch depend on how many threads split them, whatever the shell says. Fixed before torch is imported
+# anywhere: one, as the workers of a run have a core each, and more threads wait for each other a quarter of its time.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1" if os.environ.get(_name) == "1" else "2"
+    os.environ[_name] = "1"
 # Kernels run on this machine's CPU, whether it has a GPU or not; read when triton is imported. Not to be chosen: the
 # tests give their kernels tensors on a CPU, which nothing else takes.
 os.environ["TRITON_INTERPRET"] = "1"

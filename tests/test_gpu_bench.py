@@ -122,6 +122,9 @@ def test_every_kernel_is_timed_beside_its_peers(measured: dict[str, Any]) -> Non
     assert {"eager", "flex", "sdpa, one call an example"} <= found["attention"]["passes"]["forward"]["peers"].keys()
     # 24 rows of which 13 and 11 are examples, 2 heads of 16, two products: causal pairs alone.
     assert found["attention"]["passes"]["forward"]["flops"] == 2 * 2 * 32 * (13 * 14 // 2 + 11 * 12 // 2)
+    packed = found["attention of packed documents"]["passes"]["forward"]
+    assert packed["flops"] == 2 * 2 * 32 * (9 * 10 // 2 + 1 + 14 * 15 // 2)
+    assert {"eager", "flex", "sdpa, one call an example"} <= packed["peers"].keys()
     gate = found["silu_swiglu"]["passes"]
     assert (gate["forward"]["bytes"], gate["both"]["bytes"]) == (3 * 24 * 48 * 2, (3 + 5) * 24 * 48 * 2)
 

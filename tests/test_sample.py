@@ -190,7 +190,7 @@ def test_what_a_program_does_is_shown() -> None:
     shown = run.stdout[run.stdout.index("generate tell") :]
     lines = [line.rsplit("  line ", 1)[0].strip() for line in shown.splitlines()]
     assert lines == [
-        "generate tell(guide = 1, taken = 250) goes on with lmfusion",
+        "generate tell(guide = 1, taken = 250, draws = false) goes on with lmfusion",
         "when token 258 comes",
         "x in 1 operation",
         "250 turns of i, handing on x",

@@ -57,8 +57,8 @@ class Size:
     settings: tuple[tuple[str, int], ...] = (("layers", 2),)
     documents: tuple[int, ...] = ()
 
-    def name(self, kernel: str) -> str:
-        return f"{self.preset}: {kernel}{', packed documents' if self.documents else ''}"
+    def called(self, kernel: str) -> str:
+        return f"{kernel} of packed documents" if self.documents else kernel
 
 
 PACKED = (2048, 1024, 512, 1536, 768, 1280, 256, 768) * 2
@@ -80,7 +80,8 @@ def rows(context: Context) -> Iterator[Row]:
         except DeviceLost:
             raise
         except Exception as error:  # noqa: BLE001  the next size may do
-            yield {"name": size.name("the walk"), "failure": f"{type(error).__name__}: {error}"[:300]}
+            failure = f"{type(error).__name__}: {error}"[:300]
+            yield {"name": f"{size.preset}: {size.called('the walk')}", "failure": failure}
             context.free()
     yield from patches.rows(context, found)
     yield from memories.rows(context, found)
@@ -113,12 +114,12 @@ def _of_size(context: Context, size: Size, found: dict[str, float]) -> Iterator[
         if not is_kernel or key in seen or (size.documents and op is not attend):
             continue
         seen.add(key)
-        name = size.name(_name(op))
+        name = f"{size.preset}: {size.called(_name(op))}"
         if name in context.done:
             continue
         labels = {
             "size": size.preset,
-            "kernel": _name(op),
+            "kernel": size.called(_name(op)),
             "spec": Path(call.place).name,
             "rows": size.rows,
             "dtype": "bfloat16",
