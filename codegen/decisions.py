@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 
+from ..dsl.causality import makers
 from ..dsl.program import Node, Program, Value
 from ..dsl.value_type import Real
 
@@ -24,24 +25,24 @@ def with_wide_values(program: Program, working: torch.dtype) -> Program:
     rounds nothing."""
     if torch.promote_types(working, torch.float32) == working:
         return program
-    makers = {value: node for node in program.nodes for value in node.outputs}
+    maker = makers(program)
     exact = {node for node in program.nodes if node.op.counts}
     for node in program.nodes:
         if node.op.decides and not node.precise:
-            chain = _behind_products(node, makers)
+            chain = _behind_products(node, maker)
             if chain:
                 exact |= {node, *chain}
     nodes = tuple(replace(node, precise=True) if node in exact else node for node in program.nodes)
     return replace(program, nodes=nodes) if exact else program
 
 
-def _behind_products(decision: Node, makers: dict[Value, Node]) -> set[Node]:
+def _behind_products(decision: Node, maker: dict[Value, Node]) -> set[Node]:
     """The nodes that compute what it reads of products of matrices, but those that lead to one of these themselves."""
     chain: set[Node] = set()
     products: set[Node] = set()
     left = [value for value in decision.inputs if isinstance(value.type.kind, Real)]
     while left:
-        node = makers.get(left.pop())
+        node = maker.get(left.pop())
         if node is None or node in chain:
             continue
         if node.op.multiplies:
@@ -49,14 +50,14 @@ def _behind_products(decision: Node, makers: dict[Value, Node]) -> set[Node]:
         else:
             chain.add(node)
             left += [value for value in node.inputs if isinstance(value.type.kind, Real)]
-    return chain - _before(products, makers)
+    return chain - _before(products, maker)
 
 
-def _before(nodes: set[Node], makers: dict[Value, Node]) -> set[Node]:
+def _before(nodes: set[Node], maker: dict[Value, Node]) -> set[Node]:
     found: set[Node] = set()
     left = [value for node in nodes for value in node.inputs]
     while left:
-        node = makers.get(left.pop())
+        node = maker.get(left.pop())
         if node is not None and node not in found:
             found.add(node)
             left += node.inputs

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..dsl.axes import Axis
+from ..dsl.causality import makers
 from ..dsl.program import Constant, Node, Program, Value, Weight
 from .ops.conversion import OPTIONAL_INPUT
 from .ops.cut import HOLD, INDEX, SPREAD, IndexAttrs, PoolAttrs, SpreadAttrs
@@ -26,7 +27,7 @@ def along_rows(program: Program) -> Program:
     """The program without reads of segments that are still open, as far as these rules go."""
     if not any(_is_own(node) for node in program.nodes):
         return program
-    writer = _Writer({output: node for node in program.nodes for output in node.outputs})
+    writer = _Writer(makers(program))
     for node in program.nodes:
         writer.node(node)
     return replace(program, nodes=tuple(writer.nodes))

@@ -58,7 +58,8 @@ def frontiers(
     return known
 
 
-def _makers(program: Program) -> dict[Value, Node]:
+def makers(program: Program) -> dict[Value, Node]:
+    """The node that makes each value; inputs and weights have none."""
     return {output: node for node in program.nodes for output in node.outputs}
 
 
@@ -118,7 +119,7 @@ def leak_path(
     It starts with what is read there while it still keeps the bound, or with the source.
     """
     known = known if known is not None else frontiers(program, source)
-    maker = _makers(program)
+    maker = makers(program)
     reader: dict[Value, Value | None] = {value: None}
     queue = deque([value])
     while queue:
@@ -175,7 +176,7 @@ def check_targets(
         return
     claims = [_Claim(*target) for target in targets]
     learned = _learned(program)
-    maker = _makers(program)
+    maker = makers(program)
     known: dict[tuple[Value, Axis | None], dict[Value, Frontier]] = {}
     for claim in claims:
         for source in _origins(claim.source, maker, learned):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..codegen.functions import cuts
 from ..codegen.lower import live_nodes, loss_values
 from ..codegen.ops.cut import SegmentAttrs
+from ..dsl.causality import makers
 from ..dsl.frontier_elements import owner_of
 from ..dsl.program import Node, Program, Weight
 
@@ -127,7 +128,7 @@ def lengths_of(found: Mapping[str, Node], flags: Sequence[Tensor], offsets: Mapp
 
 def cross_entropy_of(program: Program) -> str | None:
     """The one loss that the block `cross_entropy` makes: nats of the next token. None where there is not just one."""
-    made = {value: node for node in program.nodes for value in node.outputs}
+    made = makers(program)
     names = [term.name for term in program.losses if _is_made_in(made.get(term.value), "cross_entropy")]
     return names[0] if len(names) == 1 else None
 
